@@ -1,0 +1,30 @@
+"""Hybrid GRPO for Stable-Baselines3: N actions per state, each evaluated by branching the environment."""
+
+from importlib.resources import files
+
+from sb3_hybrid_grpo.common.type_aliases import (
+    BranchError,
+    CheckpointError,
+    HybridGRPOError,
+    InvalidArgumentError,
+    InvalidOutcomeError,
+    RewardTransformError,
+    UnbranchableEnvError,
+)
+from sb3_hybrid_grpo.grpo import GRPO
+from sb3_hybrid_grpo.hybrid_grpo import PAPER_SETTINGS, HybridGRPO
+
+__version__ = files(__name__).joinpath("version.txt").read_text().strip()
+
+__all__ = [
+    "GRPO",
+    "PAPER_SETTINGS",
+    "BranchError",
+    "CheckpointError",
+    "HybridGRPO",
+    "HybridGRPOError",
+    "InvalidArgumentError",
+    "InvalidOutcomeError",
+    "RewardTransformError",
+    "UnbranchableEnvError",
+]

@@ -1,0 +1,210 @@
+"""
+Exact snapshots of live Python objects: save everything reachable from an environment, restore it in place.
+
+A snapshot never copies an environment. It walks the objects that the environment is made of (wrappers, instance
+dictionaries, containers, arrays, random generators, simulator handles) and lets the codec of each type save its
+content. Restoring writes the content back into the same objects, so that references between them stay valid.
+"""
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Codec(Protocol):
+    """How objects of one type are saved and restored in place."""
+
+    def save(self, obj: Any) -> Any:
+        """
+        Copy the object's own state. Objects that it refers to are left to their own codecs.
+
+        :param obj: the live object
+        :return: its state, independent of later changes
+        """
+
+    def restore(self, obj: Any, state: Any) -> None:
+        """
+        Write a saved state back. Called any number of times for one state.
+
+        :param obj: the live object
+        :param state: what ``save`` returned
+        """
+
+    def children(self, state: Any) -> Iterable[Any]:
+        """
+        Objects that the saved state refers to and that may change themselves.
+
+        :param state: what ``save`` returned
+        :return: those objects
+        """
+
+
+class LeafCodec(Generic[T, S]):
+    """
+    Codec of an object that refers to nothing else, made of two functions.
+
+    :param save: returns the state of an object, independent of later changes
+    :param restore: writes such a state back into the object
+    """
+
+    def __init__(self, save: Callable[[T], S], restore: Callable[[T, S], None]) -> None:
+        self.save = save
+        self.restore = restore
+
+    def children(self, state: S) -> Iterable[Any]:
+        """Return nothing: a leaf refers to no other object."""
+        return ()
+
+
+class _Mark(Enum):
+    """Stands where a codec would, for types that have none. An enum stays the same object in worker processes."""
+
+    CONSTANT = "part of no state"
+    UNKNOWN = "served by no codec"
+
+
+CONSTANT = _Mark.CONSTANT
+_Entry: TypeAlias = Codec | _Mark
+
+_registry: dict[type | str, _Entry] = {}
+_user_registry: dict[type | str, _Entry] = {}
+_resolved: dict[type, _Entry] = {}
+_fallbacks: list[Callable[[type], Codec | None]] = []
+
+
+def _qualified_names(cls: type) -> tuple[str, str]:
+    return f"{cls.__module__}.{cls.__qualname__}", f"{cls.__module__.split('.')[0]}.*"
+
+
+def _resolve(cls: type) -> _Entry:
+    for base in cls.__mro__[:-1]:
+        for key in (base, *_qualified_names(base)):
+            for registry in (_user_registry, _registry):
+                if key in registry:
+                    return registry[key]
+    for fallback in _fallbacks:
+        codec = fallback(cls)
+        if codec is not None:
+            return codec
+    return _Mark.UNKNOWN
+
+
+def codec_of(cls: type) -> _Entry:
+    """
+    Find the codec of a type: its own, that of its nearest base class, or a structural one.
+
+    :param cls: the type of an object found in an environment
+    :return: its codec, ``CONSTANT``, or the mark of a type that nothing serves
+    """
+    entry = _resolved.get(cls)
+    if entry is None:
+        entry = _resolved[cls] = _resolve(cls)
+    return entry
+
+
+def register_codec(cls: type | str, codec: Codec | _Mark) -> None:
+    """
+    Teach branching how to save and restore objects of a type: a simulator's handle, an environment or a wrapper.
+
+    :param cls: the type (subclasses are served too), or its qualified name such as ``"my_sim.World"`` for a package
+        that should not be imported for it
+    :param codec: an object with ``save``, ``restore`` and ``children`` (see ``LeafCodec``), or ``CONSTANT`` for objects
+        that hold no state, such as loggers and renderers
+    """
+    _user_registry[cls] = codec
+    _resolved.clear()
+
+
+def register_builtin(cls: type | str, codec: Codec | _Mark) -> None:
+    """
+    Register a codec that the package ships; ``register_codec`` takes precedence over it.
+
+    :param cls: the type or its qualified name; ``"package.*"`` names all types of a package
+    :param codec: its codec, or ``CONSTANT``
+    """
+    _registry[cls] = codec
+    _resolved.clear()
+
+
+def register_fallback(fallback: Callable[[type], Codec | None]) -> None:
+    """
+    Register a function that is asked for a codec when none is registered for a type or its bases.
+
+    :param fallback: maps a type to a codec, or to ``None`` if it cannot serve it
+    """
+    _fallbacks.append(fallback)
+
+
+def user_codecs() -> dict[type | str, Any]:
+    """
+    Return what ``register_codec`` was told in this process, for the worker processes of a vectorised environment.
+
+    :return: codecs by type or qualified name
+    """
+    return dict(_user_registry)
+
+
+class Snapshot:
+    """
+    The state of everything reachable from some objects, as it is now.
+
+    :param roots: where the walk starts
+    :raises UnbranchableEnvError: if it meets an object that no codec serves; the message says how to get there
+    """
+
+    __slots__ = ("_records",)
+
+    def __init__(self, *roots: Any) -> None:
+        self._records: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        seen: set[int] = set()
+        pending = list(roots)
+        while pending:
+            obj = pending.pop()
+            codec = _resolved.get(type(obj)) or codec_of(type(obj))
+            if codec is CONSTANT or id(obj) in seen:
+                continue
+            if codec is _Mark.UNKNOWN:
+                raise UnbranchableEnvError(_describe_unknown(roots, obj))
+            seen.add(id(obj))
+            state = codec.save(obj)
+            self._records.append((codec.restore, obj, state))
+            pending.extend(codec.children(state))
+
+    def restore(self) -> None:
+        """Bring every object back to the state of the snapshot."""
+        for restore, obj, state in self._records:
+            restore(obj, state)
+
+
+def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:
+    kind = f"{type(target).__module__}.{type(target).__qualname__}"
+    return (
+        f"{_path_to(roots, target)} is a {kind}, whose state cannot be saved and restored.\n"
+        f"Ways out: (1) tell how, with sb3_hybrid_grpo.branching.register_codec({kind.rpartition('.')[2]}, codec), or "
+        "register it as CONSTANT if it holds no simulator state; (2) branch by forking the process, where your version "
+        "offers brancher='fork'; (3) train without branching, with n_samples=1."
+    )
+
+
+def _path_to(roots: tuple[Any, ...], target: Any) -> str:
+    seen: set[int] = set()
+    pending = [(root, type(root).__name__) for root in roots]
+    while pending:
+        obj, path = pending.pop()
+        if obj is target:
+            return path
+        codec = codec_of(type(obj))
+        if isinstance(codec, _Mark) or id(obj) in seen:
+            continue
+        seen.add(id(obj))
+        state = codec.save(obj)
+        names = {id(value): f".{key}" for key, value in state.items()} if isinstance(state, dict) else {}
+        for index, child in enumerate(codec.children(state)):
+            name = names.get(id(child), f"[{index}]")
+            pending.append((child, type(child).__name__ if name == ".env" else path + name))
+    return type(target).__name__

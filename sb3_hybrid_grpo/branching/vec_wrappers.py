@@ -1,0 +1,153 @@
+"""What the wrappers of vectorised environments do to observations and rewards, without their side effects."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnvWrapper,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    VecVideoRecorder,
+)
+from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
+
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Observations, UnbranchableEnvError
+
+
+class VecWrapperView(Protocol):
+    """What a ``VecEnvWrapper`` does to the outcomes of branches."""
+
+    def before_step(self) -> None:
+        """Remember what the wrapper holds at the state that branches start from, before the committed step."""
+
+    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+        """
+        Transform outcomes as the wrapper would, with its statistics of now and its memory of ``before_step``.
+
+        :param outcome: outcomes as the wrapped environment returns them
+        :return: outcomes as the wrapper returns them
+        """
+
+
+class _Unchanged:
+    def __init__(self, wrapper: VecEnvWrapper) -> None:
+        pass
+
+    def before_step(self) -> None:
+        pass
+
+    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+        return outcome
+
+
+class _NormalizeView(_Unchanged):
+    def __init__(self, wrapper: VecNormalize) -> None:
+        self.wrapper = wrapper
+
+    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+        return outcome._replace(
+            observations=self.wrapper.normalize_obs(outcome.observations),
+            rewards=self.wrapper.normalize_reward(outcome.rewards),
+        )
+
+
+class _ExtractDictObsView(_Unchanged):
+    def __init__(self, wrapper: VecExtractDictObs) -> None:
+        self.key = wrapper.key
+
+    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+        assert isinstance(outcome.observations, dict)
+        return outcome._replace(observations=outcome.observations[self.key])
+
+
+class _TransposeImageView(_Unchanged):
+    def __init__(self, wrapper: VecTransposeImage) -> None:
+        self.wrapper = wrapper
+
+    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+        if self.wrapper.skip:
+            return outcome
+        if not isinstance(outcome.observations, dict):
+            return outcome._replace(observations=_channels_first(outcome.observations))
+        images = {key: _channels_first(outcome.observations[key]) for key in self.wrapper.image_space_keys}
+        return outcome._replace(observations={**outcome.observations, **images})
+
+
+class _FrameStackView(_Unchanged):
+    def __init__(self, wrapper: VecFrameStack) -> None:
+        self.wrapper = wrapper
+        self.stacks: Observations = {}
+
+    def before_step(self) -> None:
+        stacked = self.wrapper.stacked_obs
+        if hasattr(stacked, "sub_stacked_observations"):
+            self.stacks = {key: sub.stacked_obs.copy() for key, sub in stacked.sub_stacked_observations.items()}
+        else:
+            self.stacks = stacked.stacked_obs.copy()
+
+    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+        stacked, observations = self.wrapper.stacked_obs, outcome.observations
+        if isinstance(observations, dict):
+            assert isinstance(self.stacks, dict)
+            subs = stacked.sub_stacked_observations
+            return outcome._replace(
+                observations={key: _push(subs[key], self.stacks[key], frames) for key, frames in observations.items()}
+            )
+        assert isinstance(self.stacks, np.ndarray)
+        return outcome._replace(observations=_push(stacked, self.stacks, observations))
+
+
+def _push(stacked: StackedObservations[Any], stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Append frames [E, n, ...] to the stacks [E, ...] that they follow, dropping the oldest frame."""
+    axis = 2 if stacked.channels_first else frames.ndim - 1
+    kept = np.delete(stacks, np.s_[: frames.shape[axis]], axis=axis - 1)
+    kept = np.broadcast_to(kept[:, None], (*frames.shape[:2], *kept.shape[1:]))
+    return np.concatenate((kept, frames), axis=axis)
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    return np.moveaxis(images, -1, -3)
+
+
+_views: dict[type[VecEnvWrapper], Callable[[Any], VecWrapperView]] = {
+    VecCheckNan: _Unchanged,
+    VecMonitor: _Unchanged,
+    VecVideoRecorder: _Unchanged,
+    VecNormalize: _NormalizeView,
+    VecExtractDictObs: _ExtractDictObsView,
+    VecTransposeImage: _TransposeImageView,
+    VecFrameStack: _FrameStackView,
+}
+
+
+def register_vec_wrapper(wrapper_class: type[VecEnvWrapper], view: Callable[[Any], VecWrapperView]) -> None:
+    """
+    Teach branching what a ``VecEnvWrapper`` does to observations and rewards.
+
+    :param wrapper_class: the wrapper's class; its subclasses are not meant
+    :param view: called with the wrapper, returns its ``VecWrapperView``
+    """
+    _views[wrapper_class] = view
+
+
+def view_of(wrapper: VecEnvWrapper) -> VecWrapperView:
+    """
+    Return the view of a wrapper.
+
+    :param wrapper: a wrapper around a vectorised environment
+    :return: what it does to the outcomes of branches
+    :raises UnbranchableEnvError: if nothing is known about wrappers of its class
+    """
+    view = _views.get(type(wrapper))
+    if view is None:
+        raise UnbranchableEnvError(
+            f"What {type(wrapper).__name__} does to observations and rewards is unknown, so branches cannot go through it.\n"
+            "Ways out: (1) tell, with sb3_hybrid_grpo.branching.register_vec_wrapper; (2) wrap the single environments "
+            "instead of the vectorised one; (3) train without branching, with n_samples=1."
+        )
+    return view(wrapper)

@@ -1,0 +1,177 @@
+"""
+Advantage estimators: pure functions on arrays [T, E, N] of T macro-steps, E environments and N sampled actions.
+
+Sample 0 is the committed action. ``dones`` [T, E] marks macro-steps whose committed action ended the episode.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+
+class Advantages(NamedTuple):
+    """
+    Advantages and how much each of them counts.
+
+    :param advantages: advantage of every sampled action, [T, E, N]
+    :param weights: weights of the clipped terms in the mean over a state, each group sums to one, [T, E, N]
+    """
+
+    advantages: np.ndarray
+    weights: np.ndarray
+
+
+def value_boosted_estimates(
+    rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, terminated: np.ndarray, gamma: float
+) -> np.ndarray:
+    """
+    Return the value-boosted one-step estimate of every sampled action.
+
+    δ[t,e,i] = r[t,e,i] + γ · V(s'[t,e,i]) · (1 - terminated[t,e,i]) - V(s[t,e])
+
+    Source: the summand of the Hybrid GRPO advantage (https://arxiv.org/abs/2502.01652). A truncated episode is not
+    terminated: the value of its last observation counts.
+
+    :param rewards: transformed rewards, [T, E, N]
+    :param values: values of the states, [T, E]
+    :param next_values: values of the next states, [T, E, N]
+    :param terminated: whether the action led to a terminal state, [T, E, N]
+    :param gamma: discount factor γ
+    :return: δ, in units of the transformed reward, [T, E, N]
+    """
+    return rewards + gamma * next_values * (1.0 - terminated.astype(np.float32)) - values[..., None]
+
+
+def averaged_advantages(estimates: np.ndarray) -> np.ndarray:
+    """
+    Return the paper's advantage of a macro-step: the mean over its samples.
+
+    A[t,e] = 1/N Σᵢ δ[t,e,i]
+
+    Source: the Hybrid GRPO advantage A_T (https://arxiv.org/abs/2502.01652).
+
+    :param estimates: value-boosted estimates δ, [T, E, N]
+    :return: A, [T, E]
+    """
+    return estimates.mean(axis=-1)
+
+
+def leave_one_out_advantages(estimates: np.ndarray) -> np.ndarray:
+    """
+    Return each sample's estimate minus the mean of the other samples of its state.
+
+    A[t,e,i] = δ[t,e,i] - 1/(N-1) Σ_{j≠i} δ[t,e,j],    A = δ when N = 1
+
+    Source: the leave-one-out baseline of RLOO (Kool et al., 2019, https://openreview.net/forum?id=r1lgTGL5DE); it does not
+    depend on action i, so the policy gradient stays unbiased.
+
+    :param estimates: value-boosted estimates δ, [T, E, N]
+    :return: A, [T, E, N]
+    """
+    n_samples = estimates.shape[-1]
+    if n_samples == 1:
+        return estimates.copy()
+    return (estimates - estimates.mean(axis=-1, keepdims=True)) * (n_samples / (n_samples - 1))
+
+
+def generalized_advantages(estimates: np.ndarray, dones: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:
+    """
+    Return PPO's generalized advantage estimates along the committed trajectory.
+
+    GAE[t,e] = δ[t,e] + γλ (1 - done[t,e]) GAE[t+1,e],    GAE[T,e] = 0
+
+    Source: https://arxiv.org/abs/1506.02438
+
+    :param estimates: value-boosted estimates of the committed actions, [T, E]
+    :param dones: whether the episode ended with the macro-step, [T, E]
+    :param gamma: discount factor γ
+    :param gae_lambda: bias-variance trade-off λ
+    :return: GAE, [T, E]
+    """
+    advantages = np.zeros_like(estimates)
+    last = np.zeros_like(estimates[0])
+    continues = 1.0 - dones.astype(np.float32)
+    for t in reversed(range(len(estimates))):
+        last = estimates[t] + gamma * gae_lambda * continues[t] * last
+        advantages[t] = last
+    return advantages
+
+
+def gae_tails(gae: np.ndarray, dones: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:
+    """
+    Return what generalized advantage estimates add to the one-step estimate.
+
+    tail[t,e] = γλ (1 - done[t,e]) GAE[t+1,e],    so that GAE = δ + tail
+
+    :param gae: generalized advantage estimates of the committed trajectory, [T, E]
+    :param dones: whether the episode ended with the macro-step, [T, E]
+    :param gamma: discount factor γ
+    :param gae_lambda: bias-variance trade-off λ
+    :return: tails, [T, E]
+    """
+    following = np.concatenate((gae[1:], np.zeros_like(gae[:1])))
+    return gamma * gae_lambda * (1.0 - dones.astype(np.float32)) * following
+
+
+def hybrid_advantages(estimates: np.ndarray, tails: np.ndarray, tail_coef: float = 1.0) -> np.ndarray:
+    """
+    Return leave-one-out advantages, with the committed action's λ-tail added to it.
+
+    A[t,e,i] = LOO(δ)[t,e,i] + [i = 0] · N · c · (tail[t,e] - mean(tail))
+
+    The factor N makes the tail count once in the mean over the samples. The tail is centred over the batch because no
+    group mean centres it; with N = 1, where PPO centres the whole advantage, it is left as it is: A = GAE.
+
+    :param estimates: value-boosted estimates δ, [T, E, N]
+    :param tails: λ-tails of the committed actions, [T, E]
+    :param tail_coef: weight c of the tails
+    :return: A, [T, E, N]
+    """
+    n_samples = estimates.shape[-1]
+    advantages = leave_one_out_advantages(estimates)
+    if n_samples > 1:
+        tails = tails - tails.mean()
+    advantages[..., 0] += n_samples * tail_coef * tails
+    return advantages
+
+
+def group_normalized_advantages(rewards: np.ndarray, epsilon: float = 1e-8) -> np.ndarray:
+    """
+    Return GRPO's critic-free advantage: rewards normalised within their group.
+
+    A[t,e,i] = (r[t,e,i] - meanⱼ r[t,e,j]) / (stdⱼ r[t,e,j] + ε),    with the population's std
+
+    Source: Group Relative Policy Optimization (https://arxiv.org/abs/2402.03300), outcome supervision.
+
+    :param rewards: transformed rewards, [T, E, N]
+    :param epsilon: keeps groups of equal rewards at zero
+    :return: A, without unit, [T, E, N]
+    """
+    # In float32 the rounding of a group of equal rewards would be normalised to noise of size one.
+    exact = rewards.astype(np.float64)
+    deviations = exact - exact.mean(axis=-1, keepdims=True)
+    return (deviations / (exact.std(axis=-1, keepdims=True) + epsilon)).astype(rewards.dtype)
+
+
+def _uniform(advantages: np.ndarray) -> Advantages:
+    return Advantages(advantages, np.full_like(advantages, 1.0 / advantages.shape[-1]))
+
+
+def _on_committed(advantages: np.ndarray, n_samples: int) -> Advantages:
+    committed = np.zeros((*advantages.shape, n_samples), dtype=advantages.dtype)
+    committed[..., 0] = 1.0
+    return Advantages(advantages[..., None] * committed, committed)
+
+
+Estimator: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray, float], Advantages]
+
+ESTIMATORS: dict[str, Estimator] = {
+    "hybrid": lambda rewards, estimates, tails, tail_coef: _uniform(hybrid_advantages(estimates, tails, tail_coef)),
+    "per_action": lambda rewards, estimates, tails, tail_coef: _uniform(leave_one_out_advantages(estimates)),
+    "averaged": lambda rewards, estimates, tails, tail_coef: _on_committed(
+        averaged_advantages(estimates), estimates.shape[-1]
+    ),
+    "group_normalized": lambda rewards, estimates, tails, tail_coef: _uniform(group_normalized_advantages(rewards)),
+}
+"""Estimators by name: functions of transformed rewards, estimates, tails and ``tail_coef``."""

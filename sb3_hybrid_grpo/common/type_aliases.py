@@ -1,0 +1,111 @@
+"""Contracts shared by every room of the package: exceptions, sample tuples and the ``Brancher`` protocol."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.vec_env import VecEnv
+
+Observations: TypeAlias = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
+
+
+class HybridGRPOError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class InvalidArgumentError(HybridGRPOError, ValueError):
+    """A constructor argument has a value that cannot work; the message lists what can."""
+
+
+class RewardTransformError(HybridGRPOError):
+    """A reward transform returned something else than one finite number per reward."""
+
+
+class InvalidOutcomeError(HybridGRPOError):
+    """The environment returned NaN or infinity, in a committed step or in a branch."""
+
+
+class CheckpointError(HybridGRPOError, ValueError):
+    """A file is no checkpoint of this algorithm, or is damaged."""
+
+
+class UnbranchableEnvError(HybridGRPOError):
+    """
+    The state of an environment cannot be saved and restored exactly.
+
+    It is not a ``ValueError`` on purpose: hyperparameter tuners take that for a bad trial.
+    """
+
+
+class BranchError(HybridGRPOError):
+    """An environment raised inside a branch. Its committed state was restored before this was raised."""
+
+
+class BranchOutcome(NamedTuple):
+    """
+    What ``n`` actions per environment lead to, E environments, nothing reset.
+
+    :param observations: next observations, [E, n, \\*obs_shape], or a dict or tuple of such arrays
+    :param rewards: rewards of the environment, [E, n]
+    :param terminated: the episode ended in a terminal state, [E, n]
+    :param truncated: the episode was cut off (its next observation still has a value), [E, n]
+    """
+
+    observations: Observations
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+class Brancher(Protocol):
+    """
+    Source of the outcomes of actions that are not taken.
+
+    One macro-step is ``outcome = branch(actions)``, the committed ``env.step``, then ``observed(outcome)``:
+    statistics of ``VecNormalize`` move in the committed step, and every outcome of a macro-step must be
+    normalised with the same ones.
+    """
+
+    def branch(self, actions: np.ndarray) -> BranchOutcome:
+        """
+        Evaluate actions in the current state and leave the environment exactly as it was.
+
+        :param actions: actions as the environment takes them, [E, n, \\*action_shape]
+        :return: their outcomes as the simulator returns them
+        :raises BranchError: if an environment raises; its state is restored first
+        """
+
+    def observed(self, outcome: BranchOutcome) -> BranchOutcome:
+        """
+        Turn simulator outcomes of the last ``branch`` into what the policy sees, without side effects.
+
+        :param outcome: the last result of ``branch``, after the committed ``env.step``
+        :return: the outcome with the transformations of the vectorised wrappers applied
+        """
+
+
+BrancherFactory: TypeAlias = Callable[[VecEnv], Brancher]
+
+
+class MultiSampleRolloutBufferSamples(NamedTuple):
+    """
+    A minibatch of B states with N sampled actions each.
+
+    :param observations: states, [B, \\*obs_shape] or a dict of such tensors
+    :param actions: sampled actions, index 0 is the committed one, [B, N, action_dim]
+    :param old_values: values of the states when they were collected, [B]
+    :param old_log_prob: log-probabilities of the actions when they were sampled, [B, N]
+    :param advantages: advantage of every action, [B, N]
+    :param returns: targets of the critic, [B]
+    :param weights: weight of every action in the mean over a state, each row sums to one, [B, N]
+    """
+
+    observations: th.Tensor | TensorDict
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    weights: th.Tensor

@@ -1,0 +1,511 @@
+"""Hybrid Group Relative Policy Optimization."""
+
+import copy
+import io
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
+
+from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, check_advantage, check_n_samples, multi_sample_buffer_class
+from sb3_hybrid_grpo.common.checkpoints import readable_checkpoint
+from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
+from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, normalize, weighted_mean
+from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
+from sb3_hybrid_grpo.common.sampling import (
+    DeferredValues,
+    evaluate_actions,
+    evaluate_rollout,
+    predict_values_only,
+    sample_actions,
+    to_env_actions,
+)
+from sb3_hybrid_grpo.common.type_aliases import Brancher, BrancherFactory, InvalidArgumentError
+from sb3_hybrid_grpo.hybrid_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
+
+PAPER_SETTINGS: Mapping[str, Any] = {"advantage": "averaged", "reward_transform": "tanh"}
+"""Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
+
+
+class HybridGRPO(OnPolicyAlgorithm):
+    """
+    Hybrid Group Relative Policy Optimization (Hybrid GRPO)
+
+    Paper: https://arxiv.org/abs/2502.01652
+
+    At each state N actions are sampled from the policy and each of them is evaluated by branching the environment: its
+    reward and the value of its next state. The environment then goes on with the first of them, the committed action.
+    The policy is improved with PPO's clipped loss, averaged over the N actions.
+
+    All arguments that PPO has too are PPO's: same order, default and meaning, except that ``target_kl`` stops the policy's
+    part of the update and not the critic's. A minibatch of ``batch_size`` states holds ``batch_size`` · N actions, and
+    ``num_timesteps`` counts committed steps only.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of committed steps to run for each environment per update
+    :param batch_size: Number of states in a minibatch
+    :param n_epochs: Number of epochs when optimizing the surrogate loss
+    :param gamma: Discount factor
+    :param gae_lambda: λ of Generalized Advantage Estimation along the committed trajectory: it shapes the critic's targets
+        and the tail of the ``"hybrid"`` advantage
+    :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
+    :param clip_range_vf: Clipping parameter of the value function, likewise; no clipping if ``None``
+    :param normalize_advantage: Whether to normalize the advantages of a minibatch
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE); the N samples of a state have noise
+        matrices of their own
+    :param sde_sample_freq: Sample new noise matrices every n steps when using gSDE; -1: only at the beginning of a rollout
+    :param rollout_buffer_class: Rollout buffer class to use, derived from ``MultiSampleRolloutBuffer`` or
+        ``MultiSampleDictRolloutBuffer``. If ``None``, it will be automatically selected.
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Stop updating the policy, and only the policy, for the rest of a rollout's epochs when the approximate
+        KL divergence of a minibatch exceeds 1.5 times this. By default, there is no limit.
+    :param stats_window_size: Window size for the rollout logging, in episodes
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param n_samples: Number of actions N sampled at each state. With 1 nothing is branched, and with
+        ``advantage="hybrid"`` and ``reward_transform="identity"`` the algorithm is PPO.
+    :param advantage: How N estimates become advantages: ``"hybrid"``, ``"per_action"`` or ``"averaged"`` (the paper's), see
+        ``sb3_hybrid_grpo.common.advantages``
+    :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage
+    :param reward_transform: Function of rewards applied before advantages are computed: ``"identity"``, ``"tanh"`` (the
+        paper's), ``"scaled_tanh"``, ``"zscore"``, a ``RewardTransform`` or a function on arrays
+    :param reward_transform_kwargs: Keyword arguments of a named reward transform
+    :param brancher: Where the outcomes of actions come from that are not committed: ``"auto"`` (exact snapshots of the
+        environment), or a callable that makes a ``Brancher`` for a ``VecEnv``
+    :raises InvalidArgumentError: if an argument has a value that cannot work
+    :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    advantage_names: ClassVar[tuple[str, ...]] = ("hybrid", "per_action", "averaged")
+    uses_critic: ClassVar[bool] = True
+
+    rollout_buffer: MultiSampleMixin  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        n_samples: int = 4,
+        advantage: str = "hybrid",
+        tail_coef: float = 1.0,
+        reward_transform: AnyRewardTransform = "scaled_tanh",
+        reward_transform_kwargs: dict[str, Any] | None = None,
+        brancher: str | BrancherFactory = "auto",
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.n_samples = n_samples
+        self.advantage = advantage
+        self.tail_coef = tail_coef
+        self.reward_transform = reward_transform
+        self.reward_transform_kwargs = reward_transform_kwargs
+        self.brancher = brancher
+        self.num_simulator_steps = 0
+        self._brancher: Brancher | None = None
+        self._check_arguments()
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        check_n_samples(self.n_samples)
+        check_advantage(self.advantage, self.advantage_names)
+        if not np.isfinite(self.tail_coef):
+            raise InvalidArgumentError(f"`tail_coef` must be a finite number, not {self.tail_coef}.")
+        if isinstance(self.clip_range_vf, float | int) and self.clip_range_vf <= 0:
+            raise InvalidArgumentError("`clip_range_vf` must be positive, pass `None` to deactivate vf clipping")
+        if self.normalize_advantage:
+            assert self.batch_size > 1, "`batch_size` must be greater than 1 to normalize advantages"
+        if self.env is None:
+            return
+        n_states = self.n_steps * self.n_envs
+        if self.normalize_advantage:
+            assert n_states > 1, f"`n_steps * n_envs` must be greater than 1. Currently {self.n_steps=} and {self.n_envs=}"
+        if n_states % self.batch_size > 0:
+            warnings.warn(
+                f"A rollout of n_steps * n_envs = {self.n_steps} * {self.n_envs} = {n_states} states is no multiple of the "
+                f"mini-batch size {self.batch_size}: every epoch ends with a truncated mini-batch of size "
+                f"{n_states % self.batch_size}.",
+                stacklevel=4,
+            )
+
+    def _setup_model(self) -> None:
+        self.reward_transform = make_reward_transform(self.reward_transform, self.reward_transform_kwargs)
+        # A checkpoint keeps the buffer that the user chose, if any: it must load into PPO as well.
+        chosen_class, chosen_kwargs = self.rollout_buffer_class, self.rollout_buffer_kwargs
+        self.rollout_buffer_class = multi_sample_buffer_class(chosen_class, self.observation_space)
+        self.rollout_buffer_kwargs = {
+            "n_samples": self.n_samples,
+            "advantage": self.advantage,
+            "tail_coef": self.tail_coef,
+            "reward_transform": self.reward_transform,
+            **chosen_kwargs,
+        }
+        super()._setup_model()
+        self.rollout_buffer_class, self.rollout_buffer_kwargs = chosen_class, chosen_kwargs
+
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        self._setup_brancher()
+
+    def _setup_brancher(self) -> None:
+        self._brancher = None
+        if self.env is not None and self.n_samples > 1:
+            self._brancher = make_brancher(self.brancher, self.env)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the training environment, as in SB3, and prepare to branch it.
+
+        :param env: the environment
+        :param force_reset: whether to reset it before training
+        :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
+        """
+        super().set_env(env, force_reset)
+        self._setup_brancher()
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect macro-steps with the current policy: N actions at each state, all evaluated, the first one committed.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each committed step
+        :param rollout_buffer: Buffer to fill with macro-steps
+        :param n_rollout_steps: Number of macro-steps to collect per environment
+        :return: whether the rollout was completed: ``False`` if the callback ended it
+        :raises InvalidOutcomeError: if the environment returns NaN or infinity
+        :raises BranchError: if the environment raises in a branch
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        assert isinstance(rollout_buffer, MultiSampleMixin)
+        self.policy.set_training_mode(False)
+        deferred_values = DeferredValues(self.policy)
+        n_envs, n_samples = env.num_envs, self.n_samples
+
+        n_steps = 0
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(n_envs * n_samples)
+
+        callback.on_rollout_start()
+
+        while n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(n_envs * n_samples)
+
+            with th.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                actions = sample_actions(self.policy.get_distribution(obs_tensor), n_samples).cpu().numpy()
+            actions = actions.reshape(n_envs, n_samples, *self.action_space.shape)  # type: ignore[misc]
+            clipped_actions = to_env_actions(self.policy, actions)
+
+            outcome = self._brancher.branch(clipped_actions[:, 1:]) if self._brancher is not None else None
+            new_obs, rewards, dones, infos = env.step(clipped_actions[:, 0])
+            check_outcome(new_obs, rewards)
+
+            self.num_timesteps += n_envs
+            self.num_simulator_steps += n_envs * n_samples
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+
+            sample_rewards = np.empty((n_envs, n_samples), dtype=np.float32)
+            terminated = np.empty((n_envs, n_samples), dtype=bool)
+            terminal_values = np.zeros((n_envs, n_samples), dtype=np.float32)
+            sample_rewards[:, 0], terminated[:, 0] = rewards, dones
+            for idx in np.flatnonzero(dones):
+                terminal_obs = infos[idx].get("terminal_observation")
+                if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
+                    terminated[idx, 0] = False
+                    terminal_values[idx, 0] = self._terminal_value(terminal_obs)
+            if self._brancher is not None and outcome is not None:
+                outcome = self._brancher.observed(outcome)
+                check_outcome(outcome.observations, outcome.rewards)
+                sample_rewards[:, 1:], terminated[:, 1:] = outcome.rewards, outcome.terminated
+                if self.uses_critic:
+                    deferred_values.write(outcome.observations, rollout_buffer.next_values[n_steps, :, 1:])
+
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                actions,
+                sample_rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                next_value=terminal_values,
+                terminated=terminated,
+            )
+            n_steps += 1
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+
+        deferred_values.flush()
+        evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
+        with th.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+
+        self.logger.record("time/simulator_steps", self.num_simulator_steps)
+        for name, value in rollout_statistics(rollout_buffer).items():
+            self.logger.record(name, value)
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
+        with th.no_grad():
+            return self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0]).item()  # type: ignore[arg-type]
+
+    def train(self) -> None:
+        """
+        Update the policy with the mean of N clipped terms per state, and the critic with PPO's targets.
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        if self.clip_range_vf is not None:
+            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+
+        entropy_losses, pg_losses, value_losses, clip_fractions = [], [], [], []
+        approx_kl_divs: list[float] = []
+        train_policy = True
+        n_policy_updates = 0
+
+        for epoch in range(self.n_epochs):
+            if train_policy:
+                approx_kl_divs = []
+            for rollout_data in self.rollout_buffer.get(self.batch_size):
+                loss = th.zeros((), device=self.device)
+
+                if train_policy:
+                    values, log_prob, entropy = evaluate_actions(
+                        self.policy, rollout_data.observations, rollout_data.actions
+                    )
+                    weights = rollout_data.weights
+                    advantages = rollout_data.advantages
+                    if self.normalize_advantage and len(advantages) > 1:
+                        advantages = normalize(advantages, weights)
+
+                    log_ratio = log_prob - rollout_data.old_log_prob
+                    ratio = th.exp(log_ratio)
+                    policy_loss = clipped_policy_loss(ratio, advantages, weights, clip_range)
+                    # Approximate the entropy when it has no closed form
+                    entropy_loss = weighted_mean(log_prob, weights) if entropy is None else -th.mean(entropy)
+
+                    with th.no_grad():
+                        pg_losses.append(policy_loss.item())
+                        entropy_losses.append(entropy_loss.item())
+                        clip_fractions.append(weighted_mean((th.abs(ratio - 1) > clip_range).float(), weights).item())
+                        approx_kl_divs.append(approximate_kl(log_ratio, weights).item())
+
+                    if self.target_kl is not None and approx_kl_divs[-1] > 1.5 * self.target_kl:
+                        train_policy = False
+                        if self.verbose >= 1:
+                            print(f"Policy updates stopped in epoch {epoch}: KL divergence {approx_kl_divs[-1]:.2f}")
+                    else:
+                        n_policy_updates += 1
+                        loss = policy_loss + self.ent_coef * entropy_loss
+
+                if not train_policy:
+                    if not self.uses_critic:
+                        break
+                    values = predict_values_only(self.policy, rollout_data.observations)
+
+                if self.uses_critic:
+                    if self.clip_range_vf is not None:
+                        # NOTE: this depends on the reward scaling
+                        values = rollout_data.old_values + th.clamp(
+                            values - rollout_data.old_values, -clip_range_vf, clip_range_vf
+                        )
+                    value_loss = F.mse_loss(rollout_data.returns, values)
+                    value_losses.append(value_loss.item())
+                    loss = loss + self.vf_coef * value_loss
+
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+
+            if not (train_policy or self.uses_critic):
+                break
+            self._n_updates += 1
+
+        self.logger.record("train/entropy_loss", np.mean(entropy_losses))
+        self.logger.record("train/policy_gradient_loss", np.mean(pg_losses))
+        if self.uses_critic:
+            self.logger.record("train/value_loss", np.mean(value_losses))
+            explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+            self.logger.record("train/explained_variance", explained_var)
+        self.logger.record("train/approx_kl", np.mean(approx_kl_divs))
+        self.logger.record("train/clip_fraction", np.mean(clip_fractions))
+        self.logger.record("train/loss", loss.item())
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+
+    def learn(
+        self: SelfHybridGRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "HybridGRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfHybridGRPO:
+        """
+        Return a trained model, as in SB3.
+
+        :param total_timesteps: The total number of committed steps to train for
+        :param callback: Callback(s) called at every committed step
+        :param log_interval: Number of rollouts between logs
+        :param tb_log_name: the name of the run for TensorBoard logging
+        :param reset_num_timesteps: whether to count steps from zero
+        :param progress_bar: Display a progress bar using tqdm and rich
+        :return: the trained model
+        """
+        if reset_num_timesteps:
+            self.num_simulator_steps = 0
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_brancher"]
+
+    @classmethod
+    def load(  # noqa: D417
+        cls: type[SelfHybridGRPO],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfHybridGRPO:
+        """
+        Load a model from a zip-file of this algorithm or of PPO, as in SB3.
+
+        :param path: path to the file, or a file-like
+        :param env: the new environment to run the loaded model on
+        :param kwargs: further arguments, and arguments of the constructor to change
+        :return: new model instance with loaded parameters
+        :raises CheckpointError: if the file is damaged or holds another kind of model
+        """
+        with readable_checkpoint(path):
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a zip-file or a nested dictionary, as in SB3; if that fails, keep those of before.
+
+        :param load_path_or_dict: Location of the saved data, or a nested dictionary of parameters
+        :param exact_match: whether the given parameters must include each of the model's
+        :param device: Device on which the code should run
+        :raises CheckpointError: if the file is damaged or holds no model
+        """
+        before = copy.deepcopy(self.get_parameters())
+        try:
+            with readable_checkpoint(load_path_or_dict):
+                super().set_parameters(load_path_or_dict, exact_match, device)
+        except Exception:
+            super().set_parameters(before)  # type: ignore[arg-type]
+            raise
