@@ -163,6 +163,10 @@ class _Simulator:
                 return randomness.fingerprint() != before
             except UnbranchableEnvError as error:
                 raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from None
+            except Exception as error:
+                raise BranchError(
+                    f"{self.env} raised {type(error).__name__} when branching was tried out with random actions: {error}"
+                ) from error
             finally:
                 untouched.restore()
 

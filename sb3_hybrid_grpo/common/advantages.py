@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from sb3_hybrid_grpo.common.type_aliases import Floats
+
 
 class Advantages(NamedTuple):
     """
@@ -18,13 +20,13 @@ class Advantages(NamedTuple):
     :param weights: weights of the clipped terms in the mean over a state, each group sums to one, [T, E, N]
     """
 
-    advantages: np.ndarray
-    weights: np.ndarray
+    advantages: Floats
+    weights: Floats
 
 
 def value_boosted_estimates(
-    rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, terminated: np.ndarray, gamma: float
-) -> np.ndarray:
+    rewards: Floats, values: Floats, next_values: Floats, terminated: np.ndarray, gamma: float
+) -> Floats:
     """
     Return the value-boosted one-step estimate of every sampled action.
 
@@ -43,7 +45,7 @@ def value_boosted_estimates(
     return rewards + gamma * next_values * (1.0 - terminated.astype(np.float32)) - values[..., None]
 
 
-def averaged_advantages(estimates: np.ndarray) -> np.ndarray:
+def averaged_advantages(estimates: Floats) -> Floats:
     """
     Return the paper's advantage of a macro-step: the mean over its samples.
 
@@ -54,10 +56,11 @@ def averaged_advantages(estimates: np.ndarray) -> np.ndarray:
     :param estimates: value-boosted estimates δ, [T, E, N]
     :return: A, [T, E]
     """
-    return estimates.mean(axis=-1)
+    averaged: Floats = estimates.mean(axis=-1)
+    return averaged
 
 
-def leave_one_out_advantages(estimates: np.ndarray) -> np.ndarray:
+def leave_one_out_advantages(estimates: Floats) -> Floats:
     """
     Return each sample's estimate minus the mean of the other samples of its state.
 
@@ -70,12 +73,14 @@ def leave_one_out_advantages(estimates: np.ndarray) -> np.ndarray:
     :return: A, [T, E, N]
     """
     n_samples = estimates.shape[-1]
-    if n_samples == 1:
-        return estimates.copy()
-    return (estimates - estimates.mean(axis=-1, keepdims=True)) * (n_samples / (n_samples - 1))
+    advantages: Floats = estimates.copy()
+    if n_samples > 1:
+        advantages -= estimates.mean(axis=-1, keepdims=True)
+        advantages *= n_samples / (n_samples - 1)
+    return advantages
 
 
-def generalized_advantages(estimates: np.ndarray, dones: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:
+def generalized_advantages(estimates: Floats, dones: np.ndarray, gamma: float, gae_lambda: float) -> Floats:
     """
     Return PPO's generalized advantage estimates along the committed trajectory.
 
@@ -98,7 +103,7 @@ def generalized_advantages(estimates: np.ndarray, dones: np.ndarray, gamma: floa
     return advantages
 
 
-def gae_tails(gae: np.ndarray, dones: np.ndarray, gamma: float, gae_lambda: float) -> np.ndarray:
+def gae_tails(gae: Floats, dones: np.ndarray, gamma: float, gae_lambda: float) -> Floats:
     """
     Return what generalized advantage estimates add to the one-step estimate.
 
@@ -114,7 +119,7 @@ def gae_tails(gae: np.ndarray, dones: np.ndarray, gamma: float, gae_lambda: floa
     return gamma * gae_lambda * (1.0 - dones.astype(np.float32)) * following
 
 
-def hybrid_advantages(estimates: np.ndarray, tails: np.ndarray, tail_coef: float = 1.0) -> np.ndarray:
+def hybrid_advantages(estimates: Floats, tails: Floats, tail_coef: float = 1.0) -> Floats:
     """
     Return leave-one-out advantages, with the committed action's λ-tail added to it.
 
@@ -136,7 +141,7 @@ def hybrid_advantages(estimates: np.ndarray, tails: np.ndarray, tail_coef: float
     return advantages
 
 
-def group_normalized_advantages(rewards: np.ndarray, epsilon: float = 1e-8) -> np.ndarray:
+def group_normalized_advantages(rewards: Floats, epsilon: float = 1e-8) -> Floats:
     """
     Return GRPO's critic-free advantage: rewards normalised within their group.
 
@@ -150,21 +155,22 @@ def group_normalized_advantages(rewards: np.ndarray, epsilon: float = 1e-8) -> n
     """
     # In float32 the rounding of a group of equal rewards would be normalised to noise of size one.
     exact = rewards.astype(np.float64)
-    deviations = exact - exact.mean(axis=-1, keepdims=True)
-    return (deviations / (exact.std(axis=-1, keepdims=True) + epsilon)).astype(rewards.dtype)
+    deviations: Floats = exact - exact.mean(axis=-1, keepdims=True)
+    std: Floats = exact.std(axis=-1, keepdims=True)
+    return (deviations / (std + epsilon)).astype(rewards.dtype)
 
 
-def _uniform(advantages: np.ndarray) -> Advantages:
+def _uniform(advantages: Floats) -> Advantages:
     return Advantages(advantages, np.full_like(advantages, 1.0 / advantages.shape[-1]))
 
 
-def _on_committed(advantages: np.ndarray, n_samples: int) -> Advantages:
+def _on_committed(advantages: Floats, n_samples: int) -> Advantages:
     committed = np.zeros((*advantages.shape, n_samples), dtype=advantages.dtype)
     committed[..., 0] = 1.0
     return Advantages(advantages[..., None] * committed, committed)
 
 
-Estimator: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray, float], Advantages]
+Estimator: TypeAlias = Callable[[Floats, Floats, Floats, float], Advantages]
 
 ESTIMATORS: dict[str, Estimator] = {
     "hybrid": lambda rewards, estimates, tails, tail_coef: _uniform(hybrid_advantages(estimates, tails, tail_coef)),

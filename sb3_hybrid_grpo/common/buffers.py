@@ -17,7 +17,7 @@ from sb3_hybrid_grpo.common.advantages import (
     value_boosted_estimates,
 )
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
-from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, MultiSampleRolloutBufferSamples, Observations
+from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, MultiSampleRolloutBufferSamples
 
 
 class MultiSampleMixin(RolloutBuffer):
@@ -51,8 +51,8 @@ class MultiSampleMixin(RolloutBuffer):
     def __init__(
         self,
         buffer_size: int,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         device: th.device | str = "auto",
         gae_lambda: float = 1,
         gamma: float = 0.99,
@@ -82,7 +82,7 @@ class MultiSampleMixin(RolloutBuffer):
 
     def add(  # type: ignore[override]
         self,
-        obs: Observations,
+        obs: np.ndarray | dict[str, np.ndarray],
         action: np.ndarray,
         reward: np.ndarray,
         episode_start: np.ndarray,
@@ -105,11 +105,11 @@ class MultiSampleMixin(RolloutBuffer):
             episode was cut off: elsewhere it is the value of the next state of the buffer
         :param terminated: whether the action led to a terminal state, [E, N]
         """
-        if isinstance(self.observations, dict):
-            for key, stored in self.observations.items():
-                stored[self.pos] = np.reshape(obs[key], stored.shape[1:])  # type: ignore[call-overload]
+        if isinstance(obs, dict):
+            for key, stored in self.observations.items():  # type: ignore[attr-defined]
+                stored[self.pos] = np.reshape(obs[key], stored.shape[1:])
         else:
-            self.observations[self.pos] = np.reshape(obs, self.observations.shape[1:])  # type: ignore[arg-type]
+            self.observations[self.pos] = np.reshape(obs, self.observations.shape[1:])
         self.actions[self.pos] = action.reshape(self.actions.shape[1:])
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
@@ -175,11 +175,11 @@ class MultiSampleMixin(RolloutBuffer):
 
 
 class MultiSampleRolloutBuffer(MultiSampleMixin, RolloutBuffer):
-    __doc__ = MultiSampleMixin.__doc__
+    """``RolloutBuffer`` with N sampled actions per state, see ``MultiSampleMixin``."""
 
 
-class MultiSampleDictRolloutBuffer(MultiSampleMixin, DictRolloutBuffer):
-    __doc__ = MultiSampleMixin.__doc__
+class MultiSampleDictRolloutBuffer(MultiSampleMixin, DictRolloutBuffer):  # type: ignore[misc]
+    """``DictRolloutBuffer`` with N sampled actions per state, see ``MultiSampleMixin``."""
 
 
 def check_n_samples(n_samples: int) -> None:
@@ -206,7 +206,7 @@ def check_advantage(advantage: str, names: Any) -> None:
 
 
 def multi_sample_buffer_class(
-    buffer_class: type[RolloutBuffer] | None, observation_space: spaces.Space
+    buffer_class: type[RolloutBuffer] | None, observation_space: spaces.Space[Any]
 ) -> type[MultiSampleMixin]:
     """
     Choose the buffer for an observation space.
@@ -216,11 +216,11 @@ def multi_sample_buffer_class(
     :return: a buffer class with N samples per state
     :raises InvalidArgumentError: if the user's class cannot keep N samples
     """
-    if buffer_class in (None, RolloutBuffer, DictRolloutBuffer):
+    if buffer_class is None or buffer_class in (RolloutBuffer, DictRolloutBuffer):
         return MultiSampleDictRolloutBuffer if isinstance(observation_space, spaces.Dict) else MultiSampleRolloutBuffer
-    if not issubclass(buffer_class, MultiSampleMixin):  # type: ignore[arg-type]
+    if not issubclass(buffer_class, MultiSampleMixin):
         raise InvalidArgumentError(
             f"`rollout_buffer_class` must derive from MultiSampleRolloutBuffer or MultiSampleDictRolloutBuffer, which keep "
             f"several actions per state; {buffer_class} does not."
         )
-    return buffer_class  # type: ignore[return-value]
+    return buffer_class

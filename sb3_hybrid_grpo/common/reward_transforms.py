@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, RewardTransformError
+from sb3_hybrid_grpo.common.type_aliases import Floats, InvalidArgumentError, RewardTransformError
 
 
 class RewardTransform(ABC):
@@ -17,7 +17,7 @@ class RewardTransform(ABC):
     Statistics are part of the model's checkpoint.
     """
 
-    def fit(self, rewards: np.ndarray, dones: np.ndarray, gamma: float) -> None:  # noqa: B027
+    def fit(self, rewards: Floats, dones: Floats, gamma: float) -> None:  # noqa: B027
         """
         Learn from a rollout, before its rewards are transformed.
 
@@ -27,7 +27,7 @@ class RewardTransform(ABC):
         """
 
     @abstractmethod
-    def transform(self, rewards: np.ndarray) -> np.ndarray:
+    def transform(self, rewards: Floats) -> Floats:
         """
         Compute f(r).
 
@@ -35,7 +35,7 @@ class RewardTransform(ABC):
         :return: transformed rewards, same shape
         """
 
-    def __call__(self, rewards: np.ndarray) -> np.ndarray:
+    def __call__(self, rewards: Floats) -> Floats:
         """
         Compute f(r) and check it.
 
@@ -65,7 +65,7 @@ class RewardTransform(ABC):
 class Identity(RewardTransform):
     """f(r) = r"""
 
-    def transform(self, rewards: np.ndarray) -> np.ndarray:
+    def transform(self, rewards: Floats) -> Floats:
         """Return the rewards."""
         return rewards
 
@@ -77,7 +77,7 @@ class Tanh(RewardTransform):
     It cannot tell apart rewards beyond ±2: see ``ScaledTanh`` for unscaled rewards.
     """
 
-    def transform(self, rewards: np.ndarray) -> np.ndarray:
+    def transform(self, rewards: Floats) -> Floats:
         """Return tanh(r)."""
         return np.tanh(rewards)
 
@@ -99,7 +99,7 @@ class ScaledTanh(RewardTransform):
         self.return_rms = RunningMeanStd(epsilon=0.0, shape=())
         self.returns = np.zeros(0)
 
-    def fit(self, rewards: np.ndarray, dones: np.ndarray, gamma: float) -> None:
+    def fit(self, rewards: Floats, dones: Floats, gamma: float) -> None:
         """Update the standard deviation of R ← γR + r along the committed trajectories, R = 0 after an episode."""
         if self.returns.shape != rewards.shape[1:2]:
             self.returns = np.zeros(rewards.shape[1])
@@ -110,7 +110,7 @@ class ScaledTanh(RewardTransform):
             self.returns = self.returns * ~dones[t].astype(bool)
         self.return_rms.update(history.ravel())
 
-    def transform(self, rewards: np.ndarray) -> np.ndarray:
+    def transform(self, rewards: Floats) -> Floats:
         """Return s · tanh(r / s)."""
         bound = self.scale * float(np.sqrt(self.return_rms.var)) if self.return_rms.count > 0 else 0.0
         return bound * np.tanh(rewards / bound) if bound > 0 else rewards
@@ -128,12 +128,12 @@ class ZScore(RewardTransform):
         self.mean = 0.0
         self.std = 1.0
 
-    def fit(self, rewards: np.ndarray, dones: np.ndarray, gamma: float) -> None:
+    def fit(self, rewards: Floats, dones: Floats, gamma: float) -> None:
         """Take mean and standard deviation of the rollout."""
         self.mean = float(rewards.mean(dtype=np.float64))
         self.std = float(rewards.std(dtype=np.float64))
 
-    def transform(self, rewards: np.ndarray) -> np.ndarray:
+    def transform(self, rewards: Floats) -> Floats:
         """Return the standardised rewards."""
         return (rewards - self.mean) / (self.std + self.epsilon)
 
@@ -145,11 +145,11 @@ class CallableTransform(RewardTransform):
     :param function: maps an array of rewards to an array of the same shape
     """
 
-    def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, function: Callable[[Floats], Floats]) -> None:
         self.function = function
         self(np.zeros((2, 1, 1), dtype=np.float32))
 
-    def transform(self, rewards: np.ndarray) -> np.ndarray:
+    def transform(self, rewards: Floats) -> Floats:
         """Return the function's result."""
         return self.function(rewards)
 
@@ -158,7 +158,7 @@ class CallableTransform(RewardTransform):
         return getattr(self.function, "__name__", repr(self.function))
 
 
-AnyRewardTransform: TypeAlias = str | RewardTransform | Callable[[np.ndarray], np.ndarray]
+AnyRewardTransform: TypeAlias = str | RewardTransform | Callable[[Floats], Floats]
 
 REWARD_TRANSFORMS: dict[str, type[RewardTransform]] = {
     "identity": Identity,

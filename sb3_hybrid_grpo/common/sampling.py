@@ -52,9 +52,11 @@ def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
     """
     samples = actions.transpose(0, 1)
     if type(distribution) is DiagGaussianDistribution:
-        return distribution.distribution.log_prob(samples).sum(dim=-1).T
+        log_prob: th.Tensor = distribution.distribution.log_prob(samples)  # type: ignore[no-untyped-call]
+        return log_prob.sum(dim=-1).T
     if type(distribution) is CategoricalDistribution:
-        return distribution.distribution.log_prob(samples).T
+        log_prob = distribution.distribution.log_prob(samples)  # type: ignore[no-untyped-call]
+        return log_prob.T
     return th.stack([distribution.log_prob(sample) for sample in samples], dim=1)
 
 
@@ -114,8 +116,10 @@ def to_env_actions(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndarray
     if not isinstance(policy.action_space, spaces.Box):
         return actions
     if policy.squash_output:
-        return policy.unscale_action(actions)
-    return np.clip(actions, policy.action_space.low, policy.action_space.high)
+        actions = policy.unscale_action(actions)
+    else:
+        actions = np.clip(actions, policy.action_space.low, policy.action_space.high)
+    return actions
 
 
 def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_values: bool = True) -> None:

@@ -1,13 +1,15 @@
 """Contracts shared by every room of the package: exceptions, sample tuples and the ``Brancher`` protocol."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Observations: TypeAlias = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
 
 

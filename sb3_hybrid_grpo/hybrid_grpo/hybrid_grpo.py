@@ -4,6 +4,7 @@ import copy
 import io
 import pathlib
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -33,7 +34,12 @@ from sb3_hybrid_grpo.common.sampling import (
     sample_actions,
     to_env_actions,
 )
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BrancherFactory, InvalidArgumentError
+from sb3_hybrid_grpo.common.type_aliases import (
+    Brancher,
+    BrancherFactory,
+    InvalidArgumentError,
+    MultiSampleRolloutBufferSamples,
+)
 from sb3_hybrid_grpo.hybrid_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
@@ -108,7 +114,7 @@ class HybridGRPO(OnPolicyAlgorithm):
     advantage_names: ClassVar[tuple[str, ...]] = ("hybrid", "per_action", "averaged")
     uses_critic: ClassVar[bool] = True
 
-    rollout_buffer: MultiSampleMixin  # type: ignore[assignment]
+    rollout_buffer: MultiSampleMixin
 
     def __init__(
         self,
@@ -189,12 +195,14 @@ class HybridGRPO(OnPolicyAlgorithm):
             self._setup_model()
 
     def _check_arguments(self) -> None:
+        if not issubclass(self.policy_class, ActorCriticPolicy):
+            raise InvalidArgumentError(f"{self.policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
         check_n_samples(self.n_samples)
         check_advantage(self.advantage, self.advantage_names)
         if not np.isfinite(self.tail_coef):
             raise InvalidArgumentError(f"`tail_coef` must be a finite number, not {self.tail_coef}.")
-        if isinstance(self.clip_range_vf, float | int) and self.clip_range_vf <= 0:
-            raise InvalidArgumentError("`clip_range_vf` must be positive, pass `None` to deactivate vf clipping")
+        if isinstance(self.clip_range_vf, float | int):
+            assert self.clip_range_vf > 0, "`clip_range_vf` must be positive, pass `None` to deactivate vf clipping"
         if self.normalize_advantage:
             assert self.batch_size > 1, "`batch_size` must be greater than 1 to normalize advantages"
         if self.env is None:
@@ -205,7 +213,7 @@ class HybridGRPO(OnPolicyAlgorithm):
         if n_states % self.batch_size > 0:
             warnings.warn(
                 f"A rollout of n_steps * n_envs = {self.n_steps} * {self.n_envs} = {n_states} states is no multiple of the "
-                f"mini-batch size {self.batch_size}: every epoch ends with a truncated mini-batch of size "
+                f"mini-batch size {self.batch_size}: at the end of every epoch there will be a truncated mini-batch of size "
                 f"{n_states % self.batch_size}.",
                 stacklevel=4,
             )
@@ -341,7 +349,7 @@ class HybridGRPO(OnPolicyAlgorithm):
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():
-            return self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0]).item()  # type: ignore[arg-type]
+            return self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0]).item()
 
     def train(self) -> None:
         """
@@ -349,90 +357,101 @@ class HybridGRPO(OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
-        if self.clip_range_vf is not None:
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-
-        entropy_losses, pg_losses, value_losses, clip_fractions = [], [], [], []
-        approx_kl_divs: list[float] = []
+        metrics: defaultdict[str, list[float]] = defaultdict(list)
         train_policy = True
         n_policy_updates = 0
 
         for epoch in range(self.n_epochs):
             if train_policy:
-                approx_kl_divs = []
+                metrics["approx_kl"].clear()
             for rollout_data in self.rollout_buffer.get(self.batch_size):
-                loss = th.zeros((), device=self.device)
-
+                losses = []
                 if train_policy:
-                    values, log_prob, entropy = evaluate_actions(
-                        self.policy, rollout_data.observations, rollout_data.actions
-                    )
-                    weights = rollout_data.weights
-                    advantages = rollout_data.advantages
-                    if self.normalize_advantage and len(advantages) > 1:
-                        advantages = normalize(advantages, weights)
-
-                    log_ratio = log_prob - rollout_data.old_log_prob
-                    ratio = th.exp(log_ratio)
-                    policy_loss = clipped_policy_loss(ratio, advantages, weights, clip_range)
-                    # Approximate the entropy when it has no closed form
-                    entropy_loss = weighted_mean(log_prob, weights) if entropy is None else -th.mean(entropy)
-
-                    with th.no_grad():
-                        pg_losses.append(policy_loss.item())
-                        entropy_losses.append(entropy_loss.item())
-                        clip_fractions.append(weighted_mean((th.abs(ratio - 1) > clip_range).float(), weights).item())
-                        approx_kl_divs.append(approximate_kl(log_ratio, weights).item())
-
-                    if self.target_kl is not None and approx_kl_divs[-1] > 1.5 * self.target_kl:
+                    values, log_prob, entropy = evaluate_actions(self.policy, rollout_data.observations, rollout_data.actions)
+                    losses.append(self._policy_loss(rollout_data, log_prob, entropy, metrics))
+                    if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
                         train_policy = False
-                        if self.verbose >= 1:
-                            print(f"Policy updates stopped in epoch {epoch}: KL divergence {approx_kl_divs[-1]:.2f}")
+                        losses.clear()
                     else:
                         n_policy_updates += 1
-                        loss = policy_loss + self.ent_coef * entropy_loss
-
-                if not train_policy:
-                    if not self.uses_critic:
-                        break
-                    values = predict_values_only(self.policy, rollout_data.observations)
-
                 if self.uses_critic:
-                    if self.clip_range_vf is not None:
-                        # NOTE: this depends on the reward scaling
-                        values = rollout_data.old_values + th.clamp(
-                            values - rollout_data.old_values, -clip_range_vf, clip_range_vf
-                        )
-                    value_loss = F.mse_loss(rollout_data.returns, values)
-                    value_losses.append(value_loss.item())
-                    loss = loss + self.vf_coef * value_loss
+                    if not train_policy:
+                        values = predict_values_only(self.policy, rollout_data.observations)
+                    losses.append(self.vf_coef * self._value_loss(rollout_data, values, metrics))
+                if not losses:
+                    break
 
+                loss = th.stack(losses).sum()
+                metrics["loss"].append(loss.item())
                 self.policy.optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
                 self.policy.optimizer.step()
 
-            if not (train_policy or self.uses_critic):
-                break
             self._n_updates += 1
 
-        self.logger.record("train/entropy_loss", np.mean(entropy_losses))
-        self.logger.record("train/policy_gradient_loss", np.mean(pg_losses))
+        self._log_update(metrics, n_policy_updates)
+
+    def _policy_loss(
+        self,
+        rollout_data: MultiSampleRolloutBufferSamples,
+        log_prob: th.Tensor,
+        entropy: th.Tensor | None,
+        metrics: defaultdict[str, list[float]],
+    ) -> th.Tensor:
+        advantages, weights = rollout_data.advantages, rollout_data.weights
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = normalize(advantages, weights)
+
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        log_ratio = log_prob - rollout_data.old_log_prob
+        ratio = th.exp(log_ratio)
+        policy_loss = clipped_policy_loss(ratio, advantages, weights, clip_range)
+        # Approximate the entropy when it has no closed form
+        entropy_loss = weighted_mean(log_prob, weights) if entropy is None else -th.mean(entropy)
+
+        with th.no_grad():
+            metrics["policy_gradient_loss"].append(policy_loss.item())
+            metrics["entropy_loss"].append(entropy_loss.item())
+            metrics["clip_fraction"].append(weighted_mean((th.abs(ratio - 1) > clip_range).float(), weights).item())
+            metrics["approx_kl"].append(approximate_kl(log_ratio, weights).item())
+        return policy_loss + self.ent_coef * entropy_loss
+
+    def _value_loss(
+        self, rollout_data: MultiSampleRolloutBufferSamples, values: th.Tensor, metrics: defaultdict[str, list[float]]
+    ) -> th.Tensor:
+        if self.clip_range_vf is not None:
+            # NOTE: this depends on the reward scaling
+            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+            change = th.clamp(values - rollout_data.old_values, -clip_range_vf, clip_range_vf)
+            values = rollout_data.old_values + change
+        value_loss = F.mse_loss(rollout_data.returns, values)
+        metrics["value_loss"].append(value_loss.item())
+        return value_loss
+
+    def _exceeds_target_kl(self, approx_kl: float, epoch: int) -> bool:
+        if self.target_kl is None or approx_kl <= 1.5 * self.target_kl:
+            return False
+        if self.verbose >= 1:
+            print(f"Policy updates stopped in epoch {epoch}: KL divergence {approx_kl:.2f}")
+        return True
+
+    def _log_update(self, metrics: dict[str, list[float]], n_policy_updates: int) -> None:
+        last_loss = metrics.pop("loss")[-1]
+        for name, values in metrics.items():
+            self.logger.record(f"train/{name}", np.mean(values))
+        self.logger.record("train/loss", last_loss)
         if self.uses_critic:
-            self.logger.record("train/value_loss", np.mean(value_losses))
             explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
             self.logger.record("train/explained_variance", explained_var)
-        self.logger.record("train/approx_kl", np.mean(approx_kl_divs))
-        self.logger.record("train/clip_fraction", np.mean(clip_fractions))
-        self.logger.record("train/loss", loss.item())
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", clip_range)
-        if self.clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", clip_range_vf)
+        for name in ("clip_range", "clip_range_vf"):
+            schedule = getattr(self, name)
+            if schedule is not None:
+                self.logger.record(f"train/{name}", schedule(self._current_progress_remaining))
 
     def learn(
         self: SelfHybridGRPO,
@@ -469,7 +488,7 @@ class HybridGRPO(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_brancher"]
 
     @classmethod
-    def load(  # noqa: D417
+    def load(
         cls: type[SelfHybridGRPO],
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,

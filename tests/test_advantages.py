@@ -1,0 +1,187 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sb3_hybrid_grpo.common.advantages import (
+    ESTIMATORS,
+    averaged_advantages,
+    gae_tails,
+    generalized_advantages,
+    group_normalized_advantages,
+    hybrid_advantages,
+    leave_one_out_advantages,
+    value_boosted_estimates,
+)
+
+# Three macro-steps, one environment, two samples. Sample 1 of step 0 terminates, the committed action of step 1 too.
+REWARDS = np.array([[[1.0, 2.0]], [[0.5, -1.0]], [[3.0, 0.0]]], dtype=np.float32)
+VALUES = np.array([[0.5], [1.0], [2.0]], dtype=np.float32)
+NEXT_VALUES = np.array([[[1.0, 4.0]], [[9.0, 2.0]], [[4.0, 1.0]]], dtype=np.float32)
+TERMINATED = np.array([[[False, True]], [[True, False]], [[False, False]]])
+DONES = np.array([[False], [True], [False]])
+GAMMA = 0.5
+# 1 + 0.5 - 0.5, 2 - 0.5 | 0.5 - 1, -1 + 1 - 1 | 3 + 2 - 2, 0 + 0.5 - 2
+ESTIMATES = np.array([[[1.0, 1.5]], [[-0.5, -1.0]], [[3.0, -1.5]]], dtype=np.float32)
+
+
+def test_value_boosted_estimates():
+    np.testing.assert_array_equal(value_boosted_estimates(REWARDS, VALUES, NEXT_VALUES, TERMINATED, GAMMA), ESTIMATES)
+
+
+def test_truncation_keeps_the_next_value():
+    truncated = value_boosted_estimates(REWARDS, VALUES, NEXT_VALUES, np.zeros_like(TERMINATED), GAMMA)
+    np.testing.assert_array_equal(truncated[0, 0], [1.0, 3.5])
+
+
+def test_all_terminated_leaves_reward_minus_value():
+    estimates = value_boosted_estimates(REWARDS, VALUES, NEXT_VALUES, np.ones_like(TERMINATED), GAMMA)
+    np.testing.assert_array_equal(estimates, REWARDS - VALUES[..., None])
+
+
+def test_zero_gamma_leaves_reward_minus_value():
+    estimates = value_boosted_estimates(REWARDS, VALUES, NEXT_VALUES, TERMINATED, gamma=0.0)
+    np.testing.assert_array_equal(estimates, REWARDS - VALUES[..., None])
+
+
+def test_averaged_advantages_are_the_papers_formula():
+    """A_T = 1/N Σ [R̃ + γ V(s') - V(s)], written out."""
+    np.testing.assert_array_equal(averaged_advantages(ESTIMATES), [[1.25], [-0.75], [0.75]])
+
+
+def test_averaged_estimator_credits_the_committed_action_only():
+    advantages, weights = ESTIMATORS["averaged"](REWARDS, ESTIMATES, np.zeros((3, 1)), 1.0)
+    np.testing.assert_array_equal(advantages, [[[1.25, 0.0]], [[-0.75, 0.0]], [[0.75, 0.0]]])
+    np.testing.assert_array_equal(weights, [[[1.0, 0.0]]] * 3)
+
+
+def test_leave_one_out_advantages():
+    np.testing.assert_array_equal(leave_one_out_advantages(ESTIMATES), [[[-0.5, 0.5]], [[0.5, -0.5]], [[4.5, -4.5]]])
+    three = np.array([[[1.0, 2.0, 6.0]]], dtype=np.float32)
+    np.testing.assert_allclose(leave_one_out_advantages(three), [[[-3.0, -1.5, 4.5]]], rtol=1e-6)
+
+
+def test_leave_one_out_of_a_single_sample_is_its_estimate():
+    np.testing.assert_array_equal(leave_one_out_advantages(ESTIMATES[..., :1]), ESTIMATES[..., :1])
+
+
+def test_generalized_advantages_and_tails():
+    gae = generalized_advantages(ESTIMATES[..., 0], DONES, GAMMA, gae_lambda=0.8)
+    # Backwards: 3 | -0.5, the episode ends | 1 + 0.4 · -0.5
+    np.testing.assert_allclose(gae, [[0.8], [-0.5], [3.0]], rtol=1e-6)
+    np.testing.assert_allclose(gae_tails(gae, DONES, GAMMA, 0.8), [[-0.2], [0.0], [0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 1.0])
+def test_limits_of_lambda(gae_lambda):
+    estimates, dones = ESTIMATES[..., 0], np.zeros_like(DONES)
+    gae = generalized_advantages(estimates, dones, GAMMA, gae_lambda)
+    expected = estimates if gae_lambda == 0 else [[1 + 0.5 * (-0.5 + 0.5 * 3)], [-0.5 + 0.5 * 3], [3.0]]
+    np.testing.assert_allclose(gae, expected, rtol=1e-6)
+
+
+def test_hybrid_advantages():
+    tails = np.array([[-0.2], [0.0], [0.8]], dtype=np.float32)
+    # Tails centred by their mean 0.2, times N · tail_coef = 2 · 0.5
+    expected = [[[-0.5 - 0.4, 0.5]], [[0.5 - 0.2, -0.5]], [[4.5 + 0.6, -4.5]]]
+    np.testing.assert_allclose(hybrid_advantages(ESTIMATES, tails, tail_coef=0.5), expected, rtol=1e-5)
+
+
+def test_hybrid_advantage_without_tail_is_per_action():
+    tails = np.array([[-0.2], [0.0], [0.8]], dtype=np.float32)
+    np.testing.assert_array_equal(hybrid_advantages(ESTIMATES, tails, tail_coef=0.0), leave_one_out_advantages(ESTIMATES))
+
+
+def test_hybrid_advantage_of_a_single_sample_is_gae():
+    committed = ESTIMATES[..., :1]
+    gae = generalized_advantages(committed[..., 0], DONES, GAMMA, 0.9)
+    tails = gae_tails(gae, DONES, GAMMA, 0.9)
+    np.testing.assert_array_equal(hybrid_advantages(committed, tails)[..., 0], gae)
+
+
+def test_group_normalized_advantages():
+    rewards = np.array([[[1.0, 3.0]], [[2.0, 2.0]]], dtype=np.float32)
+    np.testing.assert_allclose(group_normalized_advantages(rewards), [[[-1.0, 1.0]], [[0.0, 0.0]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_samples", range(1, 9))
+def test_groups_of_equal_rewards_give_no_signal(n_samples):
+    rewards = np.full((1, 1, n_samples), np.float32(0.99999))
+    np.testing.assert_array_equal(group_normalized_advantages(rewards), np.zeros((1, 1, n_samples)))
+
+
+def naive(rewards, values, next_values, terminated, dones, gamma, gae_lambda, tail_coef):
+    """All estimators again, one number at a time."""
+    n_steps, n_envs, n_samples = rewards.shape
+    results = {name: np.zeros(rewards.shape) for name in ("hybrid", "per_action", "averaged", "group_normalized")}
+    estimates = np.zeros(rewards.shape)
+    tails = np.zeros((n_steps, n_envs))
+    for e in range(n_envs):
+        following_gae = 0.0
+        for t in reversed(range(n_steps)):
+            for i in range(n_samples):
+                bootstrap = 0.0 if terminated[t, e, i] else gamma * next_values[t, e, i]
+                estimates[t, e, i] = rewards[t, e, i] + bootstrap - values[t, e]
+            tails[t, e] = 0.0 if dones[t, e] else gamma * gae_lambda * following_gae
+            following_gae = estimates[t, e, 0] + tails[t, e]
+    mean_tail = sum(tails.flat) / tails.size if n_samples > 1 else 0.0
+    for t in range(n_steps):
+        for e in range(n_envs):
+            results["averaged"][t, e, 0] = sum(estimates[t, e]) / n_samples
+            mean_reward = sum(rewards[t, e]) / n_samples
+            std_reward = (sum((r - mean_reward) ** 2 for r in rewards[t, e]) / n_samples) ** 0.5
+            for i in range(n_samples):
+                others = [estimates[t, e, j] for j in range(n_samples) if j != i]
+                baseline = sum(others) / len(others) if others else 0.0
+                results["per_action"][t, e, i] = estimates[t, e, i] - baseline
+                tail = n_samples * tail_coef * (tails[t, e] - mean_tail) if i == 0 else 0.0
+                results["hybrid"][t, e, i] = results["per_action"][t, e, i] + tail
+                results["group_normalized"][t, e, i] = (rewards[t, e, i] - mean_reward) / (std_reward + 1e-8)
+    return estimates, tails, results
+
+
+finite = st.floats(-10, 10, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), shape=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 4)), gamma=st.floats(0, 1))
+def test_estimators_against_a_naive_loop(data, shape, gamma):
+    def draw(shape, elements=finite, dtype=np.float64):
+        return data.draw(hnp.arrays(dtype, shape, elements=elements))
+
+    rewards, next_values, values = draw(shape), draw(shape), draw(shape[:2])
+    terminated, truncated = draw(shape, st.booleans(), bool), draw(shape[:2], st.booleans(), bool)
+    dones = terminated[..., 0] | truncated
+    gae_lambda, tail_coef = data.draw(st.sampled_from([0.0, 0.5, 0.95, 1.0])), data.draw(st.sampled_from([0.0, 0.3, 1.0]))
+    naive_estimates, naive_tails, expected = naive(
+        rewards, values, next_values, terminated, dones, gamma, gae_lambda, tail_coef
+    )
+
+    estimates = value_boosted_estimates(rewards, values, next_values, terminated, gamma)
+    np.testing.assert_allclose(estimates, naive_estimates, atol=1e-9)
+    gae = generalized_advantages(estimates[..., 0], dones, gamma, gae_lambda)
+    tails = gae_tails(gae, dones, gamma, gae_lambda)
+    np.testing.assert_allclose(tails, naive_tails, atol=1e-9)
+    np.testing.assert_allclose(gae, estimates[..., 0] + tails, atol=1e-9)
+    for name, values_of_name in expected.items():
+        advantages, weights = ESTIMATORS[name](rewards, estimates, tails, tail_coef)
+        np.testing.assert_allclose(advantages, values_of_name, atol=1e-6, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(weights.sum(axis=-1), np.ones(shape[:2]))
+
+
+@pytest.mark.parametrize("name", ["hybrid", "per_action"])
+def test_first_order_gradient_is_unbiased_by_the_baseline(name):
+    """The leave-one-out mean must not change the expected gradient: exact check over all samples of a two-armed bandit."""
+    probabilities = np.array([0.3, 0.7])
+    rewards = np.array([1.0, 2.0])
+    score = np.array([1.0 / 0.3, -1.0 / 0.7])  # derivative of log π by the first probability
+    exact = (probabilities * score * rewards).sum()
+    expected = 0.0
+    for first in range(2):
+        for second in range(2):
+            sampled = np.array([[rewards[[first, second]]]])
+            advantages, weights = ESTIMATORS[name](sampled, sampled, np.zeros((1, 1)), 1.0)
+            gradient = (weights * advantages * score[[first, second]]).sum()
+            expected += probabilities[first] * probabilities[second] * gradient
+    assert expected == pytest.approx(exact)

@@ -1,0 +1,148 @@
+"""Every mistake a user can make has its own exception, and nothing is lost."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+from sb3_hybrid_grpo import (
+    BranchError,
+    HybridGRPO,
+    InvalidArgumentError,
+    InvalidOutcomeError,
+    RewardTransformError,
+    UnbranchableEnvError,
+)
+from tests.envs import Walk, limited
+
+SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"advantage": "gae"}, InvalidArgumentError, "'gae': choose one of 'hybrid', 'per_action', 'averaged'"),
+        ({"advantage": "group_normalized"}, InvalidArgumentError, "choose one of 'hybrid', 'per_action', 'averaged'\\.$"),
+        ({"reward_transform": "log"}, InvalidArgumentError, "'identity', 'tanh', 'scaled_tanh', 'zscore'"),
+        ({"reward_transform": "tanh", "reward_transform_kwargs": {"x": 1}}, InvalidArgumentError, "reward_transform_kwargs"),
+        ({"reward_transform": np.mean}, RewardTransformError, "shape"),
+        ({"n_samples": 0}, InvalidArgumentError, "n_samples.*at least 1.*0"),
+        ({"n_samples": 2.5}, InvalidArgumentError, "n_samples.*integer.*2.5"),
+        ({"n_samples": "4"}, InvalidArgumentError, "n_samples.*'4'"),
+        ({"tail_coef": float("nan")}, InvalidArgumentError, "tail_coef"),
+        ({"clip_range_vf": -0.1}, AssertionError, "clip_range_vf"),
+        ({"brancher": "magic"}, InvalidArgumentError, "'magic': choose one of 'auto'"),
+        ({"rollout_buffer_class": type("Mine", (RolloutBuffer,), {})}, InvalidArgumentError, "MultiSampleRolloutBuffer"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        HybridGRPO("MlpPolicy", limited()(), **{**SMALL, **arguments})
+
+
+def test_unsupported_action_space():
+    class TupleActions(Walk):
+        def __init__(self):
+            super().__init__(action_space=spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))))
+
+    with pytest.raises(AssertionError, match="only supports"):
+        HybridGRPO("MlpPolicy", TupleActions(), **SMALL)
+
+
+def test_unbranchable_environment_is_named_with_the_ways_out():
+    class OpensAFile(Walk):
+        def __init__(self):
+            super().__init__()
+            self.log = open(__file__)
+
+    env = OpensAFile()
+    with pytest.raises(UnbranchableEnvError, match=r"(?s)OpensAFile.*log.*register_codec.*fork.*n_samples=1"):
+        HybridGRPO("MlpPolicy", env, **SMALL)
+    assert not issubclass(UnbranchableEnvError, ValueError | AssertionError)
+    HybridGRPO("MlpPolicy", env, n_samples=1, **SMALL).learn(32)
+    env.log.close()
+
+
+class Faulty(Walk):
+    """Once armed, returns something bad when the first component of an action says so."""
+
+    def __init__(self, fault, threshold=0.9):
+        super().__init__()
+        self.fault, self.threshold, self.armed = fault, threshold, False
+
+    def arm(self):
+        self.armed = True
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        if self.armed and action[0] > self.threshold:
+            if self.fault == "reward":
+                reward = float("nan")
+            elif self.fault == "observation":
+                obs = np.full_like(obs, np.nan)
+            elif self.fault == "raise":
+                raise ArithmeticError("the simulation exploded")
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize("threshold, where", [(-2, "committed step"), (0.9, "committed step|branch")])
+@pytest.mark.parametrize("fault", ["reward", "observation"])
+def test_environment_that_returns_nan(fault, threshold, where):
+    model = HybridGRPO("MlpPolicy", make_vec_env(lambda: gym.wrappers.TimeLimit(Faulty(fault, threshold), 20), 2), **SMALL)
+    model.env.env_method("arm")
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(InvalidOutcomeError, match=f"Environment [01] returned NaN or infinity as {fault} in a ({where})"):
+        model.learn(1000)
+    assert all(th.equal(before[name], value) for name, value in model.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("vec_env_cls", [None, SubprocVecEnv])
+def test_environment_that_raises_in_a_branch(vec_env_cls):
+    """The error says which environment raised what for which action; the run goes on if the user catches it."""
+    vec_env = make_vec_env(lambda: gym.wrappers.TimeLimit(Faulty("raise", 0.5), 20), 2, vec_env_cls=vec_env_cls)
+    model = HybridGRPO("MlpPolicy", vec_env, **SMALL)
+    model.env.reset()
+    model.env.env_method("arm")
+    actions = np.full((2, 3, 2), -1.0)
+    actions[1, 1] = 1.0
+    expected = [model._brancher.branch(np.full((2, 1, 2), -1.0)) for _ in range(2)][1]
+    with pytest.raises(BranchError, match=r"(?s)[Ee]nvironment .*ArithmeticError.*the simulation exploded"):
+        model._brancher.branch(actions)
+    again = model._brancher.branch(np.full((2, 1, 2), -1.0))
+    np.testing.assert_array_equal(again.observations, expected.observations)
+    vec_env.close()
+
+
+def test_environment_that_raises_at_once():
+    env = Faulty("raise", threshold=-2)
+    env.arm()
+    with pytest.raises(BranchError, match=r"(?s)Faulty.*ArithmeticError.*the simulation exploded"):
+        HybridGRPO("MlpPolicy", env, **SMALL)
+
+
+def test_transform_that_fails_during_training_leaves_the_policy_as_it_was():
+    def fails_later(rewards):
+        return np.where(rewards < 0, np.nan, rewards)
+
+    model = HybridGRPO("MlpPolicy", limited()(), reward_transform=fails_later, **SMALL)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    with pytest.raises(RewardTransformError, match="fails_later returned NaN"):
+        model.learn(32)
+    assert all(th.equal(before[name], value) for name, value in model.policy.state_dict().items())
+
+
+def test_policy_of_another_kind():
+    from stable_baselines3.dqn.policies import DQNPolicy
+
+    with pytest.raises(InvalidArgumentError, match="DQNPolicy is no ActorCriticPolicy"):
+        HybridGRPO(DQNPolicy, "CartPole-v1")
+
+
+def test_truncated_minibatch_is_announced():
+    with pytest.warns(UserWarning, match="truncated mini-batch of size 2"):
+        HybridGRPO("MlpPolicy", limited()(), n_steps=32, batch_size=10)

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, normalize, weighted_mean
+
+WEIGHTS = th.tensor([[0.5, 0.5], [0.5, 0.5]])
+
+
+def test_weighted_mean():
+    assert weighted_mean(th.tensor([[1.0, 3.0], [0.0, 6.0]]), WEIGHTS).item() == 2.5
+    assert weighted_mean(th.tensor([[1.0, 3.0], [0.0, 6.0]]), th.tensor([[1.0, 0.0], [0.0, 1.0]])).item() == 3.5
+
+
+def test_clipped_policy_loss_is_the_mean_of_n_clipped_terms():
+    ratio = th.tensor([[1.5, 0.5], [1.5, 0.5]])
+    advantages = th.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    # min(1.5, 1.2), min(0.5, 0.8) | min(-1.5, -1.2), min(-0.5, -0.8)
+    expected = -np.mean([1.2, 0.5, -1.5, -0.8])
+    assert clipped_policy_loss(ratio, advantages, WEIGHTS, clip_range=0.2).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_at_the_old_policy_the_objective_is_the_mean_advantage():
+    advantages = th.tensor([[1.0, 2.0], [-4.0, 0.5]])
+    assert clipped_policy_loss(th.ones(2, 2), advantages, WEIGHTS, 0.2).item() == pytest.approx(0.125)
+
+
+def test_normalize_gives_mean_zero_and_unit_weighted_variance():
+    normalized = normalize(th.tensor([[1.0, 2.0], [-4.0, 0.5]]), WEIGHTS)
+    assert weighted_mean(normalized, WEIGHTS).item() == pytest.approx(0.0, abs=1e-6)
+    assert (WEIGHTS * normalized**2).sum().item() == pytest.approx(1.0, rel=1e-5)  # B - 1 = 1
+
+
+def test_normalize_of_single_samples_is_ppos():
+    advantages = th.tensor([[1.0], [2.0], [-4.0]])
+    expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    th.testing.assert_close(normalize(advantages, th.ones(3, 1)), expected)
+
+
+def test_normalize_ignores_samples_without_weight():
+    committed = th.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    advantages = th.tensor([[1.0, 50.0], [2.0, -70.0], [-4.0, 3.0]])
+    expected = normalize(advantages[:, :1], th.ones(3, 1))
+    th.testing.assert_close(normalize(advantages, committed)[:, :1], expected)
+
+
+def test_approximate_kl():
+    log_ratio = th.tensor([[0.1, -0.2], [0.0, 0.3]])
+    expected = np.mean(np.exp(log_ratio.numpy()) - 1 - log_ratio.numpy())
+    assert approximate_kl(log_ratio, WEIGHTS).item() == pytest.approx(expected, rel=1e-5)
+    assert approximate_kl(th.zeros(2, 2), WEIGHTS).item() == 0.0

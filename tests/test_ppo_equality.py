@@ -1,0 +1,88 @@
+"""With one sample per state Hybrid GRPO is PPO: same actions, same parameters."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_hybrid_grpo import HybridGRPO
+from tests.envs import limited
+
+PPO_SETTINGS = {"n_samples": 1, "advantage": "hybrid", "reward_transform": "identity"}
+N_ITERATIONS = 3
+
+
+class RecordActions(BaseCallback):
+    def __init__(self):
+        super().__init__()
+        self.actions = []
+
+    def _on_step(self):
+        self.actions.append(self.locals["clipped_actions"].reshape(self.training_env.num_envs, -1).copy())
+        return True
+
+
+@pytest.mark.parametrize(
+    "policy, env, n_envs, wrapper, n_steps, kwargs",
+    [
+        ("MlpPolicy", "CartPole-v1", 1, None, 256, {}),
+        ("MlpPolicy", "Pendulum-v1", 4, VecNormalize, 128, {}),
+        ("MultiInputPolicy", limited(observation="dict"), 2, None, 128, {}),
+        (
+            "CnnPolicy",
+            limited(observation="image"),
+            1,
+            None,
+            64,
+            {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}},
+        ),
+        ("MlpPolicy", limited(action_space=gym.spaces.MultiDiscrete([2, 3])), 2, None, 64, {}),
+        ("MlpPolicy", limited(action_space=gym.spaces.MultiBinary(3)), 2, None, 64, {}),
+        ("MlpPolicy", "Pendulum-v1", 1, None, 128, {"use_sde": True, "sde_sample_freq": 4}),
+        ("MlpPolicy", "Pendulum-v1", 2, None, 128, {"use_sde": True}),
+        (
+            "MlpPolicy",
+            limited(),
+            2,
+            None,
+            128,
+            {
+                "normalize_advantage": False,
+                "clip_range_vf": 0.2,
+                "ent_coef": 0.01,
+                "policy_kwargs": {"share_features_extractor": False},
+            },
+        ),
+    ],
+    ids=["cartpole", "pendulum-vecnormalize", "dict", "image", "multidiscrete", "multibinary", "gsde-1", "gsde-2", "options"],
+)
+def test_one_sample_is_ppo(policy, env, n_envs, wrapper, n_steps, kwargs):
+    models, actions = [], []
+    for algorithm, settings in ((PPO, {}), (HybridGRPO, PPO_SETTINGS)):
+        vec_env = make_vec_env(env, n_envs, seed=3)
+        vec_env = wrapper(vec_env) if wrapper else vec_env
+        model = algorithm(policy, vec_env, n_steps=n_steps, batch_size=64, seed=5, device="cpu", **kwargs, **settings)
+        recorder = RecordActions()
+        model.learn(N_ITERATIONS * n_steps * n_envs, callback=recorder)
+        models.append(model)
+        actions.append(np.array(recorder.actions))
+
+    np.testing.assert_allclose(actions[0], actions[1], rtol=1e-3, atol=1e-3)
+    assert models[0]._n_updates == models[1]._n_updates == N_ITERATIONS * 10
+    expected = models[0].policy.state_dict()
+    for name, parameter in models[1].policy.state_dict().items():
+        th.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=1e-4, msg=lambda msg, name=name: f"{name}: {msg}")
+
+
+def test_more_samples_are_not_ppo():
+    """The comparison above can fail: with two samples the parameters differ."""
+    models = [
+        HybridGRPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, **{**PPO_SETTINGS, "n_samples": n}).learn(256)
+        for n in (1, 2)
+    ]
+    first, second = (model.policy.state_dict()["action_net.weight"] for model in models)
+    assert (first - second).abs().max() > 1e-3
