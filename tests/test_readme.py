@@ -1,0 +1,46 @@
+"""The README's examples run, and its tables say what the code does."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from stable_baselines3 import PPO
+
+from sb3_hybrid_grpo import PAPER_SETTINGS, HybridGRPO
+from sb3_hybrid_grpo.branching import snapshot
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_run(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(snapshot, "_user_registry", {})
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    if "print(" in example:
+        assert "2048 committed steps, 8192 simulator steps" in capsys.readouterr().out
+
+
+def test_ten_lines_are_ten_lines():
+    assert len([line for line in EXAMPLES[0].splitlines() if line]) <= 10
+
+
+def test_table_of_arguments():
+    ours = [name for name in inspect.signature(HybridGRPO).parameters if name not in inspect.signature(PPO).parameters]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", README, flags=re.MULTILINE))
+    defaults = {name: inspect.signature(HybridGRPO).parameters[name].default for name in ours}
+    assert {name: eval(default) for name, default in rows.items()} == {
+        name: default for name, default in defaults.items() if name != "reward_transform_kwargs"
+    }
+    for name, value in PAPER_SETTINGS.items():
+        assert re.search(rf'^\| `{name}` \| `.+?` \| `"{value}"` \|', README, flags=re.MULTILINE), name
+
+
+def test_arguments_shared_with_ppo_are_ppos():
+    """Same names, order and defaults."""
+    ours = list(inspect.signature(HybridGRPO.__init__).parameters.values())
+    ppos = list(inspect.signature(PPO.__init__).parameters.values())
+    assert [(p.name, p.default, p.kind) for p in ours[: len(ppos)]] == [(p.name, p.default, p.kind) for p in ppos]
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(ppos) :])
