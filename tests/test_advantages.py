@@ -7,6 +7,8 @@ from hypothesis.extra import numpy as hnp
 from sb3_hybrid_grpo.common.advantages import (
     ESTIMATORS,
     averaged_advantages,
+    branch_estimates,
+    committed_estimates,
     gae_tails,
     generalized_advantages,
     group_normalized_advantages,
@@ -43,6 +45,63 @@ def test_all_terminated_leaves_reward_minus_value():
 def test_zero_gamma_leaves_reward_minus_value():
     estimates = value_boosted_estimates(REWARDS, VALUES, NEXT_VALUES, TERMINATED, gamma=0.0)
     np.testing.assert_array_equal(estimates, REWARDS - VALUES[..., None])
+
+
+# One state of value 2 with two branches of three steps; the second one terminates in its second step.
+BRANCH = dict(
+    rewards=np.array([[[[1.0, 2.0, 3.0], [4.0, 5.0, 99.0]]]]),
+    values=np.array([[2.0]]),
+    next_values=np.array([[[[8.0, 4.0, 16.0], [2.0, 99.0, 99.0]]]]),
+    terminated=np.array([[[[False, False, False], [False, True, True]]]]),
+    alive=np.array([[[[True, True, True], [True, True, False]]]]),
+    gamma=0.5,
+)
+
+
+def test_branch_estimates_are_k_step_returns():
+    # 1 + 2/2 + 3/4 + 16/8 - 2, 4 + 5/2 - 2
+    np.testing.assert_allclose(branch_estimates(**BRANCH), [[[2.75, 4.5]]])
+
+
+def test_branch_lambda_mixes_the_prefixes():
+    # Returns of the prefixes: 5, 3, 4.75 and 5, 6.5, weighted 1/2, 1/4, 1/4
+    expected = [[[5 / 2 + 3 / 4 + 4.75 / 4 - 2, 5 / 2 + 6.5 / 2 - 2]]]
+    np.testing.assert_allclose(branch_estimates(**BRANCH, branch_lambda=0.5), expected)
+
+
+def test_branch_lambda_zero_is_one_step():
+    np.testing.assert_allclose(branch_estimates(**BRANCH, branch_lambda=0.0), [[[3.0, 3.0]]])
+
+
+def test_truncated_branch_keeps_its_last_value():
+    cut = {**BRANCH, "terminated": np.zeros((1, 1, 2, 3), dtype=bool)}
+    np.testing.assert_allclose(branch_estimates(**cut)[0, 0, 1], 4 + 5 / 2 + 99 / 4 - 2)
+
+
+def test_branches_of_one_step_are_value_boosted_estimates():
+    def longer(array):
+        return array[..., None]
+
+    estimates = branch_estimates(
+        longer(REWARDS), VALUES, longer(NEXT_VALUES), longer(TERMINATED), np.ones_like(longer(TERMINATED)), GAMMA, 0.3
+    )
+    np.testing.assert_array_equal(estimates, ESTIMATES)
+
+
+def test_committed_estimates_follow_the_trajectory_to_the_end_of_the_episode():
+    steps, dones = np.array([[1.0], [2.0], [4.0], [8.0]]), np.array([[False], [True], [False], [False]])
+    np.testing.assert_allclose(committed_estimates(steps, dones, 0.5, 1.0, horizon=3), [[2.0], [2.0], [8.0], [8.0]])
+    np.testing.assert_allclose(committed_estimates(steps, dones, 0.5, 0.5, horizon=2), [[1.5], [2.0], [6.0], [8.0]])
+    np.testing.assert_array_equal(committed_estimates(steps, dones, 0.5, 1.0, horizon=1), steps)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3, 5, 9])
+def test_committed_estimate_and_tail_sum_to_gae(horizon):
+    rng = np.random.default_rng(0)
+    steps, dones = rng.normal(size=(6, 2)), rng.random((6, 2)) < 0.3
+    gae = generalized_advantages(steps, dones, 0.9, 0.8)
+    parts = committed_estimates(steps, dones, 0.9, 0.8, horizon) + gae_tails(gae, dones, 0.9, 0.8, horizon)
+    np.testing.assert_allclose(parts, gae, rtol=1e-6, atol=1e-9)
 
 
 def test_averaged_advantages_are_the_papers_formula():

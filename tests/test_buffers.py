@@ -128,6 +128,22 @@ def test_reward_transform_is_fitted_and_applied():
     np.testing.assert_allclose(zscore.estimates, identity.estimates - identity.rewards + rewards, rtol=1e-4, atol=1e-5)
 
 
+def test_states_without_branches_carry_ppos_advantage():
+    """Both kinds of states share the buffer: branched ones are what they are without the others, the rest is GAE."""
+    buffer, *_, last_values, dones = filled(np.random.default_rng(7), advantage="per_action")
+    everywhere = buffer.advantages.copy()
+    branched = np.random.default_rng(8).random((T, E)) < 0.5
+    buffer.branch_alive[~branched, 1:] = False
+    buffer.compute_returns_and_advantage(th.as_tensor(last_values), dones)
+    np.testing.assert_array_equal(buffer.branched, branched)
+    np.testing.assert_allclose(buffer.advantages[branched], everywhere[branched], rtol=1e-5)
+    gae = (buffer.returns - buffer.values)[~branched]
+    np.testing.assert_allclose(buffer.advantages[~branched, 0], gae - gae.mean(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(buffer.weights[~branched], np.tile([1, 0, 0], (np.sum(~branched), 1)))
+    np.testing.assert_allclose(buffer.weights[branched], 1 / N)
+    np.testing.assert_array_equal(buffer.averaged_advantages[~branched], buffer.estimates[~branched, 0])
+
+
 @pytest.mark.parametrize("action_space", [spaces.Discrete(5), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(4)])
 def test_action_spaces(action_space):
     buffer, rows, *_ = filled(np.random.default_rng(5), action_space=action_space)
@@ -142,10 +158,11 @@ def test_reset_empties_and_get_needs_a_full_buffer():
         next(iter(buffer.get()))
 
 
-@pytest.mark.parametrize("n_samples", [0, -1, 2.0, "4", True, None])
-def test_bad_n_samples(n_samples):
-    with pytest.raises(InvalidArgumentError, match="n_samples"):
-        MultiSampleRolloutBuffer(T, BOX, ACTIONS, n_samples=n_samples)
+@pytest.mark.parametrize("name", ["n_samples", "branch_horizon"])
+@pytest.mark.parametrize("number", [0, -1, 2.0, "4", True, None])
+def test_bad_numbers(name, number):
+    with pytest.raises(InvalidArgumentError, match=name):
+        MultiSampleRolloutBuffer(T, BOX, ACTIONS, **{name: number})
 
 
 def test_unknown_advantage_lists_the_valid_names():

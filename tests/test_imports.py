@@ -13,6 +13,7 @@ LAYERS = [
     {"common.advantages", "common.reward_transforms", "common.losses", "common.checkpoints", "branching"},
     {"common.buffers"},
     {"common.sampling", "common.diagnostics"},
+    {"common.branch_paths"},
     {"hybrid_grpo", "grpo"},
     {"", "compare", "__main__"},
 ]

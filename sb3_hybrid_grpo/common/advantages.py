@@ -45,6 +45,71 @@ def value_boosted_estimates(
     return rewards + gamma * next_values * (1.0 - terminated.astype(np.float32)) - values[..., None]
 
 
+def branch_estimates(
+    rewards: Floats,
+    values: Floats,
+    next_values: Floats,
+    terminated: np.ndarray,
+    alive: np.ndarray,
+    gamma: float,
+    branch_lambda: float = 1.0,
+) -> Floats:
+    """
+    Return the value-boosted estimate of every branch of up to K steps.
+
+    δ[t,e,i] = Σₖ (γλ)ᵏ alive[t,e,i,k] (r[t,e,i,k] + γ V(s[t,e,i,k+1]) (1 - terminated[t,e,i,k]) - V(s[t,e,i,k]))
+
+    The mix of the k-step returns of its prefixes with weights (1-λ)λᵏ⁻¹, the last one with λᴷ⁻¹, minus V(s): the K-step
+    return alone for λ = 1, and ``value_boosted_estimates`` for K = 1. A branch ends at termination and truncation.
+
+    Source: λ-return of https://arxiv.org/abs/1506.02438, section 3, truncated to the branch.
+
+    :param rewards: transformed rewards, [T, E, N, K]
+    :param values: values of the states that the branches start from, [T, E]
+    :param next_values: values of the states after each step, [T, E, N, K]
+    :param terminated: whether the step led to a terminal state, [T, E, N, K]
+    :param alive: whether the branch took the step, [T, E, N, K]
+    :param gamma: discount factor γ
+    :param branch_lambda: λ of the mix of prefixes
+    :return: δ, in units of the transformed reward, [T, E, N]
+    """
+    first_values = np.broadcast_to(values[..., None, None], (*rewards.shape[:-1], 1))
+    previous_values = np.concatenate((first_values, next_values[..., :-1]), axis=-1)
+    steps = rewards + gamma * next_values * (1.0 - terminated.astype(np.float32)) - previous_values
+    discounts = ((gamma * branch_lambda) ** np.arange(rewards.shape[-1])).astype(rewards.dtype)
+    estimates: Floats = (steps * alive * discounts).sum(axis=-1)
+    return estimates
+
+
+def committed_estimates(
+    estimates: Floats, dones: np.ndarray, gamma: float, branch_lambda: float = 1.0, horizon: int = 1
+) -> Floats:
+    """
+    Return the value-boosted estimates of the committed actions over K steps of the committed trajectory itself.
+
+    δᴷ[t,e] = Σₖ (γλ)ᵏ δ[t+k,e],    k < K up to the end of the episode and of the rollout
+
+    :param estimates: one-step estimates of the committed actions, [T, E]
+    :param dones: whether the episode ended with the macro-step, [T, E]
+    :param gamma: discount factor γ
+    :param branch_lambda: λ of the mix of prefixes
+    :param horizon: number of steps K
+    :return: δᴷ, [T, E]
+    """
+    result: Floats = estimates.copy()
+    for k in range(1, min(horizon, len(estimates))):
+        result[:-k] += (gamma * branch_lambda) ** k * _survival(dones, k) * estimates[k:]
+    return result
+
+
+def _survival(dones: np.ndarray, n_steps: int) -> Floats:
+    """Return 1.0 where the episode goes on for ``n_steps``, for all macro-steps that have as many after them."""
+    alive = np.ones((len(dones) - n_steps, *dones.shape[1:]), dtype=np.float32)
+    for k in range(n_steps):
+        alive *= 1.0 - dones[k : len(alive) + k].astype(np.float32)
+    return alive
+
+
 def averaged_advantages(estimates: Floats) -> Floats:
     """
     Return the paper's advantage of a macro-step: the mean over its samples.
@@ -103,20 +168,23 @@ def generalized_advantages(estimates: Floats, dones: np.ndarray, gamma: float, g
     return advantages
 
 
-def gae_tails(gae: Floats, dones: np.ndarray, gamma: float, gae_lambda: float) -> Floats:
+def gae_tails(gae: Floats, dones: np.ndarray, gamma: float, gae_lambda: float, horizon: int = 1) -> Floats:
     """
-    Return what generalized advantage estimates add to the one-step estimate.
+    Return what generalized advantage estimates add to the estimate over K steps.
 
-    tail[t,e] = γλ (1 - done[t,e]) GAE[t+1,e],    so that GAE = δ + tail
+    tail[t,e] = (γλ)ᴷ GAE[t+K,e] if the episode goes on for K steps, else 0,    so that GAE = δᴷ + tail
 
     :param gae: generalized advantage estimates of the committed trajectory, [T, E]
     :param dones: whether the episode ended with the macro-step, [T, E]
     :param gamma: discount factor γ
     :param gae_lambda: bias-variance trade-off λ
+    :param horizon: number of steps K that the estimates cover
     :return: tails, [T, E]
     """
-    following = np.concatenate((gae[1:], np.zeros_like(gae[:1])))
-    return gamma * gae_lambda * (1.0 - dones.astype(np.float32)) * following
+    tails: Floats = np.zeros_like(gae)
+    if horizon < len(gae):
+        tails[:-horizon] = (gamma * gae_lambda) ** horizon * _survival(dones, horizon) * gae[horizon:]
+    return tails
 
 
 def hybrid_advantages(estimates: Floats, tails: Floats, tail_coef: float = 1.0) -> Floats:

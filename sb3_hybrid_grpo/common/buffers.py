@@ -12,6 +12,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_hybrid_grpo.common.advantages import (
     ESTIMATORS,
     averaged_advantages,
+    branch_estimates,
+    committed_estimates,
     gae_tails,
     generalized_advantages,
     value_boosted_estimates,
@@ -25,8 +27,12 @@ class MultiSampleMixin(RolloutBuffer):
     Turns a rollout buffer of SB3 into one with N sampled actions per state; index 0 is the committed action.
 
     Arrays: ``observations`` [T, E, ...] once per state; ``actions`` [T, E, N, action_dim], ``rewards``, ``next_values``,
-    ``terminated``, ``log_probs`` [T, E, N]; ``values`` [T, E]. ``compute_returns_and_advantage`` adds ``estimates``,
-    ``advantages`` and ``weights`` [T, E, N], ``averaged_advantages`` and ``returns`` [T, E].
+    ``terminated``, ``log_probs`` [T, E, N]; ``values``, ``branched`` [T, E]. ``compute_returns_and_advantage`` adds
+    ``estimates``, ``advantages`` and ``weights`` [T, E, N], ``averaged_advantages`` and ``returns`` [T, E].
+
+    Branches of several steps are kept in ``branch_rewards``, ``branch_next_values``, ``branch_terminated`` and
+    ``branch_alive`` [T, E, N, K], whose first step the arrays without prefix show. The committed action has no branch: the
+    trajectory itself is its continuation.
 
     :param buffer_size: number of macro-steps T
     :param observation_space: observation space
@@ -39,9 +45,15 @@ class MultiSampleMixin(RolloutBuffer):
     :param advantage: name of the estimator: ``"hybrid"``, ``"per_action"``, ``"averaged"`` or ``"group_normalized"``
     :param tail_coef: weight of the λ-tail in the ``"hybrid"`` estimator
     :param reward_transform: name, function or ``RewardTransform`` applied to all rewards
+    :param branch_horizon: number of steps K that a branch may take
+    :param branch_lambda: λ of the mix of a branch's prefixes
     :raises InvalidArgumentError: if ``n_samples`` is no positive integer or a name is unknown
     """
 
+    branch_rewards: np.ndarray
+    branch_next_values: np.ndarray
+    branch_terminated: np.ndarray
+    branch_alive: np.ndarray
     next_values: np.ndarray
     terminated: np.ndarray
     estimates: np.ndarray
@@ -61,24 +73,34 @@ class MultiSampleMixin(RolloutBuffer):
         advantage: str = "hybrid",
         tail_coef: float = 1.0,
         reward_transform: AnyRewardTransform = "identity",
+        branch_horizon: int = 1,
+        branch_lambda: float = 1.0,
     ) -> None:
-        check_n_samples(n_samples)
+        check_positive_integer("n_samples", n_samples)
+        check_positive_integer("branch_horizon", branch_horizon)
         check_advantage(advantage, ESTIMATORS)
         self.n_samples = n_samples
         self.advantage = advantage
         self.tail_coef = tail_coef
         self.reward_transform = make_reward_transform(reward_transform)
+        self.branch_horizon = branch_horizon
+        self.branch_lambda = branch_lambda
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
         """Forget the rollout."""
         super().reset()
         per_sample = (self.buffer_size, self.n_envs, self.n_samples)
+        per_step = (*per_sample, self.branch_horizon)
         self.actions = np.zeros((*per_sample, self.action_dim), dtype=self.action_space.dtype)
-        self.rewards = np.zeros(per_sample, dtype=np.float32)
-        self.next_values = np.zeros(per_sample, dtype=np.float32)
-        self.terminated = np.zeros(per_sample, dtype=bool)
         self.log_probs = np.zeros(per_sample, dtype=np.float32)
+        self.branch_rewards = np.zeros(per_step, dtype=np.float32)
+        self.branch_next_values = np.zeros(per_step, dtype=np.float32)
+        self.branch_terminated = np.zeros(per_step, dtype=bool)
+        self.branch_alive = np.zeros(per_step, dtype=bool)
+        self.rewards = self.branch_rewards[..., 0]
+        self.next_values = self.branch_next_values[..., 0]
+        self.terminated = self.branch_terminated[..., 0]
 
     def add(  # type: ignore[override]
         self,
@@ -91,30 +113,34 @@ class MultiSampleMixin(RolloutBuffer):
         *,
         next_value: np.ndarray,
         terminated: np.ndarray,
+        alive: np.ndarray | None = None,
     ) -> None:
         """
         Add one macro-step of every environment.
 
         :param obs: states, [E, \\*obs_shape] or a dict of such arrays
         :param action: sampled actions, [E, N, \\*action_shape]
-        :param reward: their rewards, [E, N]
+        :param reward: rewards of the actions, or of all steps of their branches, [E, N] or [E, N, K]
         :param episode_start: whether an episode starts with the state, [E]
         :param value: values of the states, [E]; ``None`` if ``values`` is filled for the whole rollout later
         :param log_prob: log-probabilities of the actions, [E, N]; ``None`` if ``log_probs`` is filled later
-        :param next_value: values of the next states, [E, N]. That of the committed action (index 0) counts only where its
-            episode was cut off: elsewhere it is the value of the next state of the buffer
-        :param terminated: whether the action led to a terminal state, [E, N]
+        :param next_value: values of the next states, shaped like ``reward``. That of the committed action (index 0) counts
+            only where its episode was cut off: elsewhere it is the value of the next state of the buffer
+        :param terminated: whether the step led to a terminal state, shaped like ``reward``
+        :param alive: whether the step was taken, shaped like ``reward``; all by default
         """
         if isinstance(obs, dict):
             for key, stored in self.observations.items():  # type: ignore[attr-defined]
                 stored[self.pos] = np.reshape(obs[key], stored.shape[1:])
         else:
             self.observations[self.pos] = np.reshape(obs, self.observations.shape[1:])
+        per_step = self.branch_rewards.shape[1:]
         self.actions[self.pos] = action.reshape(self.actions.shape[1:])
-        self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
-        self.next_values[self.pos] = next_value
-        self.terminated[self.pos] = terminated
+        self.branch_rewards[self.pos] = reward.reshape(per_step)
+        self.branch_next_values[self.pos] = next_value.reshape(per_step)
+        self.branch_terminated[self.pos] = terminated.reshape(per_step)
+        self.branch_alive[self.pos] = True if alive is None else alive.reshape(per_step)
         if value is not None:
             self.values[self.pos] = value.cpu().numpy().reshape(self.n_envs)
         if log_prob is not None:
@@ -122,11 +148,17 @@ class MultiSampleMixin(RolloutBuffer):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
+    @property
+    def branched(self) -> np.ndarray:
+        """Whether the samples of a state beyond the committed one were evaluated, [T, E]."""
+        return np.asarray(self.branch_alive[:, :, 1:, 0].all(axis=-1))
+
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
         Fit the reward transform, then compute estimates, advantages and the critic's targets.
 
-        The targets are PPO's: GAE(λ) of the committed trajectory plus values.
+        The targets are PPO's: GAE(λ) of the committed trajectory plus values. States that were not branched carry PPO's
+        advantage on their committed action, centred like the tails.
 
         :param last_values: values of the states after the last macro-step, [E] or [E, 1]
         :param dones: whether the last macro-step ended the episode, [E]
@@ -135,13 +167,35 @@ class MultiSampleMixin(RolloutBuffer):
         following = np.concatenate((self.values[1:], last_values.cpu().numpy().reshape(1, self.n_envs)))
         self.next_values[..., 0] = np.where(ends, self.next_values[..., 0], following)
         self.reward_transform.fit(self.rewards, ends, self.gamma)
-        rewards = self.reward_transform(self.rewards)
-        self.estimates = value_boosted_estimates(rewards, self.values, self.next_values, self.terminated, self.gamma)
-        gae = generalized_advantages(self.estimates[..., 0], ends, self.gamma, self.gae_lambda)
-        tails = gae_tails(gae, ends, self.gamma, self.gae_lambda)
-        self.averaged_advantages = averaged_advantages(self.estimates)
-        self.advantages, self.weights = ESTIMATORS[self.advantage](rewards, self.estimates, tails, self.tail_coef)
+        rewards = self.reward_transform(self.branch_rewards)
+
+        steps = value_boosted_estimates(rewards[..., 0], self.values, self.next_values, self.terminated, self.gamma)[..., 0]
+        gae = generalized_advantages(steps, ends, self.gamma, self.gae_lambda)
+        tails = gae_tails(gae, ends, self.gamma, self.gae_lambda, self.branch_horizon)
+        self.estimates = branch_estimates(
+            rewards,
+            self.values,
+            self.branch_next_values,
+            self.branch_terminated,
+            self.branch_alive,
+            self.gamma,
+            self.branch_lambda,
+        )
+        self.estimates[..., 0] = committed_estimates(steps, ends, self.gamma, self.branch_lambda, self.branch_horizon)
+        self.averaged_advantages = np.where(self.branched, averaged_advantages(self.estimates), self.estimates[..., 0])
         self.returns = gae + self.values
+        self._estimate_advantages(rewards[..., 0], gae, tails)
+
+    def _estimate_advantages(self, rewards: np.ndarray, gae: np.ndarray, tails: np.ndarray) -> None:
+        branched = self.branched
+        self.advantages = np.zeros(rewards.shape, dtype=np.float32)
+        self.weights = np.zeros(rewards.shape, dtype=np.float32)
+        self.advantages[branched], self.weights[branched] = ESTIMATORS[self.advantage](
+            rewards[branched], self.estimates[branched], tails[branched], self.tail_coef
+        )
+        if not branched.all():
+            self.advantages[~branched, 0] = gae[~branched] - gae[~branched].mean()
+            self.weights[~branched, 0] = 1.0
 
     def get(  # type: ignore[override]
         self, batch_size: int | None = None
@@ -182,15 +236,16 @@ class MultiSampleDictRolloutBuffer(MultiSampleMixin, DictRolloutBuffer):  # type
     """``DictRolloutBuffer`` with N sampled actions per state, see ``MultiSampleMixin``."""
 
 
-def check_n_samples(n_samples: int) -> None:
+def check_positive_integer(name: str, value: int) -> None:
     """
-    Check the number of sampled actions.
+    Check a number of samples or steps.
 
-    :param n_samples: what the user passed
+    :param name: name of the argument
+    :param value: what the user passed
     :raises InvalidArgumentError: if it is no positive integer
     """
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
-        raise InvalidArgumentError(f"`n_samples` must be an integer of at least 1, not {n_samples!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InvalidArgumentError(f"`{name}` must be an integer of at least 1, not {value!r}.")
 
 
 def check_advantage(advantage: str, names: Any) -> None:

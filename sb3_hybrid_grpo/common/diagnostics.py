@@ -18,7 +18,7 @@ def rollout_statistics(buffer: MultiSampleMixin) -> dict[str, float]:
     """
     return {
         "rollout/averaged_advantage_mean": float(buffer.averaged_advantages.mean()),
-        "rollout/group_std": float(buffer.estimates.std(axis=-1).mean()),
+        "rollout/group_std": float(buffer.estimates[buffer.branched].std(axis=-1).mean()) if buffer.branched.any() else 0.0,
     }
 
 

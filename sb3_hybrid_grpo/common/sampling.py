@@ -7,9 +7,11 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
     Distribution,
+    MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -17,7 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.common.type_aliases import Observations
+from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
 
 _CHUNK_BYTES = 2**24
 _MAX_CHUNK = 4096
@@ -40,6 +42,113 @@ def sample_actions(distribution: Distribution, n_samples: int) -> th.Tensor:
     if distribution.bijector is not None:
         actions = distribution.bijector.forward(actions)
     return actions.reshape(-1, n_samples, actions.shape[-1])
+
+
+def draw_noise(distribution: Distribution, n_states: int) -> th.Tensor:
+    """
+    Draw what ``actions_from_noise`` turns into a sample of the policy at each of E states.
+
+    Standard normal numbers for Gaussian policies, uniform ones for discrete policies. With gSDE the noise is that of the
+    first sample of each state, the same until the matrices are reset.
+
+    :param distribution: the policy's ``action_dist``
+    :param n_states: number of states E
+    :return: noise, [E, \\*noise_dims]
+    :raises InvalidArgumentError: if the distribution is none of SB3's
+    """
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        matrices = distribution.exploration_matrices
+        return matrices.reshape(n_states, -1, *matrices.shape[1:])[:, 0]
+    if type(distribution) is DiagGaussianDistribution:
+        return th.randn(n_states, distribution.action_dim)
+    if isinstance(distribution, CategoricalDistribution):
+        return th.rand(n_states)
+    if isinstance(distribution, MultiCategoricalDistribution):
+        return th.rand(n_states, len(distribution.action_dims))
+    if isinstance(distribution, BernoulliDistribution):
+        return th.rand(n_states, distribution.action_dims)
+    raise InvalidArgumentError(
+        f"Branches of several steps share the policy's noise, and how {type(distribution).__name__} turns noise into actions "
+        "is unknown: use a policy with one of SB3's distributions, or branch_horizon=1."
+    )
+
+
+def check_common_noise(policy: ActorCriticPolicy) -> None:
+    """
+    Check that branches can share the policy's noise.
+
+    :param policy: the policy
+    :raises InvalidArgumentError: if it turns noise into actions in a way of its own
+    """
+    draw_noise(policy.action_dist, 1)
+    if overrides_forward(policy):
+        raise InvalidArgumentError(
+            f"Branches of several steps share the policy's noise, but {type(policy).__name__} samples in a `forward` of its "
+            "own: override `get_distribution` instead, or use branch_horizon=1."
+        )
+
+
+def actions_from_noise(distribution: Distribution, noise: th.Tensor) -> th.Tensor:
+    """
+    Sample the policy at B states with given noise: equal noise gives equal actions at equal states.
+
+    :param distribution: the policy's distribution at B states
+    :param noise: what ``draw_noise`` returned for the states, [B, \\*noise_dims]
+    :return: actions, [B, \\*action_dims]
+    """
+    noise = noise.to(_parameters_of(distribution).device)
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        actions = distribution.distribution.mean + th.einsum("bf,bfa->ba", distribution._latent_sde, noise)
+        return actions if distribution.bijector is None else distribution.bijector.forward(actions)
+    if isinstance(distribution, DiagGaussianDistribution):
+        return distribution.distribution.mean + distribution.distribution.stddev * noise
+    if isinstance(distribution, CategoricalDistribution):
+        return _inverse_cdf(distribution.distribution.probs, noise)
+    if isinstance(distribution, MultiCategoricalDistribution):
+        parts = zip(distribution.distribution, noise.unbind(dim=1), strict=True)
+        return th.stack([_inverse_cdf(part.probs, part_noise) for part, part_noise in parts], dim=1)
+    assert isinstance(distribution, BernoulliDistribution)
+    return (noise < distribution.distribution.probs).float()
+
+
+def _parameters_of(distribution: Any) -> th.Tensor:
+    inner = distribution.distribution
+    parameters = inner[0].probs if isinstance(inner, list) else inner.mean
+    return parameters  # type: ignore[no-any-return]
+
+
+def _inverse_cdf(probs: th.Tensor, uniforms: th.Tensor) -> th.Tensor:
+    """Return the class at which the cumulative probability passes the uniform number, [B]."""
+    passed = probs.cumsum(dim=-1) <= uniforms[:, None]
+    return passed.sum(dim=-1).clamp(max=probs.shape[-1] - 1)
+
+
+def overrides_forward(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether a policy brings a ``forward`` of its own, which SB3 lets decide about actions, values and log-probabilities.
+
+    :param policy: the policy
+    :return: whether rollouts must call it
+    """
+    return type(policy).forward is not ActorCriticPolicy.forward
+
+
+def forward_samples(policy: ActorCriticPolicy, obs: PyTorchObs, n_samples: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """
+    Sample actions at each of E states by ``policy.forward``, with every state repeated N times.
+
+    :param policy: the policy
+    :param obs: states
+    :param n_samples: number of samples N
+    :return: actions [E, N, \\*action_dims], values [E] and log-probabilities [E, N]
+    """
+    if isinstance(obs, dict):
+        repeated: PyTorchObs = {key: part.repeat_interleave(n_samples, dim=0) for key, part in obs.items()}
+    else:
+        repeated = obs.repeat_interleave(n_samples, dim=0)
+    actions, values, log_prob = policy(repeated)
+    actions = actions.reshape(-1, n_samples, *actions.shape[1:])
+    return actions, values.reshape(-1, n_samples)[:, 0], log_prob.reshape(-1, n_samples)
 
 
 def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
@@ -131,7 +240,7 @@ def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_v
     :param with_values: whether values are needed
     """
     for rows in _chunks(buffer):
-        obs = obs_as_tensor(_flatten(buffer.observations, rows), policy.device)  # type: ignore[arg-type]
+        obs = obs_as_tensor(flatten_observations(buffer.observations, rows), policy.device)  # type: ignore[arg-type]
         actions = buffer.to_torch(buffer.actions[rows].astype(np.float32, copy=False)).flatten(end_dim=1)
         with th.no_grad():
             values, log_prob, _ = evaluate_actions(policy, obs, actions)
@@ -155,10 +264,16 @@ def chunk_size(space: spaces.Space[Any]) -> int:
     return int(np.clip(_CHUNK_BYTES // (4 * spaces.flatdim(space)), 1, _MAX_CHUNK))
 
 
-def _flatten(observations: Observations, rows: slice) -> Observations:
-    """Select rows of [T, E, ...] and merge the first two axes."""
+def flatten_observations(observations: Observations, rows: slice = slice(None)) -> Observations:
+    """
+    Merge the first two axes of observations.
+
+    :param observations: observations, [T, E, \\*obs_shape] or a dict of such arrays
+    :param rows: rows to select first
+    :return: observations, [T · E, \\*obs_shape] or a dict of such arrays
+    """
     if isinstance(observations, dict):
-        return {key: _flatten(part, rows) for key, part in observations.items()}  # type: ignore[misc]
+        return {key: flatten_observations(part, rows) for key, part in observations.items()}  # type: ignore[misc]
     assert isinstance(observations, np.ndarray)
     selected = observations[rows]
     return selected.reshape(-1, *selected.shape[2:])

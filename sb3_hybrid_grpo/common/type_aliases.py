@@ -1,6 +1,6 @@
 """Contracts shared by every room of the package: exceptions, sample tuples and the ``Brancher`` protocol."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -65,25 +65,42 @@ class Brancher(Protocol):
     """
     Source of the outcomes of actions that are not taken.
 
-    One macro-step is ``outcome = branch(actions)``, the committed ``env.step``, then ``observed(outcome)``:
-    statistics of ``VecNormalize`` move in the committed step, and every outcome of a macro-step must be
-    normalised with the same ones.
+    One macro-step is ``open`` with the first actions of all branches, ``advance`` as often as they go on, ``close``, then the
+    committed ``env.step``, then ``observed`` for each outcome: statistics of ``VecNormalize`` move in the committed step, and
+    every outcome of a macro-step must be normalised with the same ones. The environments are as they were whenever one of
+    the methods returns or raises.
     """
 
-    def branch(self, actions: np.ndarray) -> BranchOutcome:
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
-        Evaluate actions in the current state and leave the environment exactly as it was.
+        Open branches at the current states and take their first steps.
 
         :param actions: actions as the environment takes them, [E, n, \\*action_shape]
-        :return: their outcomes as the simulator returns them
-        :raises BranchError: if an environment raises; its state is restored first
+        :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all, this one included
+        :return: their outcomes, zero where not ``alive``
+        :raises BranchError: if an environment raises
         """
 
-    def observed(self, outcome: BranchOutcome) -> BranchOutcome:
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         """
-        Turn simulator outcomes of the last ``branch`` into what the policy sees, without side effects.
+        Take a further step in the open branches.
 
-        :param outcome: the last result of ``branch``, after the committed ``env.step``
+        :param actions: actions as the environment takes them, [E, n, \\*action_shape]
+        :param alive: which branches go on: none that has ended, [E, n]
+        :return: the outcomes, zero where not ``alive``
+        :raises BranchError: if an environment raises
+        """
+
+    def close(self) -> None:
+        """Forget the open branches."""
+
+    def observed(self, outcome: BranchOutcome, earlier: Sequence[BranchOutcome] = ()) -> BranchOutcome:
+        """
+        Turn simulator outcomes of the branches opened last into what the policy sees, without side effects.
+
+        :param outcome: what ``open`` or ``advance`` returned
+        :param earlier: the outcomes of the steps before it in the same branches
         :return: the outcome with the transformations of the vectorised wrappers applied
         """
 

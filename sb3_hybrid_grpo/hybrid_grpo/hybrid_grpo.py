@@ -1,8 +1,5 @@
 """Hybrid Group Relative Policy Optimization."""
 
-import copy
-import io
-import pathlib
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,23 +12,24 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, check_advantage, check_n_samples, multi_sample_buffer_class
-from sb3_hybrid_grpo.common.checkpoints import readable_checkpoint
+from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, sample
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, check_advantage, check_positive_integer, multi_sample_buffer_class
+from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, normalize, weighted_mean
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.sampling import (
     DeferredValues,
+    check_common_noise,
     evaluate_actions,
     evaluate_rollout,
     predict_values_only,
-    sample_actions,
     to_env_actions,
 )
 from sb3_hybrid_grpo.common.type_aliases import (
@@ -48,7 +46,7 @@ PAPER_SETTINGS: Mapping[str, Any] = {"advantage": "averaged", "reward_transform"
 """Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
 
 
-class HybridGRPO(OnPolicyAlgorithm):
+class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     """
     Hybrid Group Relative Policy Optimization (Hybrid GRPO)
 
@@ -100,6 +98,10 @@ class HybridGRPO(OnPolicyAlgorithm):
     :param reward_transform: Function of rewards applied before advantages are computed: ``"identity"``, ``"tanh"`` (the
         paper's), ``"scaled_tanh"``, ``"zscore"``, a ``RewardTransform`` or a function on arrays
     :param reward_transform_kwargs: Keyword arguments of a named reward transform
+    :param branch_horizon: Number of steps K in each branch: the first with the sampled action, the others with the policy and
+        the noise of the committed trajectory. The value after the last one is bootstrapped.
+    :param branch_lambda: λ of the mix of the K-step return with those of fewer steps; 1 is the K-step return alone
+    :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage
     :param brancher: Where the outcomes of actions come from that are not committed: ``"auto"`` (exact snapshots of the
         environment), or a callable that makes a ``Brancher`` for a ``VecEnv``
     :raises InvalidArgumentError: if an argument has a value that cannot work
@@ -150,6 +152,9 @@ class HybridGRPO(OnPolicyAlgorithm):
         tail_coef: float = 1.0,
         reward_transform: AnyRewardTransform = "scaled_tanh",
         reward_transform_kwargs: dict[str, Any] | None = None,
+        branch_horizon: int = 1,
+        branch_lambda: float = 1.0,
+        branch_fraction: float = 1.0,
         brancher: str | BrancherFactory = "auto",
     ) -> None:
         super().__init__(
@@ -186,6 +191,9 @@ class HybridGRPO(OnPolicyAlgorithm):
         self.tail_coef = tail_coef
         self.reward_transform = reward_transform
         self.reward_transform_kwargs = reward_transform_kwargs
+        self.branch_horizon = branch_horizon
+        self.branch_lambda = branch_lambda
+        self.branch_fraction = branch_fraction
         self.brancher = brancher
         self.num_simulator_steps = 0
         self._brancher: Brancher | None = None
@@ -197,8 +205,15 @@ class HybridGRPO(OnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         if not issubclass(self.policy_class, ActorCriticPolicy):
             raise InvalidArgumentError(f"{self.policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
-        check_n_samples(self.n_samples)
+        check_positive_integer("n_samples", self.n_samples)
         check_advantage(self.advantage, self.advantage_names)
+        check_positive_integer("branch_horizon", self.branch_horizon)
+        if not 0 <= self.branch_lambda <= 1:
+            raise InvalidArgumentError(f"`branch_lambda` must be between 0 and 1, not {self.branch_lambda}.")
+        if not 0 < self.branch_fraction <= 1:
+            raise InvalidArgumentError(
+                f"`branch_fraction` must be above 0 and at most 1, not {self.branch_fraction}. n_samples=1 branches no state."
+            )
         if not np.isfinite(self.tail_coef):
             raise InvalidArgumentError(f"`tail_coef` must be a finite number, not {self.tail_coef}.")
         if isinstance(self.clip_range_vf, float | int):
@@ -228,11 +243,16 @@ class HybridGRPO(OnPolicyAlgorithm):
             "advantage": self.advantage,
             "tail_coef": self.tail_coef,
             "reward_transform": self.reward_transform,
+            "branch_horizon": self.branch_horizon,
+            "branch_lambda": self.branch_lambda,
             **chosen_kwargs,
         }
         super()._setup_model()
         self.rollout_buffer_class, self.rollout_buffer_kwargs = chosen_class, chosen_kwargs
 
+        if self.branch_horizon > 1:
+            check_common_noise(self.policy)
+        self._branch_rng = np.random.default_rng(self.seed)
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
@@ -278,25 +298,28 @@ class HybridGRPO(OnPolicyAlgorithm):
         rollout_buffer.reset()
         if self.use_sde:
             self.policy.reset_noise(n_envs * n_samples)
+        noise = NoiseAhead(self.policy, n_envs, self.branch_horizon)
 
         callback.on_rollout_start()
 
         while n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(n_envs * n_samples)
+                noise.reset()
 
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                actions = sample_actions(self.policy.get_distribution(obs_tensor), n_samples).cpu().numpy()
-            actions = actions.reshape(n_envs, n_samples, *self.action_space.shape)  # type: ignore[misc]
+                samples, values, log_probs = sample(self.policy, obs_tensor, n_samples, noise)
+            actions = samples.cpu().numpy().reshape(n_envs, n_samples, *self.action_space.shape)  # type: ignore[misc]
             clipped_actions = to_env_actions(self.policy, actions)
 
-            outcome = self._brancher.branch(clipped_actions[:, 1:]) if self._brancher is not None else None
+            branches = self._branch(clipped_actions[:, 1:], noise.later)
             new_obs, rewards, dones, infos = env.step(clipped_actions[:, 0])
             check_outcome(new_obs, rewards)
+            noise.advance()
 
             self.num_timesteps += n_envs
-            self.num_simulator_steps += n_envs * n_samples
+            self.num_simulator_steps += n_envs + (branches.n_simulator_steps if branches else 0)
 
             callback.update_locals(locals())
             if not callback.on_step():
@@ -304,40 +327,35 @@ class HybridGRPO(OnPolicyAlgorithm):
 
             self._update_info_buffer(infos, dones)
 
-            sample_rewards = np.empty((n_envs, n_samples), dtype=np.float32)
-            terminated = np.empty((n_envs, n_samples), dtype=bool)
-            terminal_values = np.zeros((n_envs, n_samples), dtype=np.float32)
-            sample_rewards[:, 0], terminated[:, 0] = rewards, dones
-            for idx in np.flatnonzero(dones):
-                terminal_obs = infos[idx].get("terminal_observation")
-                if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
-                    terminated[idx, 0] = False
-                    terminal_values[idx, 0] = self._terminal_value(terminal_obs)
-            if self._brancher is not None and outcome is not None:
-                outcome = self._brancher.observed(outcome)
-                check_outcome(outcome.observations, outcome.rewards)
-                sample_rewards[:, 1:], terminated[:, 1:] = outcome.rewards, outcome.terminated
-                if self.uses_critic:
-                    deferred_values.write(outcome.observations, rollout_buffer.next_values[n_steps, :, 1:])
-
+            macro_step = MacroStep(n_envs, n_samples, self.branch_horizon)
+            macro_step.commit(rewards, dones, infos, self._terminal_value)
+            branch_observations = macro_step.add(branches) if branches else []
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 actions,
-                sample_rewards,
+                macro_step.rewards,
                 self._last_episode_starts,  # type: ignore[arg-type]
-                next_value=terminal_values,
-                terminated=terminated,
+                values,
+                log_probs,
+                next_value=macro_step.next_values,
+                terminated=macro_step.terminated,
+                alive=macro_step.alive,
             )
+            if self.uses_critic:
+                for k, branch_obs in enumerate(branch_observations):
+                    deferred_values.write(branch_obs, rollout_buffer.branch_next_values[n_steps, :, 1:, k])
+
             n_steps += 1
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
 
         deferred_values.flush()
-        evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
+        if log_probs is None:
+            evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
         with th.no_grad():
-            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+            last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
 
-        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
         self.logger.record("time/simulator_steps", self.num_simulator_steps)
         for name, value in rollout_statistics(rollout_buffer).items():
@@ -346,6 +364,14 @@ class HybridGRPO(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _branch(self, actions: np.ndarray, noise: list[th.Tensor]) -> BranchPaths | None:
+        if self._brancher is None:
+            return None
+        branched = np.ones(len(actions), dtype=bool)
+        if self.branch_fraction < 1:
+            branched = self._branch_rng.random(len(actions)) < self.branch_fraction
+        return BranchPaths(self.policy, self._brancher, actions, branched, noise)
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():
@@ -486,45 +512,3 @@ class HybridGRPO(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_brancher"]
-
-    @classmethod
-    def load(
-        cls: type[SelfHybridGRPO],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfHybridGRPO:
-        """
-        Load a model from a zip-file of this algorithm or of PPO, as in SB3.
-
-        :param path: path to the file, or a file-like
-        :param env: the new environment to run the loaded model on
-        :param kwargs: further arguments, and arguments of the constructor to change
-        :return: new model instance with loaded parameters
-        :raises CheckpointError: if the file is damaged or holds another kind of model
-        """
-        with readable_checkpoint(path):
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters from a zip-file or a nested dictionary, as in SB3; if that fails, keep those of before.
-
-        :param load_path_or_dict: Location of the saved data, or a nested dictionary of parameters
-        :param exact_match: whether the given parameters must include each of the model's
-        :param device: Device on which the code should run
-        :raises CheckpointError: if the file is damaged or holds no model
-        """
-        before = copy.deepcopy(self.get_parameters())
-        try:
-            with readable_checkpoint(load_path_or_dict):
-                super().set_parameters(load_path_or_dict, exact_match, device)
-        except Exception:
-            super().set_parameters(before)  # type: ignore[arg-type]
-            raise

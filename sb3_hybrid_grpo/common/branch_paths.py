@@ -1,0 +1,217 @@
+"""Branches of several steps: what happens when the policy goes on from each sampled action."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_hybrid_grpo.common.diagnostics import check_outcome
+from sb3_hybrid_grpo.common.sampling import (
+    actions_from_noise,
+    draw_noise,
+    flatten_observations,
+    forward_samples,
+    overrides_forward,
+    sample_actions,
+    to_env_actions,
+)
+from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchOutcome, Observations
+
+
+class BranchStep(NamedTuple):
+    """
+    One step of all branches.
+
+    :param outcome: what the simulators returned, meaningful where a branch is alive
+    :param alive: whether a branch took the step, [E, n]
+    """
+
+    outcome: BranchOutcome
+    alive: np.ndarray
+
+
+class BranchPaths:
+    """
+    The branches of one macro-step, followed until the policy's noise is used up or all of them have ended.
+
+    The environments are left as they were, also if something raises.
+
+    :param policy: the policy that goes on after the first step
+    :param brancher: source of the outcomes
+    :param actions: first actions for the environments, [E, n, \\*action_shape]
+    :param branched: whether an environment is branched at all, [E]
+    :param noise: the policy's noise in each further step, shared by the branches of a state
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        brancher: Brancher,
+        actions: np.ndarray,
+        branched: np.ndarray,
+        noise: Sequence[th.Tensor] = (),
+    ) -> None:
+        self._brancher = brancher
+        self.steps: list[BranchStep] = []
+        if not branched.any():
+            return
+        alive = np.repeat(branched[:, None], actions.shape[1], axis=1)
+        self.steps.append(BranchStep(brancher.open(actions, alive, horizon=1 + len(noise)), alive))
+        try:
+            for step_noise in noise:
+                outcome, alive = self.steps[-1]
+                alive = alive & ~(outcome.terminated | outcome.truncated)
+                if not alive.any():
+                    break
+                actions = _act(policy, self.observed(len(self.steps) - 1), step_noise)
+                self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
+        finally:
+            brancher.close()
+
+    def observed(self, k: int) -> BranchOutcome:
+        """
+        Return what the policy sees of a step, with the statistics that the vectorised wrappers have now.
+
+        :param k: index of the step
+        :return: its outcome after the wrappers
+        """
+        return self._brancher.observed(self.steps[k].outcome, [step.outcome for step in self.steps[:k]])
+
+    @property
+    def n_simulator_steps(self) -> int:
+        """Number of simulator steps taken."""
+        return sum(int(step.alive.sum()) for step in self.steps)
+
+
+def _act(policy: ActorCriticPolicy, observed: BranchOutcome, noise: th.Tensor) -> np.ndarray:
+    n_envs, n_branches = observed.rewards.shape
+    with th.no_grad():
+        obs = obs_as_tensor(flatten_observations(observed.observations), policy.device)  # type: ignore[arg-type]
+        actions = actions_from_noise(policy.get_distribution(obs), noise.repeat_interleave(n_branches, dim=0))
+    shape = (n_envs, n_branches, *policy.action_space.shape)  # type: ignore[misc]
+    return to_env_actions(policy, actions.cpu().numpy().reshape(shape))
+
+
+class NoiseAhead:
+    """
+    The noise of the committed actions, drawn K steps ahead.
+
+    Branches go on with the noise that the committed trajectory will have: what tells them apart is their first action. With
+    a single step nothing is shared, and the policy draws for itself.
+
+    :param policy: the policy
+    :param n_envs: number of environments E
+    :param horizon: number of steps K
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int, horizon: int) -> None:
+        self._policy = policy
+        self._n_envs = n_envs
+        self._noise: deque[th.Tensor] = deque(maxlen=horizon)
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw anew, as after gSDE's matrices were sampled."""
+        for _ in range(self._noise.maxlen or 0):
+            self.advance()
+
+    def advance(self) -> None:
+        """Go on to the next committed step."""
+        if self._noise.maxlen != 1:
+            self._noise.append(draw_noise(self._policy.action_dist, self._n_envs))
+
+    @property
+    def now(self) -> th.Tensor | None:
+        """Noise of the committed actions of this step, [E, \\*noise_dims]."""
+        return self._noise[0] if self._noise else None
+
+    @property
+    def later(self) -> list[th.Tensor]:
+        """Noise of the K - 1 steps after it."""
+        return list(self._noise)[1:]
+
+
+def sample(
+    policy: ActorCriticPolicy, obs: PyTorchObs, n_samples: int, noise: NoiseAhead
+) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
+    """
+    Sample N actions at each of E states.
+
+    :param policy: the policy
+    :param obs: states
+    :param n_samples: number of samples N
+    :param noise: noise of the committed actions
+    :return: actions [E, N, \\*action_dims], and values [E] and log-probabilities [E, N] if the policy decides about them in a
+        ``forward`` of its own
+    """
+    if overrides_forward(policy):
+        return forward_samples(policy, obs, n_samples)
+    distribution = policy.get_distribution(obs)
+    actions = sample_actions(distribution, n_samples)
+    if noise.now is not None:
+        actions[:, 0] = actions_from_noise(distribution, noise.now)
+    return actions, None, None
+
+
+class MacroStep:
+    """
+    What the N actions of one macro-step led to, as the buffer takes it.
+
+    :param n_envs: number of environments E
+    :param n_samples: number of samples N
+    :param horizon: number of steps K of a branch
+    """
+
+    def __init__(self, n_envs: int, n_samples: int, horizon: int) -> None:
+        shape = (n_envs, n_samples, horizon)
+        self.rewards = np.zeros(shape, dtype=np.float32)
+        self.next_values = np.zeros(shape, dtype=np.float32)
+        self.terminated = np.zeros(shape, dtype=bool)
+        self.alive = np.zeros(shape, dtype=bool)
+
+    def commit(
+        self,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: Sequence[dict[str, Any]],
+        terminal_value: Callable[[Any], float],
+    ) -> None:
+        """
+        Take in the committed step. As in SB3, an episode that was cut off goes on with the value of its last observation.
+
+        :param rewards: rewards, [E]
+        :param dones: whether the episode ended, [E]
+        :param infos: the environments' infos
+        :param terminal_value: values an observation
+        """
+        self.rewards[:, 0, 0] = rewards
+        self.terminated[:, 0, 0] = dones
+        self.alive[:, 0, 0] = True
+        for idx in map(int, np.flatnonzero(dones)):
+            terminal_obs = infos[idx].get("terminal_observation")
+            if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
+                self.terminated[idx, 0, 0] = False
+                self.next_values[idx, 0, 0] = terminal_value(terminal_obs)
+
+    def add(self, branches: BranchPaths) -> list[Observations]:
+        """
+        Take in the branches, after the committed step.
+
+        :param branches: the branches of the macro-step
+        :return: their next observations step by step, [E, N - 1, \\*obs_shape] or dicts of such arrays
+        :raises InvalidOutcomeError: if there is NaN or infinity among them
+        """
+        observations = []
+        for k, step in enumerate(branches.steps):
+            outcome = branches.observed(k)
+            check_outcome(outcome.observations, outcome.rewards)
+            self.rewards[:, 1:, k] = outcome.rewards
+            self.terminated[:, 1:, k] = outcome.terminated
+            self.alive[:, 1:, k] = step.alive
+            observations.append(outcome.observations)
+        return observations

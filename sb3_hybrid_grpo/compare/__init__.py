@@ -1,0 +1,1 @@
+"""The main job: train several algorithms with identical hyperparameters and show how they compare."""

@@ -1,0 +1,127 @@
+"""Command line of the main job."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import gymnasium as gym
+
+from sb3_hybrid_grpo.compare.folder import ResultsFolder
+from sb3_hybrid_grpo.compare.pool import train_all
+from sb3_hybrid_grpo.compare.settings import ALGORITHMS, HYPERPARAM_DEFAULTS, ZOO_HYPERPARAMS, Run, Settings, parse_hyperparam
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Train, compare and report.
+
+    :param argv: arguments of the command line, ``sys.argv`` by default
+    :return: exit code: 0 if every run finished, 1 if any failed, 130 after Ctrl-C
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+
+        from sb3_hybrid_grpo.compare import display, report
+    except ModuleNotFoundError as error:
+        if error.name not in ("matplotlib", "rich"):
+            raise
+        parser.exit(1, f'{error.name} is missing: pip install "sb3-hybrid-grpo[main]" installs what this command needs\n')
+    try:
+        settings = _settings(arguments)
+        runs = [Run(algo, seed) for seed in range(arguments.seeds) for algo in _algorithms(arguments.algos)]
+        folder = ResultsFolder(arguments.out or Path("results", re.sub(r"\W", "-", settings.env)), settings)
+    except (ValueError, ImportError, gym.error.Error) as error:
+        parser.error(str(error))
+
+    console = Console(highlight=False)
+    todo = [run for run in runs if not folder.is_finished(run)]
+    finished = len(runs) - len(todo)
+    console.print(f"{len(todo)} runs to do, {finished} finished before. Results: {escape(str(folder.path))}", soft_wrap=True)
+    failures: dict[Run, str] = {}
+    interrupted = False
+    try:
+        with closing(train_all(todo, settings, folder, arguments.jobs)) as updates:
+            failures = display.follow(updates, len(todo), settings.timesteps, console) if todo else {}
+    except KeyboardInterrupt:
+        interrupted = True
+        console.print("Interrupted. Finished runs are kept, and the same command goes on with the others.")
+    evaluations = folder.collect()
+    if evaluations:
+        curves = report.curves_by_algorithm(evaluations)
+        report.save_curves(curves, settings.env, folder.path / "curves.png")
+        console.print(report.summary_table(curves, settings.env))
+    if failures:
+        console.print(f"[red]{len(failures)} of {len(todo)} runs failed:[/red] {', '.join(run.name for run in failures)}")
+    return _INTERRUPTED if interrupted else int(bool(failures))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_hybrid_grpo",
+        description="Train several algorithms with identical hyperparameters on one environment and compare them. "
+        "Rerunning into the same folder trains only what is missing there.",
+    )
+    add = parser.add_argument
+    add("--env", default="Pendulum-v1", help="environment id (default: %(default)s)")
+    add("--timesteps", type=_positive, default=40_000, help="committed steps per run (default: %(default)s)")
+    add("--seeds", type=_positive, default=3, help="runs per algorithm (default: %(default)s)")
+    add("--algos", default=",".join(ALGORITHMS), help="algorithms, separated by commas (default: %(default)s)")
+    add("--n-samples", type=_positive, default=4, help="actions sampled per state (default: %(default)s)")
+    add("--out", type=Path, help="folder for the results (default: results/ENV)")
+    add(
+        "--jobs",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        help="runs at the same time (default: one per core)",
+    )
+    add("--device", default="cpu", help="device to train on (default: %(default)s)")
+    add("--eval-every", type=_positive, help="committed steps between evaluations (default: timesteps / 20)")
+    add("--eval-episodes", type=_positive, default=10, help="episodes per evaluation (default: %(default)s)")
+    add(
+        "--hyperparams",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"for all algorithms alike: {', '.join(HYPERPARAM_DEFAULTS)}. Default: the RL Zoo's settings of PPO "
+        f"for {' and '.join(ZOO_HYPERPARAMS)}, else PPO's own defaults",
+    )
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    gym.make(arguments.env).close()
+    return Settings(
+        env=arguments.env,
+        timesteps=arguments.timesteps,
+        n_samples=arguments.n_samples,
+        hyperparams={**ZOO_HYPERPARAMS.get(arguments.env, {}), **dict(map(parse_hyperparam, arguments.hyperparams))},
+        eval_every=arguments.eval_every or max(arguments.timesteps // 20, 1),
+        eval_episodes=arguments.eval_episodes,
+        device=arguments.device,
+    )
+
+
+def _algorithms(text: str) -> list[str]:
+    algos = list(dict.fromkeys(text.split(",")))
+    unknown = [algo for algo in algos if algo not in ALGORITHMS]
+    if unknown:
+        raise ValueError(f"unknown algorithms: {', '.join(map(repr, unknown))}; valid ones: {', '.join(ALGORITHMS)}")
+    return algos
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return value

@@ -1,0 +1,111 @@
+"""The folder that a comparison writes: what is in it decides which runs are still to do."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_hybrid_grpo.compare.settings import Run, Settings
+from sb3_hybrid_grpo.compare.training import Evaluation
+
+
+class ResultsFolder:
+    """
+    Checkpoints, learning curves and settings of one comparison.
+
+    A run is finished once its curve is in ``runs/``, which is written last. The folder belongs to one
+    set of settings; more algorithms and seeds can be added to it at any time.
+
+    :param path: the folder, made if it does not exist
+    :param settings: settings of the comparison
+    :raises ValueError: if the folder holds a comparison with other settings
+    """
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        self._curves = path / "runs"
+        self._curves.mkdir(parents=True, exist_ok=True)
+        self._claim(path / "settings.json", json.loads(json.dumps(asdict(settings))))
+
+    def checkpoint(self, run: Run) -> Path:
+        """
+        Where the trained model of a run is.
+
+        :param run: algorithm and seed
+        :return: path of the zip file
+        """
+        return self.path / f"{run.name}.zip"
+
+    def traceback(self, run: Run) -> Path:
+        """
+        Where the traceback of a failed run is.
+
+        :param run: algorithm and seed
+        :return: path of the text file
+        """
+        return self._curves / f"{run.name}.traceback.txt"
+
+    def is_finished(self, run: Run) -> bool:
+        """
+        Whether a run has left everything it leaves.
+
+        :param run: algorithm and seed
+        :return: True if there is nothing left to do for it
+        """
+        return self._curve(run).exists() and self.checkpoint(run).exists()
+
+    def save(self, run: Run, model: OnPolicyAlgorithm, evaluations: Iterable[Evaluation]) -> None:
+        """
+        Keep a finished run.
+
+        :param run: algorithm and seed
+        :param model: the trained model
+        :param evaluations: its learning curve
+        """
+        model.save(self.checkpoint(run))
+        _write_csv(self._curve(run), evaluations)
+        self.traceback(run).unlink(missing_ok=True)
+
+    def collect(self) -> list[Evaluation]:
+        """
+        Collect the learning curves of all finished runs, and write them to ``results.csv``.
+
+        :return: all evaluations, one run after the other
+        """
+        evaluations = [point for path in sorted(self._curves.glob("*.csv")) for point in _read_csv(path)]
+        _write_csv(self.path / "results.csv", evaluations)
+        return evaluations
+
+    def _curve(self, run: Run) -> Path:
+        return self._curves / f"{run.name}.csv"
+
+    def _claim(self, path: Path, settings: dict[str, object]) -> None:
+        if not path.exists():
+            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            return
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differences = [f"{name} is {found.get(name)} there" for name in settings if found.get(name) != settings[name]]
+        if differences:
+            raise ValueError(
+                f"{self.path} holds a comparison with other settings ({', '.join(differences)}): "
+                "choose another folder, or delete it to start over"
+            )
+
+
+def _write_csv(path: Path, evaluations: Iterable[Evaluation]) -> None:
+    partial = path.with_suffix(".part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Evaluation._fields)
+        writer.writerows(evaluations)
+    os.replace(partial, path)
+
+
+def _read_csv(path: Path) -> list[Evaluation]:
+    with path.open(newline="", encoding="utf-8") as file:
+        types = Evaluation.__annotations__
+        return [Evaluation(**{name: types[name](text) for name, text in row.items()}) for row in csv.DictReader(file)]

@@ -1,0 +1,157 @@
+"""What a comparison runs: algorithms, shared hyperparameters, and how both become a model."""
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
+
+ALGORITHMS: Mapping[str, tuple[type[OnPolicyAlgorithm], Mapping[str, Any]]] = {
+    "hybrid_grpo": (HybridGRPO, {}),
+    "ppo": (PPO, {}),
+    "grpo": (GRPO, {}),
+    "paper": (HybridGRPO, PAPER_SETTINGS),
+}
+
+# PPO's entries in the RL Zoo. Every other environment gets PPO's own defaults and a single copy of itself.
+ZOO_HYPERPARAMS: Mapping[str, Mapping[str, Any]] = {
+    "Pendulum-v1": {
+        "n_envs": 4,
+        "n_steps": 1024,
+        "gae_lambda": 0.95,
+        "gamma": 0.9,
+        "n_epochs": 10,
+        "ent_coef": 0.0,
+        "learning_rate": 1e-3,
+        "clip_range": 0.2,
+        "use_sde": True,
+        "sde_sample_freq": 4,
+    },
+    "CartPole-v1": {
+        "n_envs": 8,
+        "n_steps": 32,
+        "batch_size": 256,
+        "gae_lambda": 0.8,
+        "gamma": 0.98,
+        "n_epochs": 20,
+        "ent_coef": 0.0,
+        "learning_rate": "lin_0.001",
+        "clip_range": "lin_0.2",
+    },
+}
+
+_SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+_TUNABLE = (
+    *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "clip_range_vf"),
+    *("normalize_advantage", "ent_coef", "vf_coef", "max_grad_norm", "use_sde", "sde_sample_freq", "target_kl"),
+    "policy_kwargs",
+)
+HYPERPARAM_DEFAULTS: Mapping[str, Any] = {
+    "n_envs": 1,
+    **{name: inspect.signature(PPO).parameters[name].default for name in _TUNABLE},
+}
+
+
+class Run(NamedTuple):
+    """
+    One training run of a comparison.
+
+    :param algo: name of the algorithm, a key of ``ALGORITHMS``
+    :param seed: seed of the run
+    """
+
+    algo: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Stem of the files that belong to this run."""
+        return f"{self.algo}_{self.seed}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What all runs of a comparison share.
+
+    :param env: environment id
+    :param timesteps: committed steps to train for, rounded up to whole rollouts by SB3
+    :param n_samples: actions sampled per state by the algorithms that sample several
+    :param hyperparams: arguments of PPO's constructor, and ``n_envs``
+    :param eval_every: committed steps between two evaluations
+    :param eval_episodes: episodes per evaluation
+    :param device: device to train on
+    """
+
+    env: str
+    timesteps: int
+    n_samples: int
+    hyperparams: Mapping[str, Any]
+    eval_every: int
+    eval_episodes: int
+    device: str
+
+
+def parse_hyperparam(text: str) -> tuple[str, Any]:
+    """
+    Read ``key=value``; the value is a Python literal, or ``lin_x`` for a schedule that falls linearly from x to 0.
+
+    :param text: what the user wrote
+    :return: name and value
+    :raises ValueError: if the name is unknown or the value has the wrong type
+    """
+    name, separator, literal = text.partition("=")
+    if not separator:
+        raise ValueError(f"{text!r} is not of the form key=value")
+    if name not in HYPERPARAM_DEFAULTS:
+        raise ValueError(f"unknown hyperparameter {name!r}; valid ones: {', '.join(HYPERPARAM_DEFAULTS)}")
+    if name in _SCHEDULED and literal.startswith("lin_"):
+        float(literal.removeprefix("lin_"))
+        return name, literal
+    try:
+        value = ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"the value of {name} is not a Python literal: {literal!r}") from None
+    default = HYPERPARAM_DEFAULTS[name]
+    expected = (int, float) if isinstance(default, float) else (object if default is None else type(default),)
+    if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise ValueError(f"{name} must be of type {type(default).__name__}, not {value!r}")
+    return name, value
+
+
+def build_model(settings: Settings, run: Run, env: VecEnv) -> OnPolicyAlgorithm:
+    """
+    Make the model of a run. Each constructor receives those of the shared settings that it knows.
+
+    :param settings: settings of the comparison
+    :param run: algorithm and seed
+    :param env: the training environment
+    :return: the untrained model
+    """
+    algorithm, preset = ALGORITHMS[run.algo]
+    arguments = {name: _schedule(value) for name, value in settings.hyperparams.items()}
+    arguments |= {"n_samples": settings.n_samples, "seed": run.seed, "device": settings.device, **preset}
+    known = inspect.signature(algorithm).parameters
+    policy = _policy_for(env.observation_space)
+    return algorithm(policy=policy, env=env, **{name: value for name, value in arguments.items() if name in known})
+
+
+def _schedule(value: Any) -> Any:
+    if isinstance(value, str):
+        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    return value
+
+
+def _policy_for(observation_space: spaces.Space[Any]) -> str:
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(observation_space) else "MlpPolicy"

@@ -1,0 +1,302 @@
+import csv
+import io
+import multiprocessing
+import runpy
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
+from sb3_hybrid_grpo.compare import cli, display, report, training
+from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, parse_hyperparam
+from sb3_hybrid_grpo.compare.training import Evaluation
+
+TINY = [
+    "--env",
+    "CartPole-v1",
+    "--timesteps",
+    "128",
+    "--eval-episodes",
+    "2",
+    "--hyperparams",
+    "n_steps=16",
+    "batch_size=32",
+    "n_envs=2",
+]
+
+
+def make_settings(**overrides) -> Settings:
+    defaults = {
+        "env": "CartPole-v1",
+        "timesteps": 64,
+        "n_samples": 2,
+        "hyperparams": {"n_envs": 2, "n_steps": 8, "batch_size": 16, "gamma": 0.8, "gae_lambda": 0.7, "clip_range": "lin_0.4"},
+        "eval_every": 32,
+        "eval_episodes": 2,
+        "device": "cpu",
+    }
+    return Settings(**{**defaults, **overrides})
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("n_steps=64", ("n_steps", 64)),
+        ("gamma=1", ("gamma", 1)),
+        ("use_sde=True", ("use_sde", True)),
+        ("target_kl=None", ("target_kl", None)),
+        ("clip_range=lin_0.2", ("clip_range", "lin_0.2")),
+        ("policy_kwargs={'net_arch': [8]}", ("policy_kwargs", {"net_arch": [8]})),
+    ],
+)
+def test_hyperparameters_are_read(text, expected):
+    assert parse_hyperparam(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gamma", "key=value"),
+        ("gama=0.9", "valid ones: n_envs, learning_rate"),
+        ("n_steps=1.5", "n_steps must be of type int"),
+        ("n_steps=True", "n_steps must be of type int"),
+        ("use_sde=1", "use_sde must be of type bool"),
+        ("gamma='0.9'", "gamma must be of type float"),
+        ("gamma=__import__('os').getcwd()", "not a Python literal"),
+        ("n_steps=lin_3", "not a Python literal"),
+        ("clip_range=lin_x", "could not convert string to float"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_hyperparam(text)
+
+
+@pytest.mark.parametrize(
+    ("algo", "expected"), [("hybrid_grpo", HybridGRPO), ("ppo", PPO), ("grpo", GRPO), ("paper", HybridGRPO)]
+)
+def test_every_algorithm_gets_the_shared_settings(algo, expected):
+    model = build_model(make_settings(), Run(algo, seed=7), make_vec_env("CartPole-v1", n_envs=2))
+    assert type(model) is expected
+    assert (model.n_steps, model.batch_size, model.gamma, model.seed) == (8, 16, 0.8, 7)
+    assert model.clip_range(0.5) == pytest.approx(0.2)
+    if algo in ("hybrid_grpo", "ppo", "paper"):
+        assert model.gae_lambda == 0.7
+    if algo != "ppo":
+        assert model.n_samples == 2
+    if algo == "paper":
+        assert model.advantage == PAPER_SETTINGS["advantage"]
+
+
+@pytest.mark.parametrize(("algo", "branches"), [("ppo", 1), ("hybrid_grpo", 2)])
+def test_evaluations_follow_the_steps_and_stop_the_clock(algo, branches, monkeypatch):
+    evaluate_policy = training.evaluate_policy
+
+    def slow_evaluation(*args, **kwargs):
+        time.sleep(0.5)
+        return evaluate_policy(*args, **kwargs)
+
+    monkeypatch.setattr(training, "evaluate_policy", slow_evaluation)
+    start = time.perf_counter()
+    model, evaluations = training.train(make_settings(), Run(algo, 0), lambda steps, last_return: None)
+    elapsed = time.perf_counter() - start
+    assert model.num_timesteps == 64
+    assert [point.committed_steps for point in evaluations] == [0, 32, 64]
+    assert [point.simulator_steps for point in evaluations] == [0, 32 * branches, 64 * branches]
+    seconds = [point.seconds for point in evaluations]
+    assert sorted(seconds) == seconds
+    assert seconds[-1] < elapsed - 3 * 0.5
+    assert all(point.return_mean >= 1 for point in evaluations)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "hybrid_grpo"])
+def test_evaluations_do_not_change_the_training(algo):
+    def parameters(settings):
+        model, _ = training.train(settings, Run(algo, 3), lambda steps, last_return: None)
+        return np.concatenate([value.detach().numpy().ravel() for value in model.policy.parameters()])
+
+    rarely, often = make_settings(eval_every=1000), make_settings(eval_every=1)
+    np.testing.assert_array_equal(parameters(rarely), parameters(often))
+
+
+def test_curves_are_grouped_and_summarised():
+    def point(algo, seed, steps, value):
+        return Evaluation(algo, "Env-v0", seed, steps, 4 * steps, steps / 10, value, 0.0)
+
+    evaluations = [
+        point("ppo", 0, 0, 1.0),
+        point("ppo", 0, 50, 5.0),
+        point("hybrid_grpo", 0, 0, 1.0),
+        point("hybrid_grpo", 0, 50, 10.0),
+        point("hybrid_grpo", 1, 0, 3.0),
+        point("hybrid_grpo", 1, 50, 14.0),
+    ]
+    curves = report.curves_by_algorithm(evaluations)
+    assert list(curves) == ["hybrid_grpo", "ppo"]
+    np.testing.assert_array_equal(curves["hybrid_grpo"].returns, [[1, 10], [3, 14]])
+    np.testing.assert_array_equal(curves["ppo"].seconds, [[0, 5]])
+
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(report.summary_table(curves, "Env-v0"))
+    lines = console.export_text().splitlines()
+    assert next(line.split() for line in lines if "hybrid_grpo" in line) == "hybrid_grpo 2 12.0 ± 2.8 50 200 5.0".split()
+    assert next(line.split() for line in lines if "ppo" in line) == "ppo 1 5.0 50 200 5.0".split()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    assert cli.main([*TINY, "--algos", "hybrid_grpo,ppo", "--seeds", "1", "--jobs", "2", "--out", str(out)]) == 0
+    return out
+
+
+def test_main_job_writes_curves_results_and_checkpoints(finished):
+    rows = read_rows(finished / "results.csv")
+    assert list(rows[0]) == list(Evaluation._fields)
+    assert {(row["algo"], row["env"], row["seed"]) for row in rows} == {
+        ("hybrid_grpo", "CartPole-v1", "0"),
+        ("ppo", "CartPole-v1", "0"),
+    }
+    steps = {algo: [int(row["committed_steps"]) for row in rows if row["algo"] == algo] for algo in ("hybrid_grpo", "ppo")}
+    assert steps["hybrid_grpo"] == steps["ppo"] == [0, 32, 64, 96, 128]
+    last = next(row for row in rows if row["algo"] == "hybrid_grpo" and row["committed_steps"] == "128")
+    assert int(last["simulator_steps"]) > 128
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert PPO.load(finished / "ppo_0.zip").num_timesteps == 128
+    assert HybridGRPO.load(finished / "hybrid_grpo_0.zip").num_timesteps == 128
+
+
+def test_rerun_trains_only_what_is_missing(finished, capsys):
+    kept = (finished / "ppo_0.zip").stat().st_mtime_ns
+    (finished / "hybrid_grpo_0.zip").unlink()
+    assert cli.main([*TINY, "--algos", "hybrid_grpo,ppo", "--seeds", "1", "--out", str(finished)]) == 0
+    assert "1 runs to do, 1 finished before" in capsys.readouterr().out
+    assert (finished / "hybrid_grpo_0.zip").exists()
+    assert (finished / "ppo_0.zip").stat().st_mtime_ns == kept
+
+    assert cli.main([*TINY, "--algos", "ppo", "--seeds", "1", "--out", str(finished)]) == 0
+    assert {row["algo"] for row in read_rows(finished / "results.csv")} == {"hybrid_grpo", "ppo"}
+
+
+def test_folder_of_other_settings_is_refused(finished, capsys):
+    results = (finished / "results.csv").read_bytes()
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([*TINY, "gamma=0.5", "--out", str(finished)])
+    assert exit_info.value.code == 2
+    assert "other settings (hyperparams is" in capsys.readouterr().err
+    assert (finished / "results.csv").read_bytes() == results
+
+
+@pytest.fixture
+def fragile_env(tmp_path, monkeypatch):
+    source = """
+        import os
+
+        import gymnasium as gym
+        from gymnasium.envs.classic_control import CartPoleEnv
+
+
+        class Fragile(CartPoleEnv):
+            def reset(self, *, seed=None, options=None):
+                if seed == 1:
+                    raise RuntimeError("the [env] is broken")
+                if seed == 2:
+                    os._exit(3)
+                return super().reset(seed=seed, options=options)
+
+
+        gym.register("Fragile-v0", Fragile, max_episode_steps=20)
+    """
+    (tmp_path / "fragile.py").write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    return "fragile:Fragile-v0"
+
+
+def test_failing_runs_are_named_and_take_nothing_with_them(fragile_env, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = [
+        "--env",
+        fragile_env,
+        "--algos",
+        "ppo",
+        "--out",
+        str(out),
+        "--seeds",
+        "3",
+        "--timesteps",
+        "16",
+        "--eval-episodes",
+        "1",
+    ]
+    assert cli.main([*argv, "--hyperparams", "n_steps=16", "batch_size=16"]) == 1
+    output = " ".join(capsys.readouterr().out.split())
+    assert "ppo_1 failed: RuntimeError: the [env] is broken" in output
+    assert "ppo_2 failed: its process ended with exit code 3" in output
+    assert "2 of 3 runs failed: ppo_1, ppo_2" in output
+    assert 'raise RuntimeError("the [env] is broken")' in (out / "runs" / "ppo_1.traceback.txt").read_text()
+    assert {row["seed"] for row in read_rows(out / "results.csv")} == {"0"}
+    assert sorted(path.name for path in out.glob("*.zip")) == ["ppo_0.zip"]
+
+
+def test_ctrl_c_ends_the_processes(tmp_path, monkeypatch, capsys):
+    def interrupted(updates, *args):
+        next(updates)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(display, "follow", interrupted)
+    assert cli.main([*TINY, "--algos", "ppo", "--jobs", "1", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--env", "NoSuchEnv-v0"], "NoSuchEnv"),
+        (["--env", "no_such_module:Env-v0"], "no_such_module"),
+        (["--algos", "ppo,dqn"], "unknown algorithms: 'dqn'; valid ones: hybrid_grpo, ppo, grpo, paper"),
+        (["--timesteps", "0"], "'0' is not a positive integer"),
+        (["--seeds", "-1"], "'-1' is not a positive integer"),
+        (["--n-samples", "2.5"], "'2.5' is not a positive integer"),
+        (["--hyperparams", "gama=1"], "unknown hyperparameter 'gama'"),
+    ],
+)
+def test_bad_input_is_explained(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sb3_hybrid_grpo", *argv, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_module("sb3_hybrid_grpo", run_name="__main__")
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "rich"])
+def test_missing_extra_is_named(package, monkeypatch, capsys):
+    class NotInstalled:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == package:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [NotInstalled, *sys.meta_path])
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    for module in ("display", "report"):
+        monkeypatch.delitem(sys.modules, f"sb3_hybrid_grpo.compare.{module}")
+        monkeypatch.delattr(f"sb3_hybrid_grpo.compare.{module}")
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(TINY)
+    assert exit_info.value.code == 1
+    assert f'{package} is missing: pip install "sb3-hybrid-grpo[main]"' in capsys.readouterr().err

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_hybrid_grpo import InvalidArgumentError
+from sb3_hybrid_grpo.common import sampling
+from sb3_hybrid_grpo.common.sampling import (
+    actions_from_noise,
+    draw_noise,
+    evaluate_actions,
+    log_probs,
+    sample_actions,
+    to_env_actions,
+)
+
+OBS = spaces.Box(-1, 1, (3,))
+SPACES = [spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(3)]
+B, N = 5, 4
+
+
+def make_policy(action_space, **kwargs):
+    th.manual_seed(0)
+    policy = ActorCriticPolicy(OBS, action_space, lambda _: 1e-3, ortho_init=False, **kwargs)
+    obs = th.as_tensor(np.random.default_rng(0).normal(size=(B, 3)), dtype=th.float32)
+    return policy, obs
+
+
+GSDE = [{"use_sde": True, "log_std_init": -1.0}, {"use_sde": True, "squash_output": True, "log_std_init": -1.0}]
+POLICIES = [(space, {}) for space in SPACES] + [(SPACES[0], kwargs) for kwargs in GSDE]
+
+
+@pytest.mark.parametrize("action_space, kwargs", POLICIES, ids=str)
+def test_log_probs_are_those_of_single_samples(action_space, kwargs):
+    policy, obs = make_policy(action_space, **kwargs)
+    if kwargs:
+        policy.reset_noise(B * N)
+    distribution = policy.get_distribution(obs)
+    actions = sample_actions(distribution, N)
+    assert actions.shape[:2] == (B, N)
+    expected = th.stack([distribution.log_prob(actions[:, i]) for i in range(N)], dim=1)
+    th.testing.assert_close(log_probs(distribution, actions), expected)
+
+    flat = actions.reshape(B, N, -1).float()
+    values, evaluated, entropy = evaluate_actions(policy, obs, flat)
+    th.testing.assert_close(evaluated, expected)
+    th.testing.assert_close(values, policy.predict_values(obs).flatten())
+    assert (entropy is None) == bool(kwargs.get("squash_output"))
+
+
+@pytest.mark.parametrize("action_space, kwargs", POLICIES, ids=str)
+def test_gradients_are_those_of_the_straightforward_path(action_space, kwargs):
+    """One actor pass for N samples against one pass per sample."""
+    policy, obs = make_policy(action_space, **kwargs)
+    if kwargs:
+        policy.reset_noise(B * N)
+    actions = sample_actions(policy.get_distribution(obs), N).detach().reshape(B, N, -1).float()
+    gradients = []
+    for straightforward in (False, True):
+        policy.zero_grad()
+        if straightforward:
+            integer = isinstance(action_space, spaces.Discrete)
+            samples = actions.long().squeeze(-1) if integer else actions
+            log_prob = th.stack([policy.evaluate_actions(obs, samples[:, i])[1] for i in range(N)], dim=1)
+        else:
+            _, log_prob, _ = evaluate_actions(policy, obs, actions)
+        (log_prob * th.arange(B * N).reshape(B, N)).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        th.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("action_space, kwargs", POLICIES, ids=str)
+def test_equal_noise_gives_equal_actions_at_equal_states(action_space, kwargs):
+    policy, obs = make_policy(action_space, **kwargs)
+    if kwargs:
+        policy.reset_noise(2 * N)
+    noise = draw_noise(policy.action_dist, 2)
+    states = obs[:1].expand(2 * N, -1)
+    actions = actions_from_noise(policy.get_distribution(states), noise.repeat_interleave(N, dim=0)).reshape(2, N, -1)
+    for group in actions:
+        assert (group == group[:1]).all()
+    if not kwargs and isinstance(action_space, spaces.Box):
+        assert (actions[0] != actions[1]).all()
+
+
+@pytest.mark.parametrize("action_space", SPACES, ids=str)
+def test_actions_from_noise_follow_the_policy(action_space):
+    """Means over many draws are the distribution's."""
+    policy, obs = make_policy(action_space)
+    n_draws = 20_000
+    distribution = policy.get_distribution(obs[:1].expand(n_draws, -1))
+    actions = actions_from_noise(distribution, draw_noise(policy.action_dist, n_draws)).reshape(n_draws, -1).float()
+    reference = distribution.sample().reshape(n_draws, -1).float()
+    error = 5 * (reference.std(dim=0) / n_draws**0.5)
+    assert ((actions.mean(dim=0) - reference.mean(dim=0)).abs() < 2 * error + 1e-6).all()
+    assert ((actions.std(dim=0) - reference.std(dim=0)).abs() < 0.05).all()
+
+
+def test_gsde_noise_is_that_of_the_first_sample():
+    policy, obs = make_policy(SPACES[0], use_sde=True)
+    policy.reset_noise(B * N)
+    first = sample_actions(policy.get_distribution(obs), N)[:, 0]
+    noise = draw_noise(policy.action_dist, B)
+    th.testing.assert_close(actions_from_noise(policy.get_distribution(obs), noise), first)
+
+
+def test_distribution_of_another_kind_has_no_common_noise():
+    class Own(DiagGaussianDistribution):
+        pass
+
+    with pytest.raises(InvalidArgumentError, match="Own turns noise into actions"):
+        draw_noise(Own(2), 3)
+
+
+def test_to_env_actions_clips_or_unscales():
+    space = spaces.Box(-2, 4, (2,))
+    policy, _ = make_policy(space)
+    actions = np.array([[[5.0, -1.0], [0.5, -3.0]]])
+    np.testing.assert_array_equal(to_env_actions(policy, actions), [[[4.0, -1.0], [0.5, -2.0]]])
+    squashing, _ = make_policy(space, use_sde=True, squash_output=True)
+    np.testing.assert_allclose(to_env_actions(squashing, np.array([[[1.0, -1.0], [0.0, 0.5]]])), [[[4, -2], [1, 2.5]]])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_deferred_values_do_not_depend_on_the_chunks(monkeypatch, chunk):
+    monkeypatch.setattr(sampling, "_MAX_CHUNK", chunk)
+    policy, _ = make_policy(SPACES[0])
+    observations = np.random.default_rng(1).normal(size=(7, 2, 3, 3)).astype(np.float32)
+    values = np.full((7, 2, 3), np.nan, dtype=np.float32)
+    deferred = sampling.DeferredValues(policy)
+    for obs, destination in zip(observations, values, strict=True):
+        deferred.write(obs, destination)
+    deferred.flush()
+    with th.no_grad():
+        expected = policy.predict_values(th.as_tensor(observations.reshape(-1, 3))).numpy().reshape(values.shape)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
