@@ -110,10 +110,14 @@ def test_environment_that_raises_in_a_branch(vec_env_cls):
     model.env.env_method("arm")
     actions = np.full((2, 3, 2), -1.0)
     actions[1, 1] = 1.0
-    expected = [model._brancher.branch(np.full((2, 1, 2), -1.0)) for _ in range(2)][1]
+
+    def branch(actions):
+        return model._brancher.open(actions, np.ones(actions.shape[:2], dtype=bool), horizon=1)
+
+    expected = branch(np.full((2, 1, 2), -1.0))
     with pytest.raises(BranchError, match=r"(?s)[Ee]nvironment .*ArithmeticError.*the simulation exploded"):
-        model._brancher.branch(actions)
-    again = model._brancher.branch(np.full((2, 1, 2), -1.0))
+        branch(actions)
+    again = branch(np.full((2, 1, 2), -1.0))
     np.testing.assert_array_equal(again.observations, expected.observations)
     vec_env.close()
 

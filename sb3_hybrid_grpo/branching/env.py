@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,13 @@ __all__ = ["LocalBrancher", "codecs", "register_transparent_wrapper"]
 
 _PROBE_STEPS = 8
 
-_transparent_wrappers: set[type[gym.Wrapper[Any, Any, Any, Any]]] = {
+_AnyWrapper: TypeAlias = gym.Wrapper[Any, Any, Any, Any]
+
+_MISSING = object()
+_START = -1
+_SPACES_WITH_PARTS = (spaces.Dict, spaces.Tuple)
+
+_transparent_wrappers: set[type[_AnyWrapper]] = {
     Monitor,
     wrappers.OrderEnforcing,
     wrappers.PassiveEnvChecker,
@@ -30,7 +36,7 @@ _transparent_wrappers: set[type[gym.Wrapper[Any, Any, Any, Any]]] = {
 }
 
 
-def register_transparent_wrapper(wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]]) -> None:
+def register_transparent_wrapper(wrapper_class: type[_AnyWrapper]) -> None:
     """
     Declare that a wrapper hands actions, observations, rewards and ends of episodes through unchanged.
 
@@ -41,6 +47,15 @@ def register_transparent_wrapper(wrapper_class: type[gym.Wrapper[Any, Any, Any, 
     _transparent_wrappers.add(wrapper_class)
 
 
+def transparent_wrappers() -> set[type[_AnyWrapper]]:
+    """
+    Return what branches go around in this process, for the worker processes of a vectorised environment.
+
+    :return: classes of wrappers
+    """
+    return set(_transparent_wrappers)
+
+
 class LocalBrancher:
     """
     Branches environments of this process from exact snapshots.
@@ -48,47 +63,94 @@ class LocalBrancher:
     Every environment is probed when this is made: a few steps are taken, undone and taken again.
 
     :param envs: the environments, as a vectorised environment holds them
+    :param as_returned: keep the precision in which environments return observations and rewards, as ``SubprocVecEnv``
+        does; otherwise observations have that of their space and rewards are float32, as in ``DummyVecEnv``
     :raises UnbranchableEnvError: if an environment cannot be saved and restored exactly
+    :raises BranchError: if an environment raises while it is probed
     """
 
-    def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], as_returned: bool = False) -> None:
         self._simulators = [_Simulator(env) for env in envs]
+        self._watch = randomness.Watch()
         self._shared_roots: tuple[Any, ...] = ()
-        if any([simulator.probe() for simulator in self._simulators]):
-            self._shared_roots = randomness.global_generators()
+        self._observation_space = envs[0].observation_space
+        self._example: Any = None
+        self._reward_dtype = np.float64 if as_returned else np.float32
+        self._steps_left = 0
+        for simulator in self._simulators:
+            self._watch.start()
+            example, uses_global_generators = simulator.probe(self._watch)
+            if uses_global_generators:
+                self._shared_roots = randomness.GLOBAL_GENERATORS
+            if as_returned:
+                self._example = example
 
-    def branch(self, actions: np.ndarray) -> BranchOutcome:
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
-        Step every environment with each of its actions from the present state, and undo it.
+        Open branches in the present states, take their first steps and leave the environments as they were.
 
         :param actions: actions as the environments take them, [E, n, \\*action_shape]
-        :return: the outcomes, observations in the data type of their space, rewards in float64
-        :raises BranchError: if an environment raises; its state is restored first
+        :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all
+        :return: the outcomes, zero where not ``alive``
+        :raises BranchError: if an environment raises
         """
-        before = randomness.fingerprint()
-        outcome = self._branch(actions)
-        if randomness.fingerprint() != before:
-            randomness.rewind(before)
-            self._shared_roots = randomness.global_generators()
+        self.close()
+        self._steps_left = horizon
+        return self._step(actions, alive)
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """
+        Take a further step in the open branches and leave the environments as they were.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which branches go on, [E, n]
+        :return: the outcomes, zero where not ``alive``
+        :raises BranchError: if an environment raises
+        """
+        return self._step(actions, alive)
+
+    def close(self) -> None:
+        """Forget the open branches."""
+        for simulator in self._simulators:
+            simulator.close()
+
+    def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        self._steps_left -= 1
+        if self._shared_roots:
+            return self._step_all(actions, alive)
+        self._watch.start()
+        try:
+            outcome = self._step_all(actions, alive)
+        finally:
+            used_global_generators = self._watch.noticed()
+            if used_global_generators:
+                self._watch.undo()
+        if used_global_generators:
+            self._shared_roots = randomness.GLOBAL_GENERATORS
             warnings.warn(
                 "An environment began to draw from a random generator that the whole process shares (np.random, random or "
                 "torch). From now on these are saved with every branch, which is slower; self.np_random would not be.",
                 stacklevel=2,
             )
-            outcome = self._branch(actions)
+            for simulator in self._simulators:
+                simulator.include(self._shared_roots)
+            outcome = self._step_all(actions, alive)
         return outcome
 
-    def _branch(self, actions: np.ndarray) -> BranchOutcome:
-        n_envs, n_branches = actions.shape[:2]
-        observation_space = self._simulators[0].env.observation_space
+    def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         outcome = BranchOutcome(
-            _empty_observations(observation_space, (n_envs, n_branches)),
-            np.empty((n_envs, n_branches)),
-            np.empty((n_envs, n_branches), dtype=bool),
-            np.empty((n_envs, n_branches), dtype=bool),
+            _empty_observations(self._observation_space, alive.shape, self._example),
+            np.zeros(alive.shape, dtype=self._reward_dtype),
+            np.zeros(alive.shape, dtype=bool),
+            np.zeros(alive.shape, dtype=bool),
         )
+        # Environments may change the actions that they get.
+        actions = actions.copy()
         for env_idx, simulator in enumerate(self._simulators):
-            simulator.branch(actions[env_idx], env_idx, outcome, self._shared_roots)
+            branches = np.flatnonzero(alive[env_idx])
+            if len(branches):
+                simulator.step(actions, env_idx, branches, outcome, self._shared_roots, is_last=self._steps_left == 0)
         return outcome
 
 
@@ -98,6 +160,7 @@ class _Simulator:
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         self.env = env
         self.root = _skip_transparent(env)
+        self._snapshots: dict[int, Snapshot] = {}
         self._detours: list[tuple[dict[str, Any], str, Any]] = []
         layer = self.root
         while isinstance(layer, gym.Wrapper):
@@ -111,68 +174,101 @@ class _Simulator:
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
         """Lead around recorders and renderers."""
-        originals = [(attributes, name, attributes[name]) for attributes, name, _ in self._detours]
+        originals = [(attributes, name, attributes.get(name, _MISSING)) for attributes, name, _ in self._detours]
         for attributes, name, value in self._detours:
             attributes[name] = value
         try:
             yield
         finally:
             for attributes, name, value in originals:
-                attributes[name] = value
+                if value is _MISSING:
+                    del attributes[name]
+                else:
+                    attributes[name] = value
 
-    def branch(self, actions: np.ndarray, env_idx: int, outcome: BranchOutcome, shared_roots: tuple[Any, ...]) -> None:
-        """Fill row ``env_idx`` of the outcome."""
+    def step(
+        self,
+        actions: np.ndarray,
+        env_idx: int,
+        branches: np.ndarray,
+        outcome: BranchOutcome,
+        shared_roots: tuple[Any, ...],
+        is_last: bool,
+    ) -> None:
+        """Step some branches, opening them if none are open, and fill row ``env_idx`` of the outcome."""
         observations, rewards, terminated, truncated = outcome
         with self._unwatched():
-            snapshot = Snapshot(self.root, *shared_roots)
+            start = self._snapshots.get(_START)
+            is_restored = start is None
+            if start is None:
+                start = self._snapshots[_START] = Snapshot(self.root, *shared_roots)
             try:
-                for idx, action in enumerate(actions):
-                    if idx > 0:
-                        snapshot.restore()
-                    obs, reward, terminated[env_idx, idx], truncated[env_idx, idx], _ = self.root.step(action)
-                    rewards[env_idx, idx] = reward
-                    _store_observation(observations, (env_idx, idx), obs)
+                for idx in branches:
+                    if not is_restored:
+                        self._snapshots.get(idx, start).restore()
+                    is_restored = False
+                    at = env_idx, idx
+                    obs, rewards[at], terminated[at], truncated[at], _ = self.root.step(actions[at])
+                    _store_observation(observations, at, obs)
+                    if not (is_last or terminated[at] or truncated[at]):
+                        self._snapshots[idx] = Snapshot(self.root, *shared_roots)
             except Exception as error:
                 raise BranchError(
                     f"Environment {env_idx}, {self.env}, raised {type(error).__name__} in a branch: {error}\n"
-                    f"Action: {actions[idx]}. The state before the branch was restored."
+                    f"Action: {actions[at]}. The state before the branch was restored."
                 ) from error
             finally:
-                snapshot.restore()
+                start.restore()
 
-    def probe(self) -> bool:
+    def include(self, shared_roots: tuple[Any, ...]) -> None:
+        """Save global generators with the open branches, which have not used them yet."""
+        for snapshot in self._snapshots.values():
+            snapshot.include(Snapshot(*shared_roots))
+
+    def close(self) -> None:
+        """Forget the open branches."""
+        self._snapshots.clear()
+
+    def probe(self, watch: randomness.Watch) -> tuple[Any, bool]:
         """
         Take steps twice from the same snapshots and compare.
 
-        :return: whether the environment draws from global random generators
+        :param watch: a watch on the global random generators that was just started
+        :return: an observation as the environment returns it, and whether it uses global generators
         :raises UnbranchableEnvError: if something cannot be saved, or the second time differs
+        :raises BranchError: if the environment raises
         """
         action_space = copy.deepcopy(self.env.action_space)
         action_space.seed(0)
         with self._unwatched(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                untouched = Snapshot(self.root, *randomness.global_generators())
+                untouched = Snapshot(self.root, *randomness.GLOBAL_GENERATORS)
+                try:
+                    self._make_generator()
+                    self.root.reset()
+                    for _ in range(_PROBE_STEPS):
+                        example = self._probe_step(action_space)
+                    uses_global_generators = watch.noticed()
+                finally:
+                    untouched.restore()
             except UnbranchableEnvError as error:
-                raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from None
-            before = randomness.fingerprint()
-            try:
-                self.root.reset()
-                for _ in range(_PROBE_STEPS):
-                    self._probe_step(action_space)
-                return randomness.fingerprint() != before
-            except UnbranchableEnvError as error:
-                raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from None
+                raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
             except Exception as error:
                 raise BranchError(
-                    f"{self.env} raised {type(error).__name__} when branching was tried out with random actions: {error}"
+                    f"{self.env} raised {type(error).__name__} when a few steps with actions sampled from its action space "
+                    f"were tried: {error}\nThe state before was restored."
                 ) from error
-            finally:
-                untouched.restore()
+            self._make_generator()
+        return example, uses_global_generators
 
-    def _probe_step(self, action_space: spaces.Space[Any]) -> None:
+    def _make_generator(self) -> None:
+        """Make the environment's random generator if there is none: each branch would make one of its own."""
+        _ = self.root.unwrapped.np_random
+
+    def _probe_step(self, action_space: spaces.Space[Any]) -> Any:
         first, second, other = (action_space.sample() for _ in range(3))
-        snapshot = Snapshot(self.root, *randomness.global_generators())
+        snapshot = Snapshot(self.root, *randomness.GLOBAL_GENERATORS)
         once = self._outcomes(first, second)
         snapshot.restore()
         self._outcomes(other, first)
@@ -189,9 +285,10 @@ class _Simulator:
                     "offers brancher='fork'; (3) train without branching, with n_samples=1."
                 )
         snapshot.restore()
-        _, _, terminated, truncated, _ = self.root.step(first)
+        obs, _, terminated, truncated, _ = self.root.step(first)
         if terminated or truncated:
             self.root.reset()
+        return obs
 
     def _outcomes(self, *actions: Any) -> BranchOutcome:
         """Step with one action after the other until the episode ends."""
@@ -211,12 +308,14 @@ def _skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return env
 
 
-def _empty_observations(space: spaces.Space[Any], shape: tuple[int, ...]) -> Observations:
-    if isinstance(space, spaces.Dict):
-        return {key: _empty_observations(sub, shape) for key, sub in space.spaces.items()}  # type: ignore[misc]
-    if isinstance(space, spaces.Tuple):
-        return tuple(_empty_observations(sub, shape) for sub in space.spaces)  # type: ignore[misc]
-    return np.zeros((*shape, *(space.shape or ())), dtype=space.dtype)
+def _empty_observations(space: spaces.Space[Any], shape: tuple[int, ...], example: Any = None) -> Observations:
+    """Allocate observations in the data type of their space, or in one that holds those of an example as well."""
+    if isinstance(space, _SPACES_WITH_PARTS):
+        keys = _keys(space.spaces)
+        parts: Any = {key: _empty_observations(space[key], shape, None if example is None else example[key]) for key in keys}
+        return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
+    dtype = space.dtype if example is None else np.result_type(space.dtype, np.asarray(example).dtype)
+    return np.zeros((*shape, *(space.shape or ())), dtype=dtype)
 
 
 def _store_observation(observations: Observations, index: tuple[int, int], obs: Any) -> None:

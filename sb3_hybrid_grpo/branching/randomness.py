@@ -7,44 +7,56 @@ from typing import Any
 import numpy as np
 import torch as th
 
-_MT19937_STATE_BYTES = 625 * 4
+from sb3_hybrid_grpo.branching.snapshot import Snapshot
+
+_NUMPY: Any = np.random.mtrand._rand
+_PYTHON: Any = random.getstate.__self__  # type: ignore[attr-defined]
+_TORCH = th.default_generator
+
+_HEADER = object.__basicsize__
+
+GLOBAL_GENERATORS = (_NUMPY, _PYTHON, _TORCH)
+"""The generators as roots of a snapshot."""
 
 
-def fingerprint() -> tuple[Any, ...]:
-    """
-    Read the global generators fast enough to do so around every macro-step.
+class Watch:
+    """Notices whether the global generators are used, fast enough to do so around every macro-step, and undoes it."""
 
-    :return: a value that differs from an earlier one if a global generator was used in between
-    """
-    bit_generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-    if isinstance(bit_generator, np.random.MT19937):
-        numpy_state: Any = ctypes.string_at(bit_generator.ctypes.state_address, _MT19937_STATE_BYTES)
-    else:
-        numpy_state = bit_generator.state
-    return numpy_state, random.getstate(), bytes(th.get_rng_state().numpy())
+    def __init__(self) -> None:
+        self._memory: tuple[Any, ...] = ()
+        self._torch_state = _torch_state()
+        self._snapshot = Snapshot()
+
+    def start(self) -> None:
+        """Remember the generators as they are now."""
+        memory = _memory()
+        if memory != self._memory:
+            self._memory = memory
+            self._snapshot = Snapshot(_NUMPY, _PYTHON)
+        self._torch_state = _torch_state()
+
+    def noticed(self) -> bool:
+        """
+        Compare.
+
+        :return: whether a generator was used since the start
+        """
+        return _memory() != self._memory or _torch_state() != self._torch_state
+
+    def undo(self) -> None:
+        """Bring the generators back to the start."""
+        self._snapshot.restore()
+        _TORCH.set_state(th.frombuffer(bytearray(self._torch_state), dtype=th.uint8))
 
 
-def global_generators() -> tuple[Any, ...]:
-    """
-    Return the global generators as roots of a snapshot.
-
-    :return: the objects that hold their states
-    """
-    return np.random.mtrand._rand, random.getstate.__self__, th.default_generator  # type: ignore[attr-defined]
+def _memory() -> tuple[Any, ...]:
+    """Copy what is behind the headers of numpy's and Python's generators: to ask for their states takes too long."""
+    return _body(_NUMPY), _body(_NUMPY._bit_generator), _body(_PYTHON), _PYTHON.gauss_next
 
 
-def rewind(state: tuple[Any, ...]) -> None:
-    """
-    Bring the global generators back to a fingerprint.
+def _torch_state() -> bytes:
+    return _TORCH.get_state().numpy().tobytes()
 
-    :param state: what ``fingerprint`` returned
-    """
-    numpy_state, python_state, torch_state = state
-    bit_generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-    if isinstance(bit_generator, np.random.MT19937):
-        words = np.frombuffer(numpy_state, dtype=np.uint32)
-        np.random.set_state(("MT19937", words[:-1], int(words[-1])))
-    else:
-        bit_generator.state = numpy_state
-    random.setstate(python_state)
-    th.set_rng_state(th.frombuffer(bytearray(torch_state), dtype=th.uint8))
+
+def _body(obj: Any) -> bytes:
+    return ctypes.string_at(id(obj) + _HEADER, type(obj).__basicsize__ - _HEADER)

@@ -61,20 +61,39 @@ class LeafCodec(Generic[T, S]):
         return ()
 
 
-class _Mark(Enum):
+class ReferencesCodec:
+    """
+    Codec of an object that cannot change itself but refers to others that may, such as a tuple.
+
+    :param referents: returns those others
+    """
+
+    def __init__(self, referents: Callable[[Any], Iterable[Any]]) -> None:
+        self.save = referents
+
+    def restore(self, obj: Any, state: Iterable[Any]) -> None:
+        """Do nothing: there is nothing to restore."""
+
+    def children(self, state: Iterable[Any]) -> Iterable[Any]:
+        """Return the objects referred to."""
+        return state
+
+
+class Mark(Enum):
     """Stands where a codec would, for types that have none. An enum stays the same object in worker processes."""
 
     CONSTANT = "part of no state"
     UNKNOWN = "served by no codec"
 
 
-CONSTANT = _Mark.CONSTANT
-_Entry: TypeAlias = Codec | _Mark
+CONSTANT = Mark.CONSTANT
+_Entry: TypeAlias = Codec | Mark
 
 _registry: dict[type | str, _Entry] = {}
 _user_registry: dict[type | str, _Entry] = {}
 _resolved: dict[type, _Entry] = {}
-_fallbacks: list[Callable[[type], Codec | None]] = []
+_constant_types: set[type] = set()
+_fallbacks: list[Callable[[type], _Entry | None]] = []
 
 
 def _qualified_names(cls: type) -> tuple[str, str]:
@@ -91,7 +110,7 @@ def _resolve(cls: type) -> _Entry:
         codec = fallback(cls)
         if codec is not None:
             return codec
-    return _Mark.UNKNOWN
+    return Mark.UNKNOWN
 
 
 def codec_of(cls: type) -> _Entry:
@@ -104,10 +123,17 @@ def codec_of(cls: type) -> _Entry:
     entry = _resolved.get(cls)
     if entry is None:
         entry = _resolved[cls] = _resolve(cls)
+        if entry is CONSTANT:
+            _constant_types.add(cls)
     return entry
 
 
-def register_codec(cls: type | str, codec: Codec | _Mark) -> None:
+def _forget_resolved() -> None:
+    _resolved.clear()
+    _constant_types.clear()
+
+
+def register_codec(cls: type | str, codec: Codec | Mark) -> None:
     """
     Teach branching how to save and restore objects of a type: a simulator's handle, an environment or a wrapper.
 
@@ -117,10 +143,10 @@ def register_codec(cls: type | str, codec: Codec | _Mark) -> None:
         that hold no state, such as loggers and renderers
     """
     _user_registry[cls] = codec
-    _resolved.clear()
+    _forget_resolved()
 
 
-def register_builtin(cls: type | str, codec: Codec | _Mark) -> None:
+def register_builtin(cls: type | str, codec: Codec | Mark) -> None:
     """
     Register a codec that the package ships; ``register_codec`` takes precedence over it.
 
@@ -128,14 +154,14 @@ def register_builtin(cls: type | str, codec: Codec | _Mark) -> None:
     :param codec: its codec, or ``CONSTANT``
     """
     _registry[cls] = codec
-    _resolved.clear()
+    _forget_resolved()
 
 
-def register_fallback(fallback: Callable[[type], Codec | None]) -> None:
+def register_fallback(fallback: Callable[[type], _Entry | None]) -> None:
     """
     Register a function that is asked for a codec when none is registered for a type or its bases.
 
-    :param fallback: maps a type to a codec, or to ``None`` if it cannot serve it
+    :param fallback: maps a type to a codec or ``CONSTANT``, or to ``None`` if it cannot serve it
     """
     _fallbacks.append(fallback)
 
@@ -161,19 +187,33 @@ class Snapshot:
 
     def __init__(self, *roots: Any) -> None:
         self._records: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
-        seen: set[int] = set()
+        seen: dict[int, Any] = {}
         pending = list(roots)
         while pending:
             obj = pending.pop()
-            codec = _resolved.get(type(obj)) or codec_of(type(obj))
-            if codec is CONSTANT or id(obj) in seen:
+            if id(obj) in seen:
                 continue
-            if codec is _Mark.UNKNOWN:
+            seen[id(obj)] = obj
+            codec = _resolved.get(type(obj)) or codec_of(type(obj))
+            if isinstance(codec, Mark):
+                if codec is CONSTANT:
+                    continue
                 raise UnbranchableEnvError(_describe_unknown(roots, obj))
-            seen.add(id(obj))
-            state = codec.save(obj)
-            self._records.append((codec.restore, obj, state))
-            pending.extend(codec.children(state))
+            try:
+                state = codec.save(obj)
+                pending += [child for child in codec.children(state) if type(child) not in _constant_types]
+            except Exception as error:
+                raise UnbranchableEnvError(_describe_failure(roots, obj, error)) from error
+            if type(codec) is not ReferencesCodec:
+                self._records.append((codec.restore, obj, state))
+
+    def include(self, other: "Snapshot") -> None:
+        """
+        Add what another snapshot has saved.
+
+        :param other: a snapshot of other objects
+        """
+        self._records += other._records
 
     def restore(self) -> None:
         """Bring every object back to the state of the snapshot."""
@@ -182,10 +222,23 @@ class Snapshot:
 
 
 def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:
-    kind = f"{type(target).__module__}.{type(target).__qualname__}"
+    return f"{_path_to(roots, target)} is a {_kind(target)}, whose state cannot be saved and restored.\n{_ways_out(target)}"
+
+
+def _describe_failure(roots: tuple[Any, ...], target: Any, error: Exception) -> str:
     return (
-        f"{_path_to(roots, target)} is a {kind}, whose state cannot be saved and restored.\n"
-        f"Ways out: (1) tell how, with sb3_hybrid_grpo.branching.register_codec({kind.rpartition('.')[2]}, codec), or "
+        f"{_path_to(roots, target)} is a {_kind(target)}, and saving its state raised {type(error).__name__}: {error}\n"
+        f"{_ways_out(target)}"
+    )
+
+
+def _kind(target: Any) -> str:
+    return f"{type(target).__module__}.{type(target).__qualname__}"
+
+
+def _ways_out(target: Any) -> str:
+    return (
+        f"Ways out: (1) tell how, with sb3_hybrid_grpo.branching.register_codec({type(target).__name__}, codec), or "
         "register it as CONSTANT if it holds no simulator state; (2) branch by forking the process, where your version "
         "offers brancher='fork'; (3) train without branching, with n_samples=1."
     )
@@ -199,12 +252,27 @@ def _path_to(roots: tuple[Any, ...], target: Any) -> str:
         if obj is target:
             return path
         codec = codec_of(type(obj))
-        if isinstance(codec, _Mark) or id(obj) in seen:
+        if isinstance(codec, Mark) or id(obj) in seen:
             continue
         seen.add(id(obj))
-        state = codec.save(obj)
-        names = {id(value): f".{key}" for key, value in state.items()} if isinstance(state, dict) else {}
-        for index, child in enumerate(codec.children(state)):
+        try:
+            state = codec.save(obj)
+            children = list(codec.children(state))
+        except Exception:
+            continue
+        names = _names_of_children(obj, state)
+        for index, child in enumerate(children):
             name = names.get(id(child), f"[{index}]")
             pending.append((child, type(child).__name__ if name == ".env" else path + name))
     return type(target).__name__
+
+
+def _names_of_children(obj: Any, state: Any) -> dict[int, str]:
+    """Tell how code gets from an object to those that its state refers to."""
+    names = {}
+    for part in state if isinstance(state, tuple) else (state,):
+        if isinstance(part, dict):
+            for key, value in part.items():
+                is_item = isinstance(obj, dict) and key in obj
+                names[id(value)] = f"[{key!r}]" if is_item else f".{key}"
+    return names

@@ -3,13 +3,14 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_hybrid_grpo.branching.env import LocalBrancher
+from sb3_hybrid_grpo.branching.env import LocalBrancher, register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_wrappers import view_of
 from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome, HybridGRPOError, Observations, UnbranchableEnvError
@@ -33,69 +34,92 @@ class VecEnvBrancher:
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
         self._simulators = _branch_simulators(venv)
 
-    def branch(self, actions: np.ndarray) -> BranchOutcome:
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
-        Evaluate actions in the current state and leave the environments exactly as they were.
+        Open branches at the current states and take their first steps.
 
         :param actions: actions as the environments take them, [E, n, \\*action_shape]
-        :return: their outcomes as the simulators return them
-        :raises BranchError: if an environment raises; its state is restored first
+        :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all
+        :return: their outcomes as the simulators return them, zero where not ``alive``
+        :raises BranchError: if an environment raises
         """
         for view in self._views:
             view.before_step()
-        return self._simulators.branch(actions)
+        return self._simulators.open(actions, alive, horizon)
 
-    def observed(self, outcome: BranchOutcome) -> BranchOutcome:
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """
+        Take a further step in the open branches.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which branches go on, [E, n]
+        :return: the outcomes as the simulators return them, zero where not ``alive``
+        :raises BranchError: if an environment raises
+        """
+        return self._simulators.advance(actions, alive)
+
+    def close(self) -> None:
+        """Forget the open branches."""
+        self._simulators.close()
+
+    def observed(self, outcome: BranchOutcome, earlier: Sequence[BranchOutcome] = ()) -> BranchOutcome:
         """
         Send simulator outcomes through the vectorised wrappers, without side effects.
 
-        :param outcome: the last result of ``branch``, after the committed ``env.step``
+        :param outcome: what ``open`` or ``advance`` returned
+        :param earlier: the outcomes of the steps before it in the same branches
         :return: what the wrappers would return for it
         """
+        has_memory = any(view.has_memory for view in self._views)
+        path = [*earlier, outcome] if has_memory else [outcome]
         for view in self._views:
-            outcome = view(outcome)
-        return outcome
-
-
-class _DummyBrancher(LocalBrancher):
-    """Rounds rewards as ``DummyVecEnv`` does."""
-
-    def branch(self, actions: np.ndarray) -> BranchOutcome:
-        outcome = super().branch(actions)
-        return outcome._replace(rewards=outcome.rewards.astype(np.float32))
+            path = view(path)
+        return path[-1]
 
 
 class _WorkerBranches:
     """
     Branches the environment of a ``SubprocVecEnv`` worker, called there through ``env_method``.
 
-    :param codecs: codecs registered in the main process
+    :param registered: codecs and transparent wrappers registered in the main process
     """
 
-    def __init__(self, codecs: CloudpickleWrapper) -> None:
-        self._codecs = codecs
+    def __init__(self, registered: CloudpickleWrapper) -> None:
+        self._registered = registered
         self._brancher: LocalBrancher | None = None
 
-    def __call__(self, actions: np.ndarray | None) -> BranchOutcome | tuple[type[HybridGRPOError], str] | None:
+    def __call__(self, method: str, *arguments: Any) -> Any:
         """
-        Set up without actions, branch with them.
+        Call a method of the worker's ``LocalBrancher``.
 
-        :param actions: [1, n, \\*action_shape]
-        :return: the outcome, or what was raised: an exception would end the worker
+        :param method: its name, ``"__init__"`` to make the brancher
+        :param arguments: its arguments
+        :return: its result, or a ``_Raised``: an exception would end the worker
         """
         try:
-            if actions is None or self._brancher is None:
+            if method == "__init__":
                 # The one caller is SB3's worker loop, and it offers no other way to its environment.
-                env = sys._getframe(1).f_locals["env"]
-                for cls, codec in self._codecs.var.items():
-                    register_codec(cls, codec)
-                self._brancher = LocalBrancher([env])
+                self._make_brancher(sys._getframe(1).f_locals["env"])
                 return None
-            return self._brancher.branch(actions)
+            return getattr(self._brancher, method)(*arguments)
         except HybridGRPOError as error:
-            return type(error), str(error)
+            return _Raised(type(error), str(error))
         except Exception:
-            return BranchError, traceback.format_exc()
+            return _Raised(BranchError, traceback.format_exc())
+
+    def _make_brancher(self, env: gym.Env[Any, Any]) -> None:
+        codecs, wrappers = self._registered.var
+        for cls, codec in codecs.items():
+            register_codec(cls, codec)
+        for wrapper_class in wrappers:
+            register_transparent_wrapper(wrapper_class)
+        self._brancher = LocalBrancher([env], as_returned=True)
+
+
+class _Raised(NamedTuple):
+    error_class: type[HybridGRPOError]
+    message: str
 
 
 register_builtin(_WorkerBranches, CONSTANT)
@@ -106,39 +130,49 @@ class _SubprocBrancher:
 
     def __init__(self, venv: SubprocVecEnv) -> None:
         self._remotes = venv.remotes
-        venv.set_attr(_WORKER_ATTRIBUTE, _WorkerBranches(CloudpickleWrapper(user_codecs())))
-        self._call([None] * venv.num_envs)
+        venv.set_attr(_WORKER_ATTRIBUTE, _WorkerBranches(CloudpickleWrapper((user_codecs(), transparent_wrappers()))))
+        self._call("__init__", [() for _ in self._remotes])
 
-    def branch(self, actions: np.ndarray) -> BranchOutcome:
-        outcomes = self._call([env_actions[None] for env_actions in actions])
-        observations, rewards, terminated, truncated = zip(*outcomes, strict=True)
-        return BranchOutcome(
-            _concatenate(observations), np.concatenate(rewards), np.concatenate(terminated), np.concatenate(truncated)
-        )
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+        rows = zip(actions, alive, strict=True)
+        return _join(self._call("open", [(row[None], row_alive[None], horizon) for row, row_alive in rows]))
 
-    def _call(self, arguments: list[np.ndarray | None]) -> list[BranchOutcome]:
-        for remote, argument in zip(self._remotes, arguments, strict=True):
-            remote.send(("env_method", (_WORKER_ATTRIBUTE, (argument,), {})))
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        rows = zip(actions, alive, strict=True)
+        return _join(self._call("advance", [(row[None], row_alive[None]) for row, row_alive in rows]))
+
+    def close(self) -> None:
+        """Do nothing: a worker forgets its branches when the next ones are opened."""
+
+    def _call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        for remote, row in zip(self._remotes, arguments, strict=True):
+            remote.send(("env_method", (_WORKER_ATTRIBUTE, (method, *row), {})))
         answers = [remote.recv() for remote in self._remotes]
         for env_idx, answer in enumerate(answers):
-            if answer is not None and not isinstance(answer, BranchOutcome):
-                error_class, message = answer
-                raise error_class(f"In the worker process of environment {env_idx}: {message}")
+            if isinstance(answer, _Raised):
+                raise answer.error_class(f"In the worker process of environment {env_idx}: {answer.message}")
         return answers
+
+
+def _join(outcomes: Sequence[BranchOutcome]) -> BranchOutcome:
+    observations, rewards, terminated, truncated = zip(*outcomes, strict=True)
+    return BranchOutcome(
+        _concatenate(observations), np.concatenate(rewards), np.concatenate(terminated), np.concatenate(truncated)
+    )
 
 
 def _concatenate(parts: Sequence[Observations]) -> Observations:
     first = parts[0]
     if isinstance(first, dict):
-        return {key: np.concatenate([part[key] for part in parts]) for key in first}  # type: ignore[index,call-overload]
+        return {key: np.concatenate([part[key] for part in parts]) for key in first}  # type: ignore[call-overload]
     if isinstance(first, tuple):
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
     return np.concatenate(parts)  # type: ignore[arg-type]
 
 
-def _branch_simulators(venv: VecEnv) -> Any:
+def _branch_simulators(venv: VecEnv) -> LocalBrancher | _SubprocBrancher:
     if type(venv).step_wait is DummyVecEnv.step_wait and isinstance(venv, DummyVecEnv):
-        return _DummyBrancher(venv.envs)
+        return LocalBrancher(venv.envs)
     if type(venv).step_wait is SubprocVecEnv.step_wait and isinstance(venv, SubprocVecEnv):
         return _SubprocBrancher(venv)
     raise UnbranchableEnvError(

@@ -1,6 +1,6 @@
 """What the wrappers of vectorised environments do to observations and rewards, without their side effects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,32 +16,40 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Observations, UnbranchableEnvError
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, UnbranchableEnvError
 
 
 class VecWrapperView(Protocol):
     """What a ``VecEnvWrapper`` does to the outcomes of branches."""
 
+    has_memory: bool
+    """Whether an outcome depends on those before it in its branch."""
+
     def before_step(self) -> None:
         """Remember what the wrapper holds at the state that branches start from, before the committed step."""
 
-    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+    def __call__(self, path: Sequence[BranchOutcome]) -> list[BranchOutcome]:
         """
         Transform outcomes as the wrapper would, with its statistics of now and its memory of ``before_step``.
 
-        :param outcome: outcomes as the wrapped environment returns them
-        :return: outcomes as the wrapper returns them
+        :param path: outcomes of the branches step by step, from the first one if ``has_memory``
+        :return: the outcomes as the wrapper returns them
         """
 
 
 class _Unchanged:
+    has_memory = False
+
     def __init__(self, wrapper: VecEnvWrapper) -> None:
         pass
 
     def before_step(self) -> None:
         pass
 
-    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+    def __call__(self, path: Sequence[BranchOutcome]) -> list[BranchOutcome]:
+        return [self._transform(outcome) for outcome in path]
+
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
         return outcome
 
 
@@ -49,7 +57,8 @@ class _NormalizeView(_Unchanged):
     def __init__(self, wrapper: VecNormalize) -> None:
         self.wrapper = wrapper
 
-    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
+        assert not isinstance(outcome.observations, tuple)
         return outcome._replace(
             observations=self.wrapper.normalize_obs(outcome.observations),
             rewards=self.wrapper.normalize_reward(outcome.rewards),
@@ -60,7 +69,7 @@ class _ExtractDictObsView(_Unchanged):
     def __init__(self, wrapper: VecExtractDictObs) -> None:
         self.key = wrapper.key
 
-    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
         assert isinstance(outcome.observations, dict)
         return outcome._replace(observations=outcome.observations[self.key])
 
@@ -69,45 +78,45 @@ class _TransposeImageView(_Unchanged):
     def __init__(self, wrapper: VecTransposeImage) -> None:
         self.wrapper = wrapper
 
-    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
         if self.wrapper.skip:
             return outcome
-        if not isinstance(outcome.observations, dict):
+        if isinstance(outcome.observations, np.ndarray):
             return outcome._replace(observations=_channels_first(outcome.observations))
+        assert isinstance(outcome.observations, dict)
         images = {key: _channels_first(outcome.observations[key]) for key in self.wrapper.image_space_keys}
         return outcome._replace(observations={**outcome.observations, **images})
 
 
 class _FrameStackView(_Unchanged):
+    has_memory = True
+
     def __init__(self, wrapper: VecFrameStack) -> None:
         self.wrapper = wrapper
-        self.stacks: Observations = {}
+        self.stacks: dict[str | None, np.ndarray] = {}
+
+    def _stacked(self) -> dict[str | None, StackedObservations[Any]]:
+        stacked = self.wrapper.stacked_obs
+        return getattr(stacked, "sub_stacked_observations", {None: stacked})
 
     def before_step(self) -> None:
-        stacked = self.wrapper.stacked_obs
-        if hasattr(stacked, "sub_stacked_observations"):
-            self.stacks = {key: sub.stacked_obs.copy() for key, sub in stacked.sub_stacked_observations.items()}
-        else:
-            self.stacks = stacked.stacked_obs.copy()
+        self.stacks = {key: stacked.stacked_obs[:, None].copy() for key, stacked in self._stacked().items()}
 
-    def __call__(self, outcome: BranchOutcome) -> BranchOutcome:
-        stacked, observations = self.wrapper.stacked_obs, outcome.observations
-        if isinstance(observations, dict):
-            assert isinstance(self.stacks, dict)
-            subs = stacked.sub_stacked_observations
-            return outcome._replace(
-                observations={key: _push(subs[key], self.stacks[key], frames) for key, frames in observations.items()}
-            )
-        assert isinstance(self.stacks, np.ndarray)
-        return outcome._replace(observations=_push(stacked, self.stacks, observations))
+    def __call__(self, path: Sequence[BranchOutcome]) -> list[BranchOutcome]:
+        stacks, result = self.stacks, []
+        for outcome in path:
+            frames: Any = outcome.observations if isinstance(outcome.observations, dict) else {None: outcome.observations}
+            stacks = {key: _push(stacked, stacks[key], frames[key]) for key, stacked in self._stacked().items()}
+            observations: Any = stacks.get(None, stacks)
+            result.append(outcome._replace(observations=observations))
+        return result
 
 
 def _push(stacked: StackedObservations[Any], stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Append frames [E, n, ...] to the stacks [E, ...] that they follow, dropping the oldest frame."""
+    """Append frames [E, n, ...] to the stacks [E, 1 or n, ...] that they follow, dropping the oldest frame."""
     axis = 2 if stacked.channels_first else frames.ndim - 1
-    kept = np.delete(stacks, np.s_[: frames.shape[axis]], axis=axis - 1)
-    kept = np.broadcast_to(kept[:, None], (*frames.shape[:2], *kept.shape[1:]))
-    return np.concatenate((kept, frames), axis=axis)
+    kept = np.delete(stacks, np.s_[: frames.shape[axis]], axis=axis)
+    return np.concatenate((np.broadcast_to(kept, (*frames.shape[:2], *kept.shape[2:])), frames), axis=axis)
 
 
 def _channels_first(images: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sb3_hybrid_grpo.branching.snapshot import CONSTANT, LeafCodec, register_builtin
+from sb3_hybrid_grpo.branching.snapshot import CONSTANT, LeafCodec, Mark, register_builtin, register_fallback
 
 # Making an MjData takes a hundred times as long as copying one: copies that are no longer needed are used again.
 _spare_copies: "WeakKeyDictionary[Any, list[Any]]" = WeakKeyDictionary()
@@ -32,5 +32,11 @@ def _restore(obj: Any, state: _Copy) -> None:
     mujoco.mj_copyData(obj, obj.model, state.data)
 
 
+def _part_codec(cls: type) -> Mark | None:
+    """Serve names for parts of an ``MjData`` or ``MjModel``."""
+    return CONSTANT if cls.__module__ == "mujoco._structs" and cls.__name__.startswith("_Mj") else None
+
+
+register_fallback(_part_codec)
 register_builtin("mujoco._structs.MjData", LeafCodec(_Copy, _restore))
 register_builtin("mujoco._structs.MjModel", CONSTANT)
