@@ -4,6 +4,7 @@ from importlib.resources import files
 
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
+    BranchTimeoutError,
     CheckpointError,
     HybridGRPOError,
     InvalidArgumentError,
@@ -20,6 +21,7 @@ __all__ = [
     "GRPO",
     "PAPER_SETTINGS",
     "BranchError",
+    "BranchTimeoutError",
     "CheckpointError",
     "HybridGRPO",
     "HybridGRPOError",

@@ -10,6 +10,7 @@ import sb3_hybrid_grpo
 PACKAGE = Path(sb3_hybrid_grpo.__file__).parent
 LAYERS = [
     {"common.type_aliases"},
+    {"common.checks"},
     {"common.advantages", "common.reward_transforms", "common.losses", "common.checkpoints", "branching"},
     {"common.buffers"},
     {"common.sampling", "common.diagnostics"},

@@ -13,7 +13,14 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.snapshot import Snapshot
-from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome, Observations, UnbranchableEnvError
+from sb3_hybrid_grpo.branching.time_limit import time_limit
+from sb3_hybrid_grpo.common.type_aliases import (
+    BranchError,
+    BranchOutcome,
+    BranchTimeoutError,
+    Observations,
+    UnbranchableEnvError,
+)
 
 __all__ = ["LocalBrancher", "codecs", "register_transparent_wrapper"]
 
@@ -65,11 +72,12 @@ class LocalBrancher:
     :param envs: the environments, as a vectorised environment holds them
     :param as_returned: keep the precision in which environments return observations and rewards, as ``SubprocVecEnv``
         does; otherwise observations have that of their space and rewards are float32, as in ``DummyVecEnv``
+    :param timeout: seconds that all branches of an environment may take for one step
     :raises UnbranchableEnvError: if an environment cannot be saved and restored exactly
     :raises BranchError: if an environment raises while it is probed
     """
 
-    def __init__(self, envs: Sequence[gym.Env[Any, Any]], as_returned: bool = False) -> None:
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], as_returned: bool = False, timeout: float | None = None) -> None:
         self._simulators = [_Simulator(env) for env in envs]
         self._watch = randomness.Watch()
         self._shared_roots: tuple[Any, ...] = ()
@@ -77,6 +85,7 @@ class LocalBrancher:
         self._example: Any = None
         self._reward_dtype = np.float64 if as_returned else np.float32
         self._steps_left = 0
+        self._timeout = timeout
         for simulator in self._simulators:
             self._watch.start()
             example, uses_global_generators = simulator.probe(self._watch)
@@ -150,7 +159,8 @@ class LocalBrancher:
         for env_idx, simulator in enumerate(self._simulators):
             branches = np.flatnonzero(alive[env_idx])
             if len(branches):
-                simulator.step(actions, env_idx, branches, outcome, self._shared_roots, is_last=self._steps_left == 0)
+                with time_limit(self._timeout):
+                    simulator.step(actions, env_idx, branches, outcome, self._shared_roots, self._steps_left == 0)
         return outcome
 
 
@@ -213,12 +223,13 @@ class _Simulator:
                     if not (is_last or terminated[at] or truncated[at]):
                         self._snapshots[idx] = Snapshot(self.root, *shared_roots)
             except Exception as error:
-                raise BranchError(
+                error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
+                raise error_class(
                     f"Environment {env_idx}, {self.env}, raised {type(error).__name__} in a branch: {error}\n"
                     f"Action: {actions[at]}. The state before the branch was restored."
                 ) from error
             finally:
-                start.restore()
+                _restore_in_any_case(start)
 
     def include(self, shared_roots: tuple[Any, ...]) -> None:
         """Save global generators with the open branches, which have not used them yet."""
@@ -300,6 +311,15 @@ class _Simulator:
             if terminated[0, idx] or truncated[0, idx]:
                 break
         return BranchOutcome(observations, rewards, terminated, truncated)
+
+
+def _restore_in_any_case(snapshot: Snapshot) -> None:
+    try:
+        snapshot.restore()
+    except BaseException:
+        # Interrupted, as by Ctrl-C: to restore again is harmless, to stop halfway is not.
+        snapshot.restore()
+        raise
 
 
 def _skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

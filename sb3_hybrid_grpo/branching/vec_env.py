@@ -1,5 +1,6 @@
 """Branching of vectorised environments, as SB3's users build them."""
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,9 +14,17 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from sb3_hybrid_grpo.branching.env import LocalBrancher, register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_wrappers import view_of
-from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome, HybridGRPOError, Observations, UnbranchableEnvError
+from sb3_hybrid_grpo.common.type_aliases import (
+    BranchError,
+    BranchOutcome,
+    BranchTimeoutError,
+    HybridGRPOError,
+    Observations,
+    UnbranchableEnvError,
+)
 
 _WORKER_ATTRIBUTE = "sb3_hybrid_grpo_branches"
+_GRACE_SECONDS = 5.0
 
 
 class VecEnvBrancher:
@@ -23,16 +32,17 @@ class VecEnvBrancher:
     Branches a ``DummyVecEnv`` in place or a ``SubprocVecEnv`` inside its workers, below all vectorised wrappers.
 
     :param venv: the training environment
+    :param timeout: seconds that all branches of an environment may take for one step
     :raises UnbranchableEnvError: if an environment or a wrapper does not allow exact branching
     """
 
-    def __init__(self, venv: VecEnv) -> None:
+    def __init__(self, venv: VecEnv, timeout: float | None = None) -> None:
         wrappers = []
         while isinstance(venv, VecEnvWrapper):
             wrappers.append(venv)
             venv = venv.venv
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
-        self._simulators = _branch_simulators(venv)
+        self._simulators = _branch_simulators(venv, timeout)
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
@@ -83,10 +93,12 @@ class _WorkerBranches:
     Branches the environment of a ``SubprocVecEnv`` worker, called there through ``env_method``.
 
     :param registered: codecs and transparent wrappers registered in the main process
+    :param timeout: seconds that all branches of the environment may take for one step
     """
 
-    def __init__(self, registered: CloudpickleWrapper) -> None:
+    def __init__(self, registered: CloudpickleWrapper, timeout: float | None) -> None:
         self._registered = registered
+        self._timeout = timeout
         self._brancher: LocalBrancher | None = None
 
     def __call__(self, method: str, *arguments: Any) -> Any:
@@ -114,7 +126,7 @@ class _WorkerBranches:
             register_codec(cls, codec)
         for wrapper_class in wrappers:
             register_transparent_wrapper(wrapper_class)
-        self._brancher = LocalBrancher([env], as_returned=True)
+        self._brancher = LocalBrancher([env], as_returned=True, timeout=self._timeout)
 
 
 class _Raised(NamedTuple):
@@ -128,10 +140,12 @@ register_builtin(_WorkerBranches, CONSTANT)
 class _SubprocBrancher:
     """Sends each worker its actions, then collects the outcomes: the workers branch at the same time."""
 
-    def __init__(self, venv: SubprocVecEnv) -> None:
-        self._remotes = venv.remotes
-        venv.set_attr(_WORKER_ATTRIBUTE, _WorkerBranches(CloudpickleWrapper((user_codecs(), transparent_wrappers()))))
-        self._call("__init__", [() for _ in self._remotes])
+    def __init__(self, venv: SubprocVecEnv, timeout: float | None) -> None:
+        self._venv = venv
+        self._timeout = timeout
+        registered = CloudpickleWrapper((user_codecs(), transparent_wrappers()))
+        venv.set_attr(_WORKER_ATTRIBUTE, _WorkerBranches(registered, timeout))
+        self._call("__init__", [() for _ in venv.remotes])
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         rows = zip(actions, alive, strict=True)
@@ -145,13 +159,49 @@ class _SubprocBrancher:
         """Do nothing: a worker forgets its branches when the next ones are opened."""
 
     def _call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        for remote, row in zip(self._remotes, arguments, strict=True):
-            remote.send(("env_method", (_WORKER_ATTRIBUTE, (method, *row), {})))
-        answers = [remote.recv() for remote in self._remotes]
+        remotes = self._venv.remotes
+        answers: list[Any] = []
+        try:
+            for remote, row in zip(remotes, arguments, strict=True):
+                remote.send(("env_method", (_WORKER_ATTRIBUTE, (method, *row), {})))
+            for remote in remotes:
+                # The worker itself interrupts an environment that hangs, unless that never returns to Python.
+                if self._timeout is not None and not remote.poll(2 * self._timeout + _GRACE_SECONDS):
+                    raise BranchTimeoutError(self._give_up(f"did not answer within branch_timeout={self._timeout} s"))
+                answers.append(remote.recv())
+        except (EOFError, OSError) as error:
+            raise BranchError(self._give_up("died in a branch")) from error
+        except KeyboardInterrupt:
+            self._drain(len(answers))
+            raise
         for env_idx, answer in enumerate(answers):
             if isinstance(answer, _Raised):
                 raise answer.error_class(f"In the worker process of environment {env_idx}: {answer.message}")
         return answers
+
+    def _give_up(self, problem: str) -> str:
+        """End all workers, since one of them is lost, and return a description."""
+        processes = self._venv.processes
+        for process in processes:
+            process.join(timeout=0.1)
+        lost = {idx: process.exitcode for idx, process in enumerate(processes) if process.exitcode is not None}
+        for process, remote in zip(processes, self._venv.remotes, strict=True):
+            process.kill()
+            process.join()
+            remote.close()
+        self._venv.closed = True
+        who = ", ".join(f"{idx} (exit code {exitcode})" for idx, exitcode in lost.items())
+        return (
+            f"The worker process of an environment {problem}: environment {who or 'unknown'}. All workers were ended and the "
+            "vectorised environment is closed. Make it anew and go on from the last checkpoint."
+        )
+
+    def _drain(self, n_received: int) -> None:
+        """Take the answers that are still due, so that the next command gets its own."""
+        for remote in self._venv.remotes[n_received:]:
+            with contextlib.suppress(EOFError, OSError):
+                if remote.poll(_GRACE_SECONDS):
+                    remote.recv()
 
 
 def _join(outcomes: Sequence[BranchOutcome]) -> BranchOutcome:
@@ -170,11 +220,11 @@ def _concatenate(parts: Sequence[Observations]) -> Observations:
     return np.concatenate(parts)  # type: ignore[arg-type]
 
 
-def _branch_simulators(venv: VecEnv) -> LocalBrancher | _SubprocBrancher:
+def _branch_simulators(venv: VecEnv, timeout: float | None) -> LocalBrancher | _SubprocBrancher:
     if type(venv).step_wait is DummyVecEnv.step_wait and isinstance(venv, DummyVecEnv):
-        return LocalBrancher(venv.envs)
+        return LocalBrancher(venv.envs, timeout=timeout)
     if type(venv).step_wait is SubprocVecEnv.step_wait and isinstance(venv, SubprocVecEnv):
-        return _SubprocBrancher(venv)
+        return _SubprocBrancher(venv, timeout)
     raise UnbranchableEnvError(
         f"{type(venv).__name__} is neither SB3's DummyVecEnv nor its SubprocVecEnv (or changes how they step), so its "
         "environments cannot be reached for branching.\n"

@@ -18,6 +18,7 @@ from sb3_hybrid_grpo.common.advantages import (
     generalized_advantages,
     value_boosted_estimates,
 )
+from sb3_hybrid_grpo.common.checks import check_name, check_positive_integer
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, MultiSampleRolloutBufferSamples
 
@@ -78,7 +79,7 @@ class MultiSampleMixin(RolloutBuffer):
     ) -> None:
         check_positive_integer("n_samples", n_samples)
         check_positive_integer("branch_horizon", branch_horizon)
-        check_advantage(advantage, ESTIMATORS)
+        check_name("advantage", advantage, ESTIMATORS)
         self.n_samples = n_samples
         self.advantage = advantage
         self.tail_coef = tail_coef
@@ -234,30 +235,6 @@ class MultiSampleRolloutBuffer(MultiSampleMixin, RolloutBuffer):
 
 class MultiSampleDictRolloutBuffer(MultiSampleMixin, DictRolloutBuffer):  # type: ignore[misc]
     """``DictRolloutBuffer`` with N sampled actions per state, see ``MultiSampleMixin``."""
-
-
-def check_positive_integer(name: str, value: int) -> None:
-    """
-    Check a number of samples or steps.
-
-    :param name: name of the argument
-    :param value: what the user passed
-    :raises InvalidArgumentError: if it is no positive integer
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InvalidArgumentError(f"`{name}` must be an integer of at least 1, not {value!r}.")
-
-
-def check_advantage(advantage: str, names: Any) -> None:
-    """
-    Check the name of an estimator.
-
-    :param advantage: what the user passed
-    :param names: the valid names
-    :raises InvalidArgumentError: if it is none of them
-    """
-    if advantage not in names:
-        raise InvalidArgumentError(f"Unknown advantage {advantage!r}: choose one of {', '.join(map(repr, names))}.")
 
 
 def multi_sample_buffer_class(

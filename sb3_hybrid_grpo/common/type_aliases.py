@@ -45,6 +45,10 @@ class BranchError(HybridGRPOError):
     """An environment raised inside a branch. Its committed state was restored before this was raised."""
 
 
+class BranchTimeoutError(BranchError):
+    """An environment took longer in a branch than ``branch_timeout`` allows."""
+
+
 class BranchOutcome(NamedTuple):
     """
     What ``n`` actions per environment lead to, E environments, nothing reset.

@@ -52,6 +52,7 @@ class GRPO(HybridGRPO):
     :param reward_transform: Function of rewards applied before advantages are computed, see ``HybridGRPO``
     :param reward_transform_kwargs: Keyword arguments of a named reward transform
     :param brancher: Where the outcomes of actions come from that are not committed, see ``HybridGRPO``
+    :param branch_timeout: Seconds that the branches of an environment may take for one step
     :raises InvalidArgumentError: if an argument has a value that cannot work
     :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
     """
@@ -89,6 +90,7 @@ class GRPO(HybridGRPO):
         reward_transform: AnyRewardTransform = "scaled_tanh",
         reward_transform_kwargs: dict[str, Any] | None = None,
         brancher: str | BrancherFactory = "auto",
+        branch_timeout: float | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -119,6 +121,7 @@ class GRPO(HybridGRPO):
             reward_transform=reward_transform,
             reward_transform_kwargs=reward_transform_kwargs,
             brancher=brancher,
+            branch_timeout=branch_timeout,
         )
 
     def learn(

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, sample
-from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, check_advantage, check_positive_integer, multi_sample_buffer_class
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
+from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, normalize, weighted_mean
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
@@ -104,6 +105,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage
     :param brancher: Where the outcomes of actions come from that are not committed: ``"auto"`` (exact snapshots of the
         environment), or a callable that makes a ``Brancher`` for a ``VecEnv``
+    :param branch_timeout: Seconds that the branches of an environment may take for one step before ``BranchTimeoutError`` is
+        raised; no limit by default
     :raises InvalidArgumentError: if an argument has a value that cannot work
     :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
     """
@@ -156,6 +159,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         branch_lambda: float = 1.0,
         branch_fraction: float = 1.0,
         brancher: str | BrancherFactory = "auto",
+        branch_timeout: float | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -195,6 +199,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.branch_lambda = branch_lambda
         self.branch_fraction = branch_fraction
         self.brancher = brancher
+        self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
         self._brancher: Brancher | None = None
         self._check_arguments()
@@ -206,16 +211,13 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         if not issubclass(self.policy_class, ActorCriticPolicy):
             raise InvalidArgumentError(f"{self.policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
         check_positive_integer("n_samples", self.n_samples)
-        check_advantage(self.advantage, self.advantage_names)
         check_positive_integer("branch_horizon", self.branch_horizon)
-        if not 0 <= self.branch_lambda <= 1:
-            raise InvalidArgumentError(f"`branch_lambda` must be between 0 and 1, not {self.branch_lambda}.")
-        if not 0 < self.branch_fraction <= 1:
-            raise InvalidArgumentError(
-                f"`branch_fraction` must be above 0 and at most 1, not {self.branch_fraction}. n_samples=1 branches no state."
-            )
-        if not np.isfinite(self.tail_coef):
-            raise InvalidArgumentError(f"`tail_coef` must be a finite number, not {self.tail_coef}.")
+        check_name("advantage", self.advantage, self.advantage_names)
+        check_number("tail_coef", self.tail_coef)
+        check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
+        check_number("branch_fraction", self.branch_fraction, above=0, at_most=1)
+        if self.branch_timeout is not None:
+            check_number("branch_timeout", self.branch_timeout, above=0)
         if isinstance(self.clip_range_vf, float | int):
             assert self.clip_range_vf > 0, "`clip_range_vf` must be positive, pass `None` to deactivate vf clipping"
         if self.normalize_advantage:
@@ -261,7 +263,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     def _setup_brancher(self) -> None:
         self._brancher = None
         if self.env is not None and self.n_samples > 1:
-            self._brancher = make_brancher(self.brancher, self.env)
+            self._brancher = make_brancher(self.brancher, self.env, self.branch_timeout)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
