@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
-from sb3_hybrid_grpo.common import branch_paths
+from sb3_hybrid_grpo.common.actors import Actor, MlpActor
 from tests.envs import Walk, limited
 
 K, N, T = 4, 3, 24
@@ -39,13 +39,13 @@ def rollout(model, n_envs=2):
 @pytest.fixture
 def equal_first_actions(monkeypatch):
     """Let every sample of a state be its committed action."""
-    sample = branch_paths.sample
+    for actor_class in (Actor, MlpActor):
 
-    def equal(policy, obs, n_samples, noise):
-        actions, *rest = sample(policy, obs, n_samples, noise)
-        return actions[:, :1].expand_as(actions).clone(), *rest
+        def equal(self, *arguments, sample=actor_class.sample):
+            samples = sample(self, *arguments)
+            return samples._replace(actions=np.repeat(samples.actions[:, :1], N, axis=1))
 
-    monkeypatch.setattr("sb3_hybrid_grpo.hybrid_grpo.hybrid_grpo.sample", equal)
+        monkeypatch.setattr(actor_class, "sample", equal)
 
 
 def assert_branches_are_the_committed_path(arrays, rtol=1e-5):

@@ -6,15 +6,9 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import InvalidArgumentError
-from sb3_hybrid_grpo.common import sampling
-from sb3_hybrid_grpo.common.sampling import (
-    actions_from_noise,
-    draw_noise,
-    evaluate_actions,
-    log_probs,
-    sample_actions,
-    to_env_actions,
-)
+from sb3_hybrid_grpo.common import evaluation
+from sb3_hybrid_grpo.common.evaluation import evaluate_actions, log_probs
+from sb3_hybrid_grpo.common.sampling import actions_from_noise, draw_noise, sample_actions, to_env_actions
 
 OBS = spaces.Box(-1, 1, (3,))
 SPACES = [spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(3)]
@@ -127,11 +121,11 @@ def test_to_env_actions_clips_or_unscales():
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_deferred_values_do_not_depend_on_the_chunks(monkeypatch, chunk):
-    monkeypatch.setattr(sampling, "_MAX_CHUNK", chunk)
+    monkeypatch.setattr(evaluation, "_MAX_CHUNK", chunk)
     policy, _ = make_policy(SPACES[0])
     observations = np.random.default_rng(1).normal(size=(7, 2, 3, 3)).astype(np.float32)
     values = np.full((7, 2, 3), np.nan, dtype=np.float32)
-    deferred = sampling.DeferredValues(policy)
+    deferred = evaluation.DeferredValues(policy)
     for obs, destination in zip(observations, values, strict=True):
         deferred.write(obs, destination)
     deferred.flush()

@@ -7,19 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_hybrid_grpo.common.actors import Actor
 from sb3_hybrid_grpo.common.diagnostics import check_outcome
-from sb3_hybrid_grpo.common.sampling import (
-    actions_from_noise,
-    draw_noise,
-    flatten_observations,
-    forward_samples,
-    overrides_forward,
-    sample_actions,
-    to_env_actions,
-)
+from sb3_hybrid_grpo.common.evaluation import flatten_observations
+from sb3_hybrid_grpo.common.sampling import draw_noise
 from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchOutcome, Observations
 
 
@@ -41,7 +33,7 @@ class BranchPaths:
 
     The environments are left as they were, also if something raises.
 
-    :param policy: the policy that goes on after the first step
+    :param actor: the policy that goes on after the first step
     :param brancher: source of the outcomes
     :param actions: first actions for the environments, [E, n, \\*action_shape]
     :param branched: whether an environment is branched at all, [E]
@@ -50,7 +42,7 @@ class BranchPaths:
 
     def __init__(
         self,
-        policy: ActorCriticPolicy,
+        actor: Actor,
         brancher: Brancher,
         actions: np.ndarray,
         branched: np.ndarray,
@@ -68,7 +60,9 @@ class BranchPaths:
                 alive = alive & ~(outcome.terminated | outcome.truncated)
                 if not alive.any():
                     break
-                actions = _act(policy, self.observed(len(self.steps) - 1), step_noise)
+                obs = flatten_observations(self.observed(len(self.steps) - 1).observations)
+                step_actions = actor.act(obs, step_noise.repeat_interleave(actions.shape[1], dim=0))
+                actions = step_actions.reshape(actions.shape)
                 self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
         finally:
             brancher.close()
@@ -86,15 +80,6 @@ class BranchPaths:
     def n_simulator_steps(self) -> int:
         """Number of simulator steps taken."""
         return sum(int(step.alive.sum()) for step in self.steps)
-
-
-def _act(policy: ActorCriticPolicy, observed: BranchOutcome, noise: th.Tensor) -> np.ndarray:
-    n_envs, n_branches = observed.rewards.shape
-    with th.no_grad():
-        obs = obs_as_tensor(flatten_observations(observed.observations), policy.device)  # type: ignore[arg-type]
-        actions = actions_from_noise(policy.get_distribution(obs), noise.repeat_interleave(n_branches, dim=0))
-    shape = (n_envs, n_branches, *policy.action_space.shape)  # type: ignore[misc]
-    return to_env_actions(policy, actions.cpu().numpy().reshape(shape))
 
 
 class NoiseAhead:
@@ -134,28 +119,6 @@ class NoiseAhead:
     def later(self) -> list[th.Tensor]:
         """Noise of the K - 1 steps after it."""
         return list(self._noise)[1:]
-
-
-def sample(
-    policy: ActorCriticPolicy, obs: PyTorchObs, n_samples: int, noise: NoiseAhead
-) -> tuple[th.Tensor, th.Tensor | None, th.Tensor | None]:
-    """
-    Sample N actions at each of E states.
-
-    :param policy: the policy
-    :param obs: states
-    :param n_samples: number of samples N
-    :param noise: noise of the committed actions
-    :return: actions [E, N, \\*action_dims], and values [E] and log-probabilities [E, N] if the policy decides about them in a
-        ``forward`` of its own
-    """
-    if overrides_forward(policy):
-        return forward_samples(policy, obs, n_samples)
-    distribution = policy.get_distribution(obs)
-    actions = sample_actions(distribution, n_samples)
-    if noise.now is not None:
-        actions[:, 0] = actions_from_noise(distribution, noise.now)
-    return actions, None, None
 
 
 class MacroStep:

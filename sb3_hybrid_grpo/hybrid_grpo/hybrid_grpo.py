@@ -18,21 +18,16 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, sample
+from sb3_hybrid_grpo.common.actors import Actor, make_actor
+from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
+from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_actions, evaluate_rollout, predict_values_only
 from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, normalize, weighted_mean
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
-from sb3_hybrid_grpo.common.sampling import (
-    DeferredValues,
-    check_common_noise,
-    evaluate_actions,
-    evaluate_rollout,
-    predict_values_only,
-    to_env_actions,
-)
+from sb3_hybrid_grpo.common.sampling import check_common_noise, to_env_actions
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
@@ -293,6 +288,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         assert self._last_obs is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, MultiSampleMixin)
         self.policy.set_training_mode(False)
+        actor = make_actor(self.policy)
         deferred_values = DeferredValues(self.policy)
         n_envs, n_samples = env.num_envs, self.n_samples
 
@@ -309,13 +305,10 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 self.policy.reset_noise(n_envs * n_samples)
                 noise.reset()
 
-            with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                samples, values, log_probs = sample(self.policy, obs_tensor, n_samples, noise)
-            actions = samples.cpu().numpy().reshape(n_envs, n_samples, *self.action_space.shape)  # type: ignore[misc]
+            actions, values, log_probs = actor.sample(self._last_obs, n_samples, noise.now)  # type: ignore[arg-type]
             clipped_actions = to_env_actions(self.policy, actions)
 
-            branches = self._branch(clipped_actions[:, 1:], noise.later)
+            branches = self._branch(actor, clipped_actions[:, 1:], noise.later)
             new_obs, rewards, dones, infos = env.step(clipped_actions[:, 0])
             check_outcome(new_obs, rewards)
             noise.advance()
@@ -367,13 +360,13 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _branch(self, actions: np.ndarray, noise: list[th.Tensor]) -> BranchPaths | None:
+    def _branch(self, actor: Actor, actions: np.ndarray, noise: list[th.Tensor]) -> BranchPaths | None:
         if self._brancher is None:
             return None
         branched = np.ones(len(actions), dtype=bool)
         if self.branch_fraction < 1:
             branched = self._branch_rng.random(len(actions)) < self.branch_fraction
-        return BranchPaths(self.policy, self._brancher, actions, branched, noise)
+        return BranchPaths(actor, self._brancher, actions, branched, noise)
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():

@@ -1,0 +1,177 @@
+"""Log-probabilities and values from few large passes through SB3's policies."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.type_aliases import Observations
+
+_CHUNK_BYTES = 2**24
+_MAX_CHUNK = 4096
+
+
+def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
+    """
+    Evaluate N actions at each of B states.
+
+    :param distribution: the policy's distribution at B states
+    :param actions: actions, [B, N, \\*action_dims]
+    :return: log-probabilities, [B, N]
+    """
+    samples = actions.transpose(0, 1)
+    if type(distribution) is DiagGaussianDistribution:
+        log_prob: th.Tensor = distribution.distribution.log_prob(samples)  # type: ignore[no-untyped-call]
+        return log_prob.sum(dim=-1).T
+    if type(distribution) is CategoricalDistribution:
+        log_prob = distribution.distribution.log_prob(samples)  # type: ignore[no-untyped-call]
+        return log_prob.T
+    return th.stack([distribution.log_prob(sample) for sample in samples], dim=1)
+
+
+def evaluate_actions(
+    policy: ActorCriticPolicy, obs: PyTorchObs, actions: th.Tensor
+) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """
+    Evaluate N actions at each of B states with the current policy, from one actor and one critic pass where possible.
+
+    :param policy: the policy
+    :param obs: states
+    :param actions: actions as the buffer keeps them, [B, N, action_dim]
+    :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
+    """
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.long().squeeze(dim=-1)
+    values, log_prob, entropy = policy.evaluate_actions(obs, actions[:, 0])
+    if actions.shape[1] == 1:
+        return values.flatten(), log_prob[:, None], entropy
+    if _keeps_distribution(policy):
+        return values.flatten(), log_probs(policy.action_dist, actions), entropy
+    others = [policy.evaluate_actions(obs, sample)[1] for sample in actions.transpose(0, 1)[1:]]
+    return values.flatten(), th.stack([log_prob, *others], dim=1), entropy
+
+
+def _keeps_distribution(policy: ActorCriticPolicy) -> bool:
+    """Tell whether ``evaluate_actions`` leaves the distribution in ``action_dist``, as SB3's own policies do."""
+    return all(
+        getattr(type(policy), name) is getattr(ActorCriticPolicy, name)
+        for name in ("evaluate_actions", "_get_action_dist_from_latent")
+    )
+
+
+def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs) -> th.Tensor:
+    """
+    Predict values such that a gradient step on them leaves the actor as it is: shared features are constants.
+
+    :param policy: the policy
+    :param obs: states
+    :return: values, [B]
+    """
+    if not policy.share_features_extractor:
+        return policy.predict_values(obs).flatten()
+    features = policy.extract_features(obs)
+    assert isinstance(features, th.Tensor)
+    return policy.value_net(policy.mlp_extractor.forward_critic(features.detach())).flatten()  # type: ignore[no-any-return]
+
+
+def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_values: bool = True) -> None:
+    """
+    Fill the buffer's log-probabilities and values, in few large batches.
+
+    :param policy: the policy that collected the rollout
+    :param buffer: a rollout whose ``values`` and ``log_probs`` are still missing
+    :param with_values: whether values are needed
+    """
+    for rows in _chunks(buffer):
+        obs = obs_as_tensor(flatten_observations(buffer.observations, rows), policy.device)  # type: ignore[arg-type]
+        actions = buffer.to_torch(buffer.actions[rows].astype(np.float32, copy=False)).flatten(end_dim=1)
+        with th.no_grad():
+            values, log_prob, _ = evaluate_actions(policy, obs, actions)
+        if with_values:
+            buffer.values[rows] = values.cpu().numpy().reshape(-1, buffer.n_envs)
+        buffer.log_probs[rows] = log_prob.cpu().numpy().reshape(-1, buffer.n_envs, buffer.n_samples)
+
+
+def _chunks(buffer: MultiSampleMixin) -> Iterator[slice]:
+    size = max(chunk_size(buffer.observation_space) // buffer.n_envs, 1)
+    return (slice(start, start + size) for start in range(0, buffer.buffer_size, size))
+
+
+def chunk_size(space: spaces.Space[Any]) -> int:
+    """
+    Return how many observations the networks get at once.
+
+    :param space: observation space
+    :return: a number of observations that fit into a few megabytes
+    """
+    return int(np.clip(_CHUNK_BYTES // (4 * spaces.flatdim(space)), 1, _MAX_CHUNK))
+
+
+def flatten_observations(observations: Observations, rows: slice = slice(None)) -> Observations:
+    """
+    Merge the first two axes of observations.
+
+    :param observations: observations, [T, E, \\*obs_shape] or a dict of such arrays
+    :param rows: rows to select first
+    :return: observations, [T · E, \\*obs_shape] or a dict of such arrays
+    """
+    if isinstance(observations, dict):
+        return {key: flatten_observations(part, rows) for key, part in observations.items()}  # type: ignore[misc]
+    assert isinstance(observations, np.ndarray)
+    selected = observations[rows]
+    return selected.reshape(-1, *selected.shape[2:])
+
+
+class DeferredValues:
+    """
+    Values of next observations, computed in large batches so that none is kept for long.
+
+    :param policy: the policy whose critic is asked
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+        self._chunk_size = chunk_size(policy.observation_space)
+        self._observations: list[Observations] = []
+        self._destinations: list[np.ndarray] = []
+        self._n_pending = 0
+
+    def write(self, observations: Observations, destination: np.ndarray) -> None:
+        """
+        Ask for values.
+
+        :param observations: observations, [E, n, \\*obs_shape] or a dict of such arrays
+        :param destination: array that gets their values, at the latest on ``flush``, [E, n]
+        """
+        self._observations.append(observations)
+        self._destinations.append(destination)
+        self._n_pending += destination.size
+        if self._n_pending >= self._chunk_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all values that are still due."""
+        if not self._destinations:
+            return
+        obs = obs_as_tensor(_join(self._observations), self.policy.device)  # type: ignore[arg-type]
+        with th.no_grad():
+            values = self.policy.predict_values(obs).cpu().numpy().ravel()
+        start = 0
+        for destination in self._destinations:
+            destination[...] = values[start : start + destination.size].reshape(destination.shape)
+            start += destination.size
+        self._observations, self._destinations, self._n_pending = [], [], 0
+
+
+def _join(parts: list[Observations]) -> Observations:
+    first = parts[0]
+    if isinstance(first, dict):
+        return {key: _join([part[key] for part in parts]) for key in first}  # type: ignore[misc, call-overload]
+    return np.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])  # type: ignore[union-attr]
