@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, normalize, weighted_mean
+from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, fuse, normalize, weighted_mean
 
 WEIGHTS = th.tensor([[0.5, 0.5], [0.5, 0.5]])
 
@@ -49,3 +49,25 @@ def test_approximate_kl():
     expected = np.mean(np.exp(log_ratio.numpy()) - 1 - log_ratio.numpy())
     assert approximate_kl(log_ratio, WEIGHTS).item() == pytest.approx(expected, rel=1e-5)
     assert approximate_kl(th.zeros(2, 2), WEIGHTS).item() == 0.0
+
+
+def test_fused_adam_is_adam():
+    parameters = [[th.nn.Parameter(th.linspace(-1, 1, 20)), th.nn.Parameter(th.ones(3, 4))] for _ in range(2)]
+    optimizers = [th.optim.Adam(group, lr=1e-2, eps=1e-5) for group in parameters]
+    for step in range(20):
+        if step == 5:  # may be switched on in the middle, as after a checkpoint was loaded
+            fuse(optimizers[0])
+        for group, optimizer in zip(parameters, optimizers, strict=True):
+            optimizer.zero_grad()
+            sum((parameter**3 * (1 + step)).sum() for parameter in group).backward()
+            optimizer.step()
+    assert optimizers[0].param_groups[0]["fused"]
+    for fused, plain in zip(*parameters, strict=True):
+        th.testing.assert_close(fused, plain)
+
+
+def test_other_optimizers_are_left_alone():
+    optimizer = th.optim.SGD([th.nn.Parameter(th.ones(2))], lr=0.1)
+    before = dict(optimizer.param_groups[0])
+    fuse(optimizer)
+    assert optimizer.param_groups[0] == before

@@ -41,6 +41,8 @@ def test_log_probs_are_those_of_single_samples(action_space, kwargs):
     values, evaluated, entropy = evaluate_actions(policy, obs, flat)
     th.testing.assert_close(evaluated, expected)
     th.testing.assert_close(values, policy.predict_values(obs).flatten())
+    if entropy is not None:
+        th.testing.assert_close(entropy, distribution.entropy())
     assert (entropy is None) == bool(kwargs.get("squash_output"))
 
 

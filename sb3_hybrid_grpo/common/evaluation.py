@@ -1,6 +1,7 @@
 """Log-probabilities and values from few large passes through SB3's policies."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sb3_hybrid_grpo.common.type_aliases import Observations
 
 _CHUNK_BYTES = 2**24
 _MAX_CHUNK = 4096
+_HALF_LOG_TAU = 0.5 * math.log(math.tau)
 
 
 def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
@@ -26,14 +28,7 @@ def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
     :param actions: actions, [B, N, \\*action_dims]
     :return: log-probabilities, [B, N]
     """
-    samples = actions.transpose(0, 1)
-    if type(distribution) is DiagGaussianDistribution:
-        log_prob: th.Tensor = distribution.distribution.log_prob(samples)  # type: ignore[no-untyped-call]
-        return log_prob.sum(dim=-1).T
-    if type(distribution) is CategoricalDistribution:
-        log_prob = distribution.distribution.log_prob(samples)  # type: ignore[no-untyped-call]
-        return log_prob.T
-    return th.stack([distribution.log_prob(sample) for sample in samples], dim=1)
+    return th.stack([distribution.log_prob(sample) for sample in actions.transpose(0, 1)], dim=1)
 
 
 def evaluate_actions(
@@ -49,13 +44,16 @@ def evaluate_actions(
     """
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().squeeze(dim=-1)
-    values, log_prob, entropy = policy.evaluate_actions(obs, actions[:, 0])
-    if actions.shape[1] == 1:
-        return values.flatten(), log_prob[:, None], entropy
-    if _keeps_distribution(policy):
+    if not _keeps_distribution(policy):
+        values, log_prob, entropy = policy.evaluate_actions(obs, actions[:, 0])
+        others = [policy.evaluate_actions(obs, sample)[1] for sample in actions.transpose(0, 1)[1:]]
+        return values.flatten(), th.stack([log_prob, *others], dim=1), entropy
+    closed_form = _CLOSED_FORMS.get(type(policy.action_dist))
+    if closed_form is None:
+        values, _, entropy = policy.evaluate_actions(obs, actions[:, 0])
         return values.flatten(), log_probs(policy.action_dist, actions), entropy
-    others = [policy.evaluate_actions(obs, sample)[1] for sample in actions.transpose(0, 1)[1:]]
-    return values.flatten(), th.stack([log_prob, *others], dim=1), entropy
+    latent_pi, latent_vf = _latents(policy, obs)
+    return policy.value_net(latent_vf).flatten(), *closed_form(policy, policy.action_net(latent_pi), actions)
 
 
 def _keeps_distribution(policy: ActorCriticPolicy) -> bool:
@@ -64,6 +62,34 @@ def _keeps_distribution(policy: ActorCriticPolicy) -> bool:
         getattr(type(policy), name) is getattr(ActorCriticPolicy, name)
         for name in ("evaluate_actions", "_get_action_dist_from_latent")
     )
+
+
+def _latents(policy: ActorCriticPolicy, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    features: Any = policy.extract_features(obs)
+    if policy.share_features_extractor:
+        latents: tuple[th.Tensor, th.Tensor] = policy.mlp_extractor(features)
+        return latents
+    pi_features, vf_features = features
+    return policy.mlp_extractor.forward_actor(pi_features), policy.mlp_extractor.forward_critic(vf_features)
+
+
+def _evaluate_gaussian(policy: ActorCriticPolicy, means: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """log N(a; μ, σ²) = -½ Σ ((a - μ)/σ)² - Σ log σ - ½ A log 2π, and its entropy Σ log σ + ½ A (1 + log 2π)"""
+    deviations = (actions - means[:, None]) * th.exp(-policy.log_std)
+    sum_log_std, n_dims = policy.log_std.sum(), means.shape[-1]
+    log_prob = -0.5 * (deviations * deviations).sum(dim=-1) - (sum_log_std + _HALF_LOG_TAU * n_dims)
+    return log_prob, (sum_log_std + (0.5 + _HALF_LOG_TAU) * n_dims).expand(len(means))
+
+
+def _evaluate_categorical(policy: ActorCriticPolicy, logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    log_softmax = th.log_softmax(logits, dim=-1)
+    return log_softmax.gather(dim=1, index=actions), -(log_softmax.exp() * log_softmax).sum(dim=-1)
+
+
+_CLOSED_FORMS: dict[type, Callable[[ActorCriticPolicy, th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor]]] = {
+    DiagGaussianDistribution: _evaluate_gaussian,
+    CategoricalDistribution: _evaluate_categorical,
+}
 
 
 def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs) -> th.Tensor:

@@ -25,7 +25,7 @@ from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_actions, evaluate_rollout, predict_values_only
-from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, normalize, weighted_mean
+from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, fuse, normalize, weighted_mean
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.sampling import check_common_noise, to_env_actions
 from sb3_hybrid_grpo.common.type_aliases import (
@@ -378,6 +378,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        fuse(self.policy.optimizer)
         metrics: defaultdict[str, list[float]] = defaultdict(list)
         train_policy = True
         n_policy_updates = 0
