@@ -144,6 +144,19 @@ def test_states_without_branches_carry_ppos_advantage():
     np.testing.assert_array_equal(buffer.averaged_advantages[~branched], buffer.estimates[~branched, 0])
 
 
+def test_equal_actions_share_an_outcome():
+    """An action that was not branched because another sample is the same gets the estimate of that sample."""
+    buffer, *_, last_values, dones = filled(np.random.default_rng(9), advantage="per_action")
+    buffer.sources[0, 0] = [0, 1, 1]
+    buffer.sources[1, 1] = [0, 0, 2]
+    buffer.branch_alive[0, 0, 2] = buffer.branch_alive[1, 1, 1] = False
+    buffer.compute_returns_and_advantage(th.as_tensor(last_values), dones)
+    assert buffer.branched.all()
+    assert buffer.estimates[0, 0, 2] == buffer.estimates[0, 0, 1]
+    assert buffer.estimates[1, 1, 1] == buffer.estimates[1, 1, 0]
+    assert buffer.advantages[1, 1, 1] == pytest.approx(buffer.advantages[1, 1, 0])
+
+
 @pytest.mark.parametrize("action_space", [spaces.Discrete(5), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(4)])
 def test_action_spaces(action_space):
     buffer, rows, *_ = filled(np.random.default_rng(5), action_space=action_space)

@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_hybrid_grpo import InvalidArgumentError
 from sb3_hybrid_grpo.common import evaluation
 from sb3_hybrid_grpo.common.evaluation import evaluate_actions, log_probs
-from sb3_hybrid_grpo.common.sampling import actions_from_noise, draw_noise, sample_actions, to_env_actions
+from sb3_hybrid_grpo.common.sampling import actions_from_noise, draw_noise, first_occurrences, sample_actions, to_env_actions
 
 OBS = spaces.Box(-1, 1, (3,))
 SPACES = [spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(3)]
@@ -134,3 +134,9 @@ def test_deferred_values_do_not_depend_on_the_chunks(monkeypatch, chunk):
     with th.no_grad():
         expected = policy.predict_values(th.as_tensor(observations.reshape(-1, 3))).numpy().reshape(values.shape)
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_first_occurrences():
+    np.testing.assert_array_equal(first_occurrences(np.array([[2, 0, 2, 0], [1, 1, 1, 3]])), [[0, 1, 0, 1], [0, 0, 0, 3]])
+    pairs = np.array([[[0, 1], [1, 0], [0, 1]]])
+    np.testing.assert_array_equal(first_occurrences(pairs), [[0, 1, 0]])

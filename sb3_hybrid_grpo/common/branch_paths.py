@@ -36,7 +36,7 @@ class BranchPaths:
     :param actor: the policy that goes on after the first step
     :param brancher: source of the outcomes
     :param actions: first actions for the environments, [E, n, \\*action_shape]
-    :param branched: whether an environment is branched at all, [E]
+    :param alive: which of them are branched, [E, n]
     :param noise: the policy's noise in each further step, shared by the branches of a state
     """
 
@@ -45,14 +45,13 @@ class BranchPaths:
         actor: Actor,
         brancher: Brancher,
         actions: np.ndarray,
-        branched: np.ndarray,
+        alive: np.ndarray,
         noise: Sequence[th.Tensor] = (),
     ) -> None:
         self._brancher = brancher
         self.steps: list[BranchStep] = []
-        if not branched.any():
+        if not alive.any():
             return
-        alive = np.repeat(branched[:, None], actions.shape[1], axis=1)
         self.steps.append(BranchStep(brancher.open(actions, alive, horizon=1 + len(noise)), alive))
         try:
             for step_noise in noise:

@@ -55,6 +55,7 @@ class MultiSampleMixin(RolloutBuffer):
     branch_next_values: np.ndarray
     branch_terminated: np.ndarray
     branch_alive: np.ndarray
+    sources: np.ndarray
     next_values: np.ndarray
     terminated: np.ndarray
     _tensors: MultiSampleRolloutBufferSamples | None
@@ -100,6 +101,7 @@ class MultiSampleMixin(RolloutBuffer):
         self.branch_next_values = np.zeros(per_step, dtype=np.float32)
         self.branch_terminated = np.zeros(per_step, dtype=bool)
         self.branch_alive = np.zeros(per_step, dtype=bool)
+        self.sources = np.broadcast_to(np.arange(self.n_samples), per_sample).copy()
         self.rewards = self.branch_rewards[..., 0]
         self.next_values = self.branch_next_values[..., 0]
         self.terminated = self.branch_terminated[..., 0]
@@ -116,6 +118,7 @@ class MultiSampleMixin(RolloutBuffer):
         next_value: np.ndarray,
         terminated: np.ndarray,
         alive: np.ndarray | None = None,
+        source: np.ndarray | None = None,
     ) -> None:
         """
         Add one macro-step of every environment.
@@ -130,6 +133,7 @@ class MultiSampleMixin(RolloutBuffer):
             only where its episode was cut off: elsewhere it is the value of the next state of the buffer
         :param terminated: whether the step led to a terminal state, shaped like ``reward``
         :param alive: whether the step was taken, shaped like ``reward``; all by default
+        :param source: index of the sample whose outcome an action shares, because it is the same action, [E, N]
         """
         if isinstance(obs, dict):
             for key, stored in self.observations.items():  # type: ignore[attr-defined]
@@ -143,6 +147,8 @@ class MultiSampleMixin(RolloutBuffer):
         self.branch_next_values[self.pos] = next_value.reshape(per_step)
         self.branch_terminated[self.pos] = terminated.reshape(per_step)
         self.branch_alive[self.pos] = True if alive is None else alive.reshape(per_step)
+        if source is not None:
+            self.sources[self.pos] = source
         if value is not None:
             self.values[self.pos] = value.cpu().numpy().reshape(self.n_envs)
         if log_prob is not None:
@@ -153,7 +159,8 @@ class MultiSampleMixin(RolloutBuffer):
     @property
     def branched(self) -> np.ndarray:
         """Whether the samples of a state beyond the committed one were evaluated, [T, E]."""
-        return np.asarray(self.branch_alive[:, :, 1:, 0].all(axis=-1))
+        is_known = np.take_along_axis(self.branch_alive[..., 0], self.sources, axis=-1)
+        return np.asarray(is_known.all(axis=-1))
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
@@ -184,9 +191,10 @@ class MultiSampleMixin(RolloutBuffer):
             self.branch_lambda,
         )
         self.estimates[..., 0] = committed_estimates(steps, ends, self.gamma, self.branch_lambda, self.branch_horizon)
+        self.estimates = np.take_along_axis(self.estimates, self.sources, axis=-1)
         self.averaged_advantages = np.where(self.branched, averaged_advantages(self.estimates), self.estimates[..., 0])
         self.returns = gae + self.values
-        self._estimate_advantages(rewards[..., 0], gae, tails)
+        self._estimate_advantages(np.take_along_axis(rewards[..., 0], self.sources, axis=-1), gae, tails)
 
     def _estimate_advantages(self, rewards: np.ndarray, gae: np.ndarray, tails: np.ndarray) -> None:
         branched = self.branched

@@ -145,6 +145,18 @@ def forward_samples(policy: ActorCriticPolicy, obs: PyTorchObs, n_samples: int) 
     return actions, values.reshape(-1, n_samples)[:, 0], log_prob.reshape(-1, n_samples)
 
 
+def first_occurrences(actions: np.ndarray) -> np.ndarray:
+    """
+    Find actions that were sampled more than once at a state.
+
+    :param actions: sampled actions of a discrete kind, [E, N, \\*action_shape]
+    :return: index of the first equal action of the same state, [E, N]
+    """
+    flat = actions.reshape(*actions.shape[:2], -1)
+    is_equal = (flat[:, :, None] == flat[:, None]).all(axis=-1)
+    return np.asarray(is_equal.argmax(axis=-1))
+
+
 def to_env_actions(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndarray:
     """
     Bring sampled actions into the bounds of the action space, as SB3 does before a step.

@@ -27,7 +27,7 @@ from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_actions, evaluate_rollout, predict_values_only
 from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, fuse, normalize, weighted_mean
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
-from sb3_hybrid_grpo.common.sampling import check_common_noise, to_env_actions
+from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
@@ -98,8 +98,10 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         the noise of the committed trajectory. The value after the last one is bootstrapped.
     :param branch_lambda: λ of the mix of the K-step return with those of fewer steps; 1 is the K-step return alone
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage
-    :param brancher: Where the outcomes of actions come from that are not committed: ``"auto"`` (exact snapshots of the
-        environment), or a callable that makes a ``Brancher`` for a ``VecEnv``
+    :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
+        environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
+        environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), or a callable that makes a
+        ``Brancher`` for a ``VecEnv``
     :param branch_timeout: Seconds that the branches of an environment may take for one step before ``BranchTimeoutError`` is
         raised; no limit by default
     :raises InvalidArgumentError: if an argument has a value that cannot work
@@ -308,7 +310,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             actions, values, log_probs = actor.sample(self._last_obs, n_samples, noise.now)  # type: ignore[arg-type]
             clipped_actions = to_env_actions(self.policy, actions)
 
-            branches = self._branch(actor, clipped_actions[:, 1:], noise.later)
+            sources = self._choose_branches(actions)
+            branches = self._branch(actor, clipped_actions, sources, noise.later)
             new_obs, rewards, dones, infos = env.step(clipped_actions[:, 0])
             check_outcome(new_obs, rewards)
             noise.advance()
@@ -335,6 +338,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 next_value=macro_step.next_values,
                 terminated=macro_step.terminated,
                 alive=macro_step.alive,
+                source=sources,
             )
             if self.uses_critic:
                 for k, branch_obs in enumerate(branch_observations):
@@ -360,13 +364,23 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _branch(self, actor: Actor, actions: np.ndarray, noise: list[th.Tensor]) -> BranchPaths | None:
+    def _choose_branches(self, actions: np.ndarray) -> np.ndarray:
+        """Return the sample whose outcome each action shares, [E, N]: no action is branched twice at one state."""
+        n_envs, n_samples = actions.shape[:2]
+        sources = np.tile(np.arange(n_samples), (n_envs, 1))
+        if isinstance(self.action_space, spaces.Box) or n_samples == 1:
+            return sources
+        return first_occurrences(actions)
+
+    def _branch(self, actor: Actor, actions: np.ndarray, sources: np.ndarray, noise: list[th.Tensor]) -> BranchPaths | None:
         if self._brancher is None:
             return None
-        branched = np.ones(len(actions), dtype=bool)
+        alive = sources[:, 1:] == np.arange(1, self.n_samples)
         if self.branch_fraction < 1:
-            branched = self._branch_rng.random(len(actions)) < self.branch_fraction
-        return BranchPaths(actor, self._brancher, actions, branched, noise)
+            skipped = self._branch_rng.random(len(actions)) >= self.branch_fraction
+            alive[skipped] = False
+            sources[skipped] = np.arange(self.n_samples)
+        return BranchPaths(actor, self._brancher, actions[:, 1:], alive, noise)
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():
