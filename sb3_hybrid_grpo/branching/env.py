@@ -157,8 +157,8 @@ class LocalBrancher:
         # Environments may change the actions that they get.
         actions = actions.copy()
         for env_idx, simulator in enumerate(self._simulators):
-            branches = np.flatnonzero(alive[env_idx])
-            if len(branches):
+            branches = np.flatnonzero(alive[env_idx]).tolist()
+            if branches:
                 with time_limit(self._timeout):
                     simulator.step(actions, env_idx, branches, outcome, self._shared_roots, self._steps_left == 0)
         return outcome
@@ -180,6 +180,8 @@ class _Simulator:
             layer = inner
         if layer.render_mode == "human":
             self._detours.append((vars(layer), "render_mode", None))
+        # Spaces may be attributes of the class, where no walk from the instance meets them.
+        self._roots = (self.root, layer.action_space, layer.observation_space)
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
@@ -200,7 +202,7 @@ class _Simulator:
         self,
         actions: np.ndarray,
         env_idx: int,
-        branches: np.ndarray,
+        branches: list[int],
         outcome: BranchOutcome,
         shared_roots: tuple[Any, ...],
         is_last: bool,
@@ -211,7 +213,7 @@ class _Simulator:
             start = self._snapshots.get(_START)
             is_restored = start is None
             if start is None:
-                start = self._snapshots[_START] = Snapshot(self.root, *shared_roots)
+                start = self._snapshots[_START] = Snapshot(*self._roots, *shared_roots)
             try:
                 for idx in branches:
                     if not is_restored:
@@ -221,7 +223,7 @@ class _Simulator:
                     obs, rewards[at], terminated[at], truncated[at], _ = self.root.step(actions[at])
                     _store_observation(observations, at, obs)
                     if not (is_last or terminated[at] or truncated[at]):
-                        self._snapshots[idx] = Snapshot(self.root, *shared_roots)
+                        self._snapshots[idx] = Snapshot(*self._roots, *shared_roots)
             except Exception as error:
                 error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
                 raise error_class(
@@ -254,12 +256,13 @@ class _Simulator:
         with self._unwatched(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                untouched = Snapshot(self.root, *randomness.GLOBAL_GENERATORS)
+                untouched = Snapshot(*self._roots, *randomness.GLOBAL_GENERATORS)
                 try:
                     self._make_generator()
                     self.root.reset()
-                    for _ in range(_PROBE_STEPS):
-                        example = self._probe_step(action_space)
+                    for step in range(_PROBE_STEPS):
+                        # Other numbers of steps in between, lest a hidden counter comes around to the same value.
+                        example = self._probe_step(action_space, n_others=1 + step % 3)
                     uses_global_generators = watch.noticed()
                 finally:
                     untouched.restore()
@@ -277,14 +280,14 @@ class _Simulator:
         """Make the environment's random generator if there is none: each branch would make one of its own."""
         _ = self.root.unwrapped.np_random
 
-    def _probe_step(self, action_space: spaces.Space[Any]) -> Any:
-        first, second, other = (action_space.sample() for _ in range(3))
-        snapshot = Snapshot(self.root, *randomness.GLOBAL_GENERATORS)
-        once = self._outcomes(first, second)
+    def _probe_step(self, action_space: spaces.Space[Any], n_others: int) -> Any:
+        first, second, *others = (action_space.sample() for _ in range(2 + n_others))
+        snapshot = Snapshot(*self._roots, *randomness.GLOBAL_GENERATORS)
+        once, _ = self._outcomes(first, second)
         snapshot.restore()
-        self._outcomes(other, first)
+        self._outcomes(*others)
         snapshot.restore()
-        again = self._outcomes(first, second)
+        again, obs = self._outcomes(first, second)
         for name in ("observations", "rewards", "terminated", "truncated"):
             if not _identical(getattr(once, name), getattr(again, name)):
                 raise UnbranchableEnvError(
@@ -292,25 +295,23 @@ class _Simulator:
                     "is hidden from its attributes: in a closure, a module or class variable, another process, or an "
                     "extension library that keeps it by a handle.\n"
                     "Ways out: (1) keep that state in attributes, or register a codec for it with "
-                    "sb3_hybrid_grpo.branching.register_codec; (2) branch by forking the process, where your version "
-                    "offers brancher='fork'; (3) train without branching, with n_samples=1."
+                    "sb3_hybrid_grpo.branching.register_codec; (2) branch by forking the process, with "
+                    "brancher='fork'; (3) train without branching, with n_samples=1."
                 )
-        snapshot.restore()
-        obs, _, terminated, truncated, _ = self.root.step(first)
-        if terminated or truncated:
+        if again.terminated.any() or again.truncated.any():
             self.root.reset()
         return obs
 
-    def _outcomes(self, *actions: Any) -> BranchOutcome:
-        """Step with one action after the other until the episode ends."""
+    def _outcomes(self, *actions: Any) -> tuple[BranchOutcome, Any]:
+        """Step with one action after the other until the episode ends; return also the last observation as it is."""
         observations = _empty_observations(self.env.observation_space, (1, len(actions)))
         rewards, terminated, truncated = np.zeros((3, 1, len(actions)))
         for idx, action in enumerate(actions):
-            obs, rewards[0, idx], terminated[0, idx], truncated[0, idx], _ = self.root.step(action)
+            obs, rewards[0, idx], terminated[0, idx], truncated[0, idx], _ = self.root.step(copy.copy(action))
             _store_observation(observations, (0, idx), obs)
             if terminated[0, idx] or truncated[0, idx]:
                 break
-        return BranchOutcome(observations, rewards, terminated, truncated)
+        return BranchOutcome(observations, rewards, terminated, truncated), obs
 
 
 def _restore_in_any_case(snapshot: Snapshot) -> None:

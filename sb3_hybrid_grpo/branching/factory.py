@@ -2,17 +2,18 @@
 
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_hybrid_grpo.branching.local import BRANCHER_NAMES
 from sb3_hybrid_grpo.branching.vec_env import VecEnvBrancher
 from sb3_hybrid_grpo.common.type_aliases import Brancher, BrancherFactory, InvalidArgumentError
-
-_BRANCHERS = {"auto": VecEnvBrancher}
 
 
 def make_brancher(brancher: str | BrancherFactory, venv: VecEnv, timeout: float | None = None) -> Brancher:
     """
     Make the brancher of a training environment.
 
-    :param brancher: ``"auto"`` (exact snapshots), or a callable that makes a ``Brancher`` for a vectorised environment
+    :param brancher: ``"snapshot"``: save and restore the state of the environments; ``"fork"``: copy their process for every
+        branch; ``"auto"``: snapshots where they are exact, else forks, with a warning; or a callable that makes a ``Brancher``
+        for a vectorised environment
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step; a callable has its own limits
     :return: its brancher
@@ -21,9 +22,9 @@ def make_brancher(brancher: str | BrancherFactory, venv: VecEnv, timeout: float 
     """
     if callable(brancher):
         return brancher(venv)
-    if brancher not in _BRANCHERS:
+    if brancher not in BRANCHER_NAMES:
+        names = ", ".join(map(repr, BRANCHER_NAMES))
         raise InvalidArgumentError(
-            f"Unknown brancher {brancher!r}: choose one of {', '.join(map(repr, _BRANCHERS))}, or pass a callable that makes "
-            "a Brancher from a VecEnv."
+            f"Unknown brancher {brancher!r}: choose one of {names}, or pass a callable that makes a Brancher from a VecEnv."
         )
-    return _BRANCHERS[brancher](venv, timeout)
+    return VecEnvBrancher(venv, timeout, brancher)

@@ -97,7 +97,9 @@ _fallbacks: list[Callable[[type], _Entry | None]] = []
 
 
 def _qualified_names(cls: type) -> tuple[str, str]:
-    return f"{cls.__module__}.{cls.__qualname__}", f"{cls.__module__.split('.')[0]}.*"
+    # Types of some extension modules have no module, such as SWIG's.
+    module = getattr(cls, "__module__", "")
+    return f"{module}.{cls.__qualname__}", f"{module.split('.')[0]}.*"
 
 
 def _resolve(cls: type) -> _Entry:
@@ -222,39 +224,59 @@ class Snapshot:
 
 
 def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:
-    return f"{_path_to(roots, target)} is a {_kind(target)}, whose state cannot be saved and restored.\n{_ways_out(target)}"
+    return f"{_path_to(roots, target)} is a {kind_of(target)}, whose state cannot be saved and restored.\n{_ways_out(target)}"
 
 
 def _describe_failure(roots: tuple[Any, ...], target: Any, error: Exception) -> str:
     return (
-        f"{_path_to(roots, target)} is a {_kind(target)}, and saving its state raised {type(error).__name__}: {error}\n"
+        f"{_path_to(roots, target)} is a {kind_of(target)}, and saving its state raised {type(error).__name__}: {error}\n"
         f"{_ways_out(target)}"
     )
 
 
-def _kind(target: Any) -> str:
-    return f"{type(target).__module__}.{type(target).__qualname__}"
+def kind_of(target: Any) -> str:
+    """
+    Name the type of an object.
+
+    :param target: the object
+    :return: the qualified name of its type
+    """
+    return _qualified_names(type(target))[0].lstrip(".")
 
 
 def _ways_out(target: Any) -> str:
     return (
         f"Ways out: (1) tell how, with sb3_hybrid_grpo.branching.register_codec({type(target).__name__}, codec), or "
-        "register it as CONSTANT if it holds no simulator state; (2) branch by forking the process, where your version "
-        "offers brancher='fork'; (3) train without branching, with n_samples=1."
+        "register it as CONSTANT if it holds no simulator state; (2) branch by forking the process, with "
+        "brancher='fork'; (3) train without branching, with n_samples=1."
     )
 
 
 def _path_to(roots: tuple[Any, ...], target: Any) -> str:
-    seen: set[int] = set()
+    found = find(roots, lambda obj: obj is target)
+    return type(target).__name__ if found is None else found[0]
+
+
+def find(roots: tuple[Any, ...], is_wanted: Callable[[Any], bool]) -> tuple[str, Any] | None:
+    """
+    Walk as a snapshot does, past whatever it could not save, to the first object of some kind.
+
+    :param roots: where the walk starts
+    :param is_wanted: tells that kind; it is not asked about types registered as ``CONSTANT``
+    :return: how to get there, and the object; ``None`` if there is no such object
+    """
+    seen: dict[int, Any] = {}
     pending = [(root, type(root).__name__) for root in roots]
     while pending:
         obj, path = pending.pop()
-        if obj is target:
-            return path
         codec = codec_of(type(obj))
-        if isinstance(codec, Mark) or id(obj) in seen:
+        if codec is CONSTANT or id(obj) in seen:
             continue
-        seen.add(id(obj))
+        seen[id(obj)] = obj
+        if is_wanted(obj):
+            return path, obj
+        if isinstance(codec, Mark):
+            continue
         try:
             state = codec.save(obj)
             children = list(codec.children(state))
@@ -264,7 +286,7 @@ def _path_to(roots: tuple[Any, ...], target: Any) -> str:
         for index, child in enumerate(children):
             name = names.get(id(child), f"[{index}]")
             pending.append((child, type(child).__name__ if name == ".env" else path + name))
-    return type(target).__name__
+    return None
 
 
 def _names_of_children(obj: Any, state: Any) -> dict[int, str]:

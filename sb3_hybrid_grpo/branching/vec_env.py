@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +12,15 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_hybrid_grpo.branching.env import LocalBrancher, register_transparent_wrapper, transparent_wrappers
+from sb3_hybrid_grpo.branching.env import register_transparent_wrapper, transparent_wrappers
+from sb3_hybrid_grpo.branching.local import EnvBrancher, choose_brancher
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_wrappers import view_of
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
     BranchOutcome,
     BranchTimeoutError,
+    Committed,
     HybridGRPOError,
     Observations,
     UnbranchableEnvError,
@@ -33,24 +36,30 @@ class VecEnvBrancher:
 
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step
+    :param name: ``"auto"``, ``"snapshot"`` or ``"fork"``, see ``make_brancher``
     :raises UnbranchableEnvError: if an environment or a wrapper does not allow exact branching
     """
 
-    def __init__(self, venv: VecEnv, timeout: float | None = None) -> None:
+    uses_simulator = True
+
+    def __init__(self, venv: VecEnv, timeout: float | None = None, name: str = "auto") -> None:
         wrappers = []
         while isinstance(venv, VecEnvWrapper):
             wrappers.append(venv)
             venv = venv.venv
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
-        self._simulators = _branch_simulators(venv, timeout)
+        self._simulators, announcement = _branch_simulators(venv, timeout, name)
+        if announcement is not None:
+            warnings.warn(announcement, stacklevel=2)
 
-    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int, obs: Observations | None = None) -> BranchOutcome:
         """
         Open branches at the current states and take their first steps.
 
         :param actions: actions as the environments take them, [E, n, \\*action_shape]
         :param alive: which of them are branched, [E, n]
         :param horizon: number of steps that a branch may take in all
+        :param obs: not needed: the simulators know their states
         :return: their outcomes as the simulators return them, zero where not ``alive``
         :raises BranchError: if an environment raises
         """
@@ -73,12 +82,15 @@ class VecEnvBrancher:
         """Forget the open branches."""
         self._simulators.close()
 
-    def observed(self, outcome: BranchOutcome, earlier: Sequence[BranchOutcome] = ()) -> BranchOutcome:
+    def observed(
+        self, outcome: BranchOutcome, earlier: Sequence[BranchOutcome] = (), committed: Committed | None = None
+    ) -> BranchOutcome:
         """
         Send simulator outcomes through the vectorised wrappers, without side effects.
 
         :param outcome: what ``open`` or ``advance`` returned
         :param earlier: the outcomes of the steps before it in the same branches
+        :param committed: not needed
         :return: what the wrappers would return for it
         """
         has_memory = any(view.has_memory for view in self._views)
@@ -94,39 +106,41 @@ class _WorkerBranches:
 
     :param registered: codecs and transparent wrappers registered in the main process
     :param timeout: seconds that all branches of the environment may take for one step
+    :param name: ``"auto"``, ``"snapshot"`` or ``"fork"``
     """
 
-    def __init__(self, registered: CloudpickleWrapper, timeout: float | None) -> None:
+    def __init__(self, registered: CloudpickleWrapper, timeout: float | None, name: str) -> None:
         self._registered = registered
         self._timeout = timeout
-        self._brancher: LocalBrancher | None = None
+        self._name = name
+        self._brancher: EnvBrancher | None = None
 
     def __call__(self, method: str, *arguments: Any) -> Any:
         """
-        Call a method of the worker's ``LocalBrancher``.
+        Call a method of the worker's brancher.
 
-        :param method: its name, ``"__init__"`` to make the brancher
+        :param method: its name, ``"__init__"`` to make the brancher and return what the user should know about it
         :param arguments: its arguments
         :return: its result, or a ``_Raised``: an exception would end the worker
         """
         try:
             if method == "__init__":
                 # The one caller is SB3's worker loop, and it offers no other way to its environment.
-                self._make_brancher(sys._getframe(1).f_locals["env"])
-                return None
+                return self._make_brancher(sys._getframe(1).f_locals["env"])
             return getattr(self._brancher, method)(*arguments)
         except HybridGRPOError as error:
             return _Raised(type(error), str(error))
         except Exception:
             return _Raised(BranchError, traceback.format_exc())
 
-    def _make_brancher(self, env: gym.Env[Any, Any]) -> None:
+    def _make_brancher(self, env: gym.Env[Any, Any]) -> str | None:
         codecs, wrappers = self._registered.var
         for cls, codec in codecs.items():
             register_codec(cls, codec)
         for wrapper_class in wrappers:
             register_transparent_wrapper(wrapper_class)
-        self._brancher = LocalBrancher([env], as_returned=True, timeout=self._timeout)
+        self._brancher, announcement = choose_brancher(self._name, [env], as_returned=True, timeout=self._timeout)
+        return announcement
 
 
 class _Raised(NamedTuple):
@@ -140,12 +154,13 @@ register_builtin(_WorkerBranches, CONSTANT)
 class _SubprocBrancher:
     """Sends each worker its actions, then collects the outcomes: the workers branch at the same time."""
 
-    def __init__(self, venv: SubprocVecEnv, timeout: float | None) -> None:
+    def __init__(self, venv: SubprocVecEnv, timeout: float | None, name: str) -> None:
         self._venv = venv
         self._timeout = timeout
         registered = CloudpickleWrapper((user_codecs(), transparent_wrappers()))
-        venv.set_attr(_WORKER_ATTRIBUTE, _WorkerBranches(registered, timeout))
-        self._call("__init__", [() for _ in venv.remotes])
+        venv.set_attr(_WORKER_ATTRIBUTE, _WorkerBranches(registered, timeout, name))
+        announcements = self._call("__init__", [() for _ in venv.remotes])
+        self.announcement: str | None = next(filter(None, announcements), None)
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         rows = zip(actions, alive, strict=True)
@@ -220,11 +235,12 @@ def _concatenate(parts: Sequence[Observations]) -> Observations:
     return np.concatenate(parts)  # type: ignore[arg-type]
 
 
-def _branch_simulators(venv: VecEnv, timeout: float | None) -> LocalBrancher | _SubprocBrancher:
+def _branch_simulators(venv: VecEnv, timeout: float | None, name: str) -> tuple[EnvBrancher | _SubprocBrancher, str | None]:
     if type(venv).step_wait is DummyVecEnv.step_wait and isinstance(venv, DummyVecEnv):
-        return LocalBrancher(venv.envs, timeout=timeout)
+        return choose_brancher(name, venv.envs, timeout=timeout)
     if type(venv).step_wait is SubprocVecEnv.step_wait and isinstance(venv, SubprocVecEnv):
-        return _SubprocBrancher(venv, timeout)
+        workers = _SubprocBrancher(venv, timeout, name)
+        return workers, workers.announcement
     raise UnbranchableEnvError(
         f"{type(venv).__name__} is neither SB3's DummyVecEnv nor its SubprocVecEnv (or changes how they step), so its "
         "environments cannot be reached for branching.\n"

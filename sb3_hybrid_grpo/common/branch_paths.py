@@ -12,7 +12,7 @@ from sb3_hybrid_grpo.common.actors import Actor
 from sb3_hybrid_grpo.common.diagnostics import check_outcome
 from sb3_hybrid_grpo.common.evaluation import flatten_observations
 from sb3_hybrid_grpo.common.sampling import draw_noise
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchOutcome, Observations
+from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchOutcome, Committed, Observations
 
 
 class BranchStep(NamedTuple):
@@ -37,6 +37,7 @@ class BranchPaths:
     :param brancher: source of the outcomes
     :param actions: first actions for the environments, [E, n, \\*action_shape]
     :param alive: which of them are branched, [E, n]
+    :param obs: observations of the states
     :param noise: the policy's noise in each further step, shared by the branches of a state
     """
 
@@ -46,39 +47,41 @@ class BranchPaths:
         brancher: Brancher,
         actions: np.ndarray,
         alive: np.ndarray,
+        obs: Observations,
         noise: Sequence[th.Tensor] = (),
     ) -> None:
         self._brancher = brancher
         self.steps: list[BranchStep] = []
         if not alive.any():
             return
-        self.steps.append(BranchStep(brancher.open(actions, alive, horizon=1 + len(noise)), alive))
+        self.steps.append(BranchStep(brancher.open(actions, alive, 1 + len(noise), obs), alive))
         try:
             for step_noise in noise:
                 outcome, alive = self.steps[-1]
                 alive = alive & ~(outcome.terminated | outcome.truncated)
                 if not alive.any():
                     break
-                obs = flatten_observations(self.observed(len(self.steps) - 1).observations)
+                obs = flatten_observations(self.observed(len(self.steps) - 1, None).observations)
                 step_actions = actor.act(obs, step_noise.repeat_interleave(actions.shape[1], dim=0))
                 actions = step_actions.reshape(actions.shape)
                 self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
         finally:
             brancher.close()
 
-    def observed(self, k: int) -> BranchOutcome:
+    def observed(self, k: int, committed: Committed | None) -> BranchOutcome:
         """
         Return what the policy sees of a step, with the statistics that the vectorised wrappers have now.
 
         :param k: index of the step
+        :param committed: the committed transition, if it has been made
         :return: its outcome after the wrappers
         """
-        return self._brancher.observed(self.steps[k].outcome, [step.outcome for step in self.steps[:k]])
+        return self._brancher.observed(self.steps[k].outcome, [step.outcome for step in self.steps[:k]], committed)
 
     @property
     def n_simulator_steps(self) -> int:
         """Number of simulator steps taken."""
-        return sum(int(step.alive.sum()) for step in self.steps)
+        return sum(int(step.alive.sum()) for step in self.steps) if self._brancher.uses_simulator else 0
 
 
 class NoiseAhead:
@@ -160,20 +163,41 @@ class MacroStep:
                 self.terminated[idx, 0, 0] = False
                 self.next_values[idx, 0, 0] = terminal_value(terminal_obs)
 
-    def add(self, branches: BranchPaths) -> list[Observations]:
+    def add(self, branches: BranchPaths, new_obs: Observations, infos: Sequence[dict[str, Any]]) -> list[Observations]:
         """
         Take in the branches, after the committed step.
 
         :param branches: the branches of the macro-step
+        :param new_obs: observations that the committed step returned
+        :param infos: the environments' infos
         :return: their next observations step by step, [E, N - 1, \\*obs_shape] or dicts of such arrays
         :raises InvalidOutcomeError: if there is NaN or infinity among them
         """
         observations = []
+        committed = Committed(_next_observations(new_obs, infos), self.terminated[:, 0, 0])
         for k, step in enumerate(branches.steps):
-            outcome = branches.observed(k)
+            outcome = branches.observed(k, committed)
             check_outcome(outcome.observations, outcome.rewards)
             self.rewards[:, 1:, k] = outcome.rewards
             self.terminated[:, 1:, k] = outcome.terminated
             self.alive[:, 1:, k] = step.alive
             observations.append(outcome.observations)
         return observations
+
+
+def _next_observations(new_obs: Observations, infos: Sequence[dict[str, Any]]) -> Observations:
+    """Replace the first observations of new episodes by the last ones of those before."""
+    last = {idx: info["terminal_observation"] for idx, info in enumerate(infos) if "terminal_observation" in info}
+    if not last:
+        return new_obs
+    if isinstance(new_obs, dict):
+        return {key: _replaced(part, {idx: obs[key] for idx, obs in last.items()}) for key, part in new_obs.items()}
+    assert isinstance(new_obs, np.ndarray)
+    return _replaced(new_obs, last)
+
+
+def _replaced(observations: np.ndarray, rows: dict[int, Any]) -> np.ndarray:
+    result: np.ndarray = observations.copy()
+    for idx, row in rows.items():
+        result[idx] = row
+    return result

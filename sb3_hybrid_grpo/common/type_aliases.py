@@ -65,6 +65,19 @@ class BranchOutcome(NamedTuple):
     truncated: np.ndarray
 
 
+class Committed(NamedTuple):
+    """
+    The committed transition, for branchers that are no simulator.
+
+    :param observations: next observations as the policy sees them, the last ones of episodes that ended,
+        [E, \\*obs_shape] or a dict of such arrays
+    :param terminated: whether the episode ended in a terminal state, [E]
+    """
+
+    observations: Observations
+    terminated: np.ndarray
+
+
 class Brancher(Protocol):
     """
     Source of the outcomes of actions that are not taken.
@@ -75,13 +88,17 @@ class Brancher(Protocol):
     the methods returns or raises.
     """
 
-    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+    uses_simulator: bool
+    """Whether a step of a branch is a step of the simulator."""
+
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int, obs: Observations | None = None) -> BranchOutcome:
         """
         Open branches at the current states and take their first steps.
 
         :param actions: actions as the environment takes them, [E, n, \\*action_shape]
         :param alive: which of them are branched, [E, n]
         :param horizon: number of steps that a branch may take in all, this one included
+        :param obs: observations of the states as the policy sees them
         :return: their outcomes, zero where not ``alive``
         :raises BranchError: if an environment raises
         """
@@ -99,12 +116,15 @@ class Brancher(Protocol):
     def close(self) -> None:
         """Forget the open branches."""
 
-    def observed(self, outcome: BranchOutcome, earlier: Sequence[BranchOutcome] = ()) -> BranchOutcome:
+    def observed(
+        self, outcome: BranchOutcome, earlier: Sequence[BranchOutcome] = (), committed: Committed | None = None
+    ) -> BranchOutcome:
         """
         Turn simulator outcomes of the branches opened last into what the policy sees, without side effects.
 
         :param outcome: what ``open`` or ``advance`` returned
         :param earlier: the outcomes of the steps before it in the same branches
+        :param committed: the committed transition, if it has been made
         :return: the outcome with the transformations of the vectorised wrappers applied
         """
 

@@ -327,7 +327,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
             macro_step = MacroStep(n_envs, n_samples, self.branch_horizon)
             macro_step.commit(rewards, dones, infos, self._terminal_value)
-            branch_observations = macro_step.add(branches) if branches else []
+            branch_observations = macro_step.add(branches, new_obs, infos) if branches else []
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 actions,
@@ -380,7 +380,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             skipped = self._branch_rng.random(len(actions)) >= self.branch_fraction
             alive[skipped] = False
             sources[skipped] = np.arange(self.n_samples)
-        return BranchPaths(actor, self._brancher, actions[:, 1:], alive, noise)
+        return BranchPaths(actor, self._brancher, actions[:, 1:], alive, self._last_obs, noise)  # type: ignore[arg-type]
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():

@@ -308,8 +308,9 @@ _CONSTANTS: tuple[type | str, ...] = (
     type,
     types.EllipsisType,
     types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodWrapperType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    type(np.random.Generator.normal),
     types.ModuleType,
     types.CodeType,
     property,
@@ -349,7 +350,15 @@ _CONSTANTS: tuple[type | str, ...] = (
 for _constant in _CONSTANTS:
     register_builtin(_constant, CONSTANT)
 
-for _reference in (functools.partial, types.MethodType, types.MappingProxyType, operator.itemgetter, operator.attrgetter):
+for _reference in (
+    functools.partial,
+    types.MethodType,
+    types.BuiltinMethodType,
+    types.MethodWrapperType,
+    types.MappingProxyType,
+    operator.itemgetter,
+    operator.attrgetter,
+):
     register_builtin(_reference, ReferencesCodec(gc.get_referents))
 for _view in (dict[Any, Any]().keys(), dict[Any, Any]().values(), dict[Any, Any]().items()):
     register_builtin(type(_view), ReferencesCodec(gc.get_referents))

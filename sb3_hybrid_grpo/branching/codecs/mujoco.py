@@ -17,9 +17,13 @@ class _Copy:
     def __init__(self, source: Any) -> None:
         import mujoco
 
-        self.spare = _spare_copies.setdefault(source, [])
-        self.data = self.spare.pop() if self.spare else mujoco.MjData(source.model)
-        mujoco.mj_copyData(self.data, source.model, source)
+        model = source.model
+        spare = _spare_copies.get(source)
+        if spare is None:
+            spare = _spare_copies[source] = []
+        self.spare = spare
+        self.data = spare.pop() if spare else mujoco.MjData(model)
+        mujoco.mj_copyData(self.data, model, source)
 
     def __del__(self) -> None:
         if hasattr(self, "data"):
@@ -34,7 +38,7 @@ def _restore(obj: Any, state: _Copy) -> None:
 
 def _part_codec(cls: type) -> Mark | None:
     """Serve names for parts of an ``MjData`` or ``MjModel``."""
-    return CONSTANT if cls.__module__ == "mujoco._structs" and cls.__name__.startswith("_Mj") else None
+    return CONSTANT if getattr(cls, "__module__", "") == "mujoco._structs" and cls.__name__.startswith("_Mj") else None
 
 
 register_fallback(_part_codec)
