@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 
+from sb3_hybrid_grpo.check import check_branchable
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
     BranchTimeoutError,
@@ -29,4 +30,5 @@ __all__ = [
     "InvalidOutcomeError",
     "RewardTransformError",
     "UnbranchableEnvError",
+    "check_branchable",
 ]

@@ -17,7 +17,7 @@ LAYERS = [
     {"common.actors"},
     {"common.branch_paths"},
     {"hybrid_grpo", "grpo"},
-    {"", "compare", "__main__"},
+    {"", "check", "compare", "__main__"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,5 +1,5 @@
 """Codecs that the package ships, registered on import."""
 
-from sb3_hybrid_grpo.branching.codecs import generic, mujoco
+from sb3_hybrid_grpo.branching.codecs import atari, generic, mujoco
 
-__all__ = ["generic", "mujoco"]
+__all__ = ["atari", "generic", "mujoco"]

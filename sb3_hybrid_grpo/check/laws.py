@@ -1,0 +1,160 @@
+"""Runs an environment with and without branching, and compares."""
+
+import copy
+import pickle
+import random
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchError, BranchOutcome
+
+_N_BRANCHES = 3
+_HORIZON = 5
+
+
+class Saboteur(gym.Wrapper[Any, Any, Any, Any]):
+    """Outermost wrapper that raises on demand, after the environment has made its step."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.is_armed = False
+
+    def __str__(self) -> str:
+        return str(self.env)
+
+    def step(self, action: Any) -> Any:
+        """Step the environment, then raise if armed."""
+        result = self.env.step(action)
+        if self.is_armed:
+            raise Sabotage
+        return result
+
+
+class Sabotage(Exception):
+    """What a ``Saboteur`` raises."""
+
+
+class LawBrokenError(Exception):
+    """Branching was not exact; the message says in which way."""
+
+
+class Run(NamedTuple):
+    """
+    What was seen.
+
+    :param results: observations of the reset, then what each committed step returned
+    :param n_episodes: number of episodes that ended
+    :param next_random: what the environments' random generators draw next
+    :param global_generators: names of the random generators of the whole process that were used
+    """
+
+    results: list[Any]
+    n_episodes: int
+    next_random: list[float]
+    global_generators: list[str]
+
+
+def run(venv: VecEnv, n_steps: int, brancher: Brancher | None = None) -> Run:
+    """
+    Take random steps that are the same each time.
+
+    :param venv: a vectorised environment that was just reset with a seed
+    :param n_steps: number of steps
+    :param brancher: its brancher, to evaluate actions before each step, and to raise in some
+    :return: what was seen
+    :raises LawBrokenError: if a branch of the committed action did not tell what the step returned
+    """
+    action_space = copy.deepcopy(venv.action_space)
+    action_space.seed(0)
+    shape = (_HORIZON, venv.num_envs, _N_BRANCHES)
+    results: list[Any] = []
+    n_episodes = 0
+    generators = _global_generators()
+    for step in range(n_steps):
+        actions = np.array([action_space.sample() for _ in range(int(np.prod(shape)))])
+        actions = actions.reshape(*shape, *actions.shape[1:])
+        outcome = None if brancher is None else _branch(brancher, actions, _HORIZON if step % 4 == 0 else 1)
+        if brancher is not None and step % 5 == 2:
+            _sabotage(venv, brancher, actions[0])
+        result = venv.step(actions[0, :, 0])
+        if outcome is not None:
+            _compare(outcome, result)
+        results.append(copy.deepcopy(result[:3]))
+        n_episodes += int(np.sum(result[2]))
+    next_random = [generator.random() for generator in venv.get_attr("np_random")]
+    used = [name for name, state in _global_generators().items() if state != generators[name]]
+    return Run(results, n_episodes, next_random, used)
+
+
+def _global_generators() -> dict[str, Any]:
+    return {
+        "np.random": pickle.dumps(np.random.get_state(legacy=False)),
+        "random": random.getstate(),
+        "torch": th.get_rng_state().numpy().tobytes(),
+    }
+
+
+def _branch(brancher: Brancher, actions: np.ndarray, horizon: int) -> BranchOutcome:
+    alive = np.ones(actions.shape[1:3], dtype=bool)
+    first = outcome = brancher.open(actions[0], alive, horizon)
+    for later in actions[1:horizon]:
+        alive = alive & ~(outcome.terminated | outcome.truncated)
+        if alive.any():
+            outcome = brancher.advance(later, alive)
+    brancher.close()
+    return brancher.observed(first)
+
+
+def _sabotage(venv: VecEnv, brancher: Brancher, actions: np.ndarray) -> None:
+    venv.set_attr("is_armed", True)
+    try:
+        brancher.open(actions, np.ones(actions.shape[:2], dtype=bool), 1)
+    except BranchError:
+        brancher.close()
+    finally:
+        venv.set_attr("is_armed", False)
+
+
+def _compare(outcome: BranchOutcome, result: Any) -> None:
+    observations, rewards, dones, infos = result
+    for env_idx, info in enumerate(infos):
+        at = env_idx, 0
+        observation = info["terminal_observation"] if dones[env_idx] else _pick(observations, env_idx)
+        pairs = {
+            "observation": (_pick(outcome.observations, at), observation),
+            "reward": (outcome.rewards[at], rewards[env_idx]),
+            "end of the episode": (outcome.terminated[at] or outcome.truncated[at], dones[env_idx]),
+        }
+        for name, (branched, committed) in pairs.items():
+            if not same(branched, committed):
+                raise LawBrokenError(
+                    f"the branch of an action showed another {name} than the step with the same action that followed"
+                )
+
+
+def _pick(observations: Any, index: Any) -> Any:
+    if isinstance(observations, dict):
+        return {key: part[index] for key, part in observations.items()}
+    if isinstance(observations, tuple):
+        return tuple(part[index] for part in observations)
+    return observations[index]
+
+
+def same(first: Any, second: Any) -> bool:
+    """
+    Compare bit for bit, in the data type of the first.
+
+    :param first: an array, or a dict or tuple of such
+    :param second: another
+    :return: whether they are identical
+    """
+    if isinstance(first, dict):
+        return all(same(part, second[key]) for key, part in first.items())
+    if isinstance(first, tuple | list):
+        return all(same(part, other) for part, other in zip(first, second, strict=True))
+    first = np.asarray(first)
+    return bool(first.tobytes() == np.asarray(second).astype(first.dtype).tobytes())
