@@ -314,8 +314,9 @@ def test_global_generators_of_workers():
 
 
 @pytest.mark.parametrize("n_used_before", [0, 1], ids=["fresh", "in the middle of a pair"])
+@pytest.mark.parametrize("n_branches", [1, 3])
 @pytest.mark.parametrize("source", DRAWS)
-def test_global_generators_that_are_used_late(source, n_used_before):
+def test_global_generators_that_are_used_late(source, n_branches, n_used_before):
     """Announced once, in the step in which it begins; that step is exact too, and so are all others."""
 
     def run(branched):
@@ -329,7 +330,7 @@ def test_global_generators_that_are_used_late(source, n_used_before):
         for _ in range(n_used_before):
             DRAWS[source]()
         for step in range(30):
-            actions = sample_actions(venv.action_space, rng, (1, 3))
+            actions = sample_actions(venv.action_space, rng, (1, n_branches))
             if branched:
                 with warnings_as_list() as caught:
                     outcome = branch(brancher, actions)

@@ -1,9 +1,9 @@
 """Exact branching: the outcomes of actions that are not taken, from the simulator itself."""
 
 from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec
-from sb3_hybrid_grpo.branching.env import register_transparent_wrapper
 from sb3_hybrid_grpo.branching.factory import make_brancher
 from sb3_hybrid_grpo.branching.reward_function import RewardFunction
+from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, Codec, LeafCodec, Snapshot, register_codec
 from sb3_hybrid_grpo.branching.vec_env import VecEnvBrancher
 from sb3_hybrid_grpo.branching.vec_wrappers import VecWrapperView, register_vec_wrapper

@@ -18,13 +18,8 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, Raised, end
-from sb3_hybrid_grpo.branching.env import (
-    _PROBE_STEPS,
-    _empty_observations,
-    _identical,
-    _Simulator,
-    _store_observation,
-)
+from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
+from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, Simulator
 from sb3_hybrid_grpo.branching.snapshot import find, kind_of
 from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome, BranchTimeoutError, UnbranchableEnvError
 
@@ -61,10 +56,10 @@ class ForkBrancher:
         obstacle = obstacle_to_fork(envs)
         if obstacle is not None:
             raise UnbranchableEnvError(obstacle)
-        self._simulators = [_Simulator(env) for env in envs]
+        self._simulators = [Simulator(env) for env in envs]
         self._observation_space = envs[0].observation_space
         self._example: Any = None
-        self._reward_dtype = np.float64 if as_returned else np.float32
+        self._reward_dtype: type[np.floating[Any]] = np.float64 if as_returned else np.float32
         self._timeout = timeout
         self._max_running = max_running or os.cpu_count() or 1
         self._steps_left = 0
@@ -118,12 +113,7 @@ class ForkBrancher:
         return outcome
 
     def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        outcome = BranchOutcome(
-            _empty_observations(self._observation_space, alive.shape, self._example),
-            np.zeros(alive.shape, dtype=self._reward_dtype),
-            np.zeros(alive.shape, dtype=bool),
-            np.zeros(alive.shape, dtype=bool),
-        )
+        outcome = empty_outcome(self._observation_space, alive.shape, self._example, self._reward_dtype)
         deadline = None if self._timeout is None else time.monotonic() + self._timeout * np.count_nonzero(alive.any(axis=1))
         pending = [(int(env_idx), int(idx)) for env_idx, idx in np.argwhere(alive)][::-1]
         running: dict[Any, _At] = {}
@@ -146,7 +136,7 @@ class ForkBrancher:
             child.send(action)
         else:
             simulator = self._simulators[at[0]]
-            with simulator._unwatched():
+            with simulator.unwatched():
                 child = Child(partial(_live, simulator.root, action, self._steps_left), self._family)
             self._branches[at] = child
         return child.channel.connection
@@ -159,7 +149,7 @@ class ForkBrancher:
         if isinstance(answer, Raised):
             raise BranchError(self._describe(at, actions, f"raised {answer.error_class} in a branch: {answer.message}"))
         obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at] = answer
-        _store_observation(outcome.observations, at, obs)
+        store_observation(outcome.observations, at, obs)
 
     def _describe(self, at: _At, actions: np.ndarray, problem: str) -> str:
         env_idx = at[0]
@@ -168,13 +158,13 @@ class ForkBrancher:
             f"Action: {actions[at]}. The environment itself did not take part and is as it was."
         )
 
-    def _probe(self, simulator: _Simulator) -> Any:
+    def _probe(self, simulator: Simulator) -> Any:
         """Let two copies take the same steps, compare, and return an observation as the environment returns it."""
         _make_generators(simulator.root)
-        with simulator._unwatched():
+        with simulator.unwatched():
             (once, example), (again, _) = (self._ask(partial(_take_steps, simulator), simulator.env) for _ in range(2))
         for name in ("observations", "rewards", "terminated", "truncated"):
-            if not _identical(getattr(once, name), getattr(again, name)):
+            if not identical(getattr(once, name), getattr(again, name)):
                 raise UnbranchableEnvError(
                     f"{simulator.env} cannot be branched by forking: in two copies of the process the same actions gave "
                     f"other {name}. Some of its state is outside this process (a server, a device, shared memory), or "
@@ -224,9 +214,9 @@ def obstacle_to_fork(envs: Iterable[gym.Env[Any, Any]]) -> str | None:
     :return: a description of the first such thing; ``None`` if there is none
     """
     for env in envs:
-        simulator = _Simulator(env)
-        with simulator._unwatched():
-            found = find(simulator._roots, _is_shared)
+        simulator = Simulator(env)
+        with simulator.unwatched():
+            found = find(simulator.roots, _is_shared)
         if found is not None:
             path, obj = found
             return (
@@ -276,12 +266,12 @@ def _make_generators(root: gym.Env[Any, Any]) -> None:
             pending += space.values() if isinstance(space, dict) else space
 
 
-def _take_steps(simulator: _Simulator, channel: Channel) -> None:
+def _take_steps(simulator: Simulator, channel: Channel) -> None:
     """Play an episode's beginning in a child."""
     action_space = copy.deepcopy(simulator.env.action_space)
     action_space.seed(0)
     simulator.root.reset()
-    channel.send(simulator._outcomes(*(action_space.sample() for _ in range(_PROBE_STEPS))))
+    channel.send(simulator.try_actions(*(action_space.sample() for _ in range(PROBE_STEPS))))
 
 
 def _live(root: gym.Env[Any, Any], action: Any, n_steps: int, channel: Channel) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_hybrid_grpo.branching.env import register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.local import EnvBrancher, choose_brancher
+from sb3_hybrid_grpo.branching.outcomes import join
+from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_wrappers import view_of
 from sb3_hybrid_grpo.common.type_aliases import (
@@ -164,11 +165,11 @@ class _SubprocBrancher:
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         rows = zip(actions, alive, strict=True)
-        return _join(self._call("open", [(row[None], row_alive[None], horizon) for row, row_alive in rows]))
+        return join(self._call("open", [(row[None], row_alive[None], horizon) for row, row_alive in rows]))
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         rows = zip(actions, alive, strict=True)
-        return _join(self._call("advance", [(row[None], row_alive[None]) for row, row_alive in rows]))
+        return join(self._call("advance", [(row[None], row_alive[None]) for row, row_alive in rows]))
 
     def close(self) -> None:
         """Do nothing: a worker forgets its branches when the next ones are opened."""
@@ -217,22 +218,6 @@ class _SubprocBrancher:
             with contextlib.suppress(EOFError, OSError):
                 if remote.poll(_GRACE_SECONDS):
                     remote.recv()
-
-
-def _join(outcomes: Sequence[BranchOutcome]) -> BranchOutcome:
-    observations, rewards, terminated, truncated = zip(*outcomes, strict=True)
-    return BranchOutcome(
-        _concatenate(observations), np.concatenate(rewards), np.concatenate(terminated), np.concatenate(truncated)
-    )
-
-
-def _concatenate(parts: Sequence[Observations]) -> Observations:
-    first = parts[0]
-    if isinstance(first, dict):
-        return {key: np.concatenate([part[key] for part in parts]) for key in first}  # type: ignore[call-overload]
-    if isinstance(first, tuple):
-        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
-    return np.concatenate(parts)  # type: ignore[arg-type]
 
 
 def _branch_simulators(venv: VecEnv, timeout: float | None, name: str) -> tuple[EnvBrancher | _SubprocBrancher, str | None]:

@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher, randomness
 from sb3_hybrid_grpo.branching.child import CAN_FORK
-from sb3_hybrid_grpo.branching.env import _Simulator
 from sb3_hybrid_grpo.branching.fork import obstacle_to_fork
+from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import Mark, Snapshot, codec_of, find, kind_of
 from sb3_hybrid_grpo.check.hidden import hidden_state
 from sb3_hybrid_grpo.check.laws import LawBrokenError, Run, Saboteur, run, same
@@ -211,14 +211,14 @@ def _codecs(env: gym.Env[Any, Any]) -> dict[str, str]:
             codecs[kind_of(obj)] = "nothing" if isinstance(codec, Mark) else type(codec).__name__.lstrip("_")
         return False
 
-    simulator = _Simulator(env)
-    with simulator._unwatched():
-        find(simulator._roots, note)
+    simulator = Simulator(env)
+    with simulator.unwatched():
+        find(simulator.roots, note)
     return dict(list(codecs.items())[:_MOST_TYPES])
 
 
 def _costs(venv: DummyVecEnv, brancher: Brancher, name: str) -> Costs:
-    simulator = _Simulator(venv.envs[0])
+    simulator = Simulator(venv.envs[0])
     actions = np.array([[venv.action_space.sample() for _ in range(_N_TIMED_BRANCHES)]] * venv.num_envs)
     alive = np.zeros(actions.shape[:2], dtype=bool)
     alive[0] = True
@@ -228,11 +228,11 @@ def _costs(venv: DummyVecEnv, brancher: Brancher, name: str) -> Costs:
         brancher.close()
 
     branch_step = _microseconds(branch) / _N_TIMED_BRANCHES
-    with simulator._unwatched():
+    with simulator.unwatched():
         if name == "fork":
             return Costs(_microseconds(lambda: simulator.root.step(actions[0, 0])), None, branch_step)
-        snapshot = Snapshot(*simulator._roots)
-        save_and_restore = _microseconds(lambda: Snapshot(*simulator._roots).restore())
+        snapshot = Snapshot(*simulator.roots)
+        save_and_restore = _microseconds(lambda: Snapshot(*simulator.roots).restore())
         raw_steps = [_microseconds(partial(simulator.root.step, action), before=snapshot.restore) for action in actions[0]]
         snapshot.restore()
     return Costs(float(np.mean(raw_steps)), save_and_restore, branch_step)

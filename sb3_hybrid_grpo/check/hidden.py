@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 
-from sb3_hybrid_grpo.branching.env import _Simulator
+from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import Snapshot, find
 
 _N_STEPS = 20
@@ -28,12 +28,12 @@ def hidden_state(env: gym.Env[Any, Any]) -> list[str]:
     :param env: an environment whose snapshots are not exact; what is hidden stays changed
     :return: a description of every variable that did, and what to do about it
     """
-    simulator = _Simulator(env)
+    simulator = Simulator(env)
     places = dict(_places(simulator))
     before = {place: _fingerprint(value()) for place, value in places.items()}
     action_space = env.action_space
-    with simulator._unwatched():
-        snapshot = Snapshot(*simulator._roots)
+    with simulator.unwatched():
+        snapshot = Snapshot(*simulator.roots)
         try:
             for _ in range(_N_STEPS):
                 _, _, terminated, truncated, _ = simulator.root.step(action_space.sample())
@@ -44,7 +44,7 @@ def hidden_state(env: gym.Env[Any, Any]) -> list[str]:
     return [_describe(place, value()) for place, value in places.items() if _fingerprint(value()) != before[place]]
 
 
-def _places(simulator: _Simulator) -> Iterator[_Place]:
+def _places(simulator: Simulator) -> Iterator[_Place]:
     """Yield the variables of an environment's code that its instances do not lead to."""
     objects: list[Any] = []
 
@@ -52,8 +52,8 @@ def _places(simulator: _Simulator) -> Iterator[_Place]:
         objects.append(obj)
         return False
 
-    with simulator._unwatched():
-        find(simulator._roots, note)
+    with simulator.unwatched():
+        find(simulator.roots, note)
     for obj in objects:
         for name, value in getattr(obj, "__dict__", {}).items():
             if isinstance(value, types.FunctionType) and not _is_library(value):

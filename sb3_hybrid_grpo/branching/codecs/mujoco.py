@@ -1,9 +1,12 @@
-"""Codec of MuJoCo's simulation state."""
+"""Codecs of MuJoCo's simulation state, and of what dm_control wraps around it."""
 
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sb3_hybrid_grpo.branching.snapshot import CONSTANT, LeafCodec, Mark, register_builtin, register_fallback
+import numpy as np
+
+from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec
+from sb3_hybrid_grpo.branching.snapshot import CONSTANT, LeafCodec, Mark, find, kind_of, register_builtin, register_fallback
 
 # Making an MjData takes a hundred times as long as copying one: copies that are no longer needed are used again.
 _spare_copies: "WeakKeyDictionary[Any, list[Any]]" = WeakKeyDictionary()
@@ -36,6 +39,55 @@ def _restore(obj: Any, state: _Copy) -> None:
     mujoco.mj_copyData(obj, obj.model, state.data)
 
 
+class ModelParameters:
+    """
+    Stands for the parameters of an ``MjModel``, for snapshots around a reset, which may change them.
+
+    Other snapshots leave them out: to copy them takes as long as many steps.
+
+    :param model: the model
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """
+        Look the parameters up.
+
+        :return: views of those that can be changed, by name
+        """
+        values = {name: getattr(self.model, name) for name in dir(self.model)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray) and value.flags.writeable}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """
+        Write the parameters back.
+
+        :param state: copies of them
+        """
+        for name, array in self.arrays().items():
+            array[...] = state[name]
+
+
+def model_parameters(roots: tuple[Any, ...]) -> list[ModelParameters]:
+    """
+    Find the models that an environment simulates.
+
+    :param roots: where the walk starts
+    :return: their parameters
+    """
+    models: list[Any] = []
+
+    def note(obj: Any) -> bool:
+        if kind_of(obj) == "mujoco._structs.MjData":
+            models.append(obj.model)
+        return False
+
+    find(roots, note)
+    return [ModelParameters(model) for model in models]
+
+
 def _part_codec(cls: type) -> Mark | None:
     """Serve names for parts of an ``MjData`` or ``MjModel``."""
     return CONSTANT if getattr(cls, "__module__", "") == "mujoco._structs" and cls.__name__.startswith("_Mj") else None
@@ -44,3 +96,10 @@ def _part_codec(cls: type) -> Mark | None:
 register_fallback(_part_codec)
 register_builtin("mujoco._structs.MjData", LeafCodec(_Copy, _restore))
 register_builtin("mujoco._structs.MjModel", CONSTANT)
+register_builtin(
+    ModelParameters,
+    LeafCodec[ModelParameters, dict[str, np.ndarray]](
+        lambda obj: {name: array.copy() for name, array in obj.arrays().items()}, ModelParameters.restore
+    ),
+)
+register_builtin("dm_control.mujoco.engine.Physics", AttributesCodec(constant=("_contexts", "_contexts_lock")))

@@ -1,0 +1,91 @@
+"""Outcomes as arrays, whatever the observation space."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Observations
+
+_SPACES_WITH_PARTS = (spaces.Dict, spaces.Tuple)
+
+
+def empty_outcome(
+    space: spaces.Space[Any], shape: tuple[int, ...], example: Any = None, reward_dtype: type[np.floating[Any]] = np.float64
+) -> BranchOutcome:
+    """
+    Allocate an outcome of zeros.
+
+    :param space: observation space
+    :param shape: (E, n)
+    :param example: an observation whose data type the outcome must hold as well
+    :param reward_dtype: data type of the rewards
+    :return: the outcome
+    """
+    nothing = np.zeros((2, *shape), dtype=bool)
+    return BranchOutcome(_empty_observations(space, shape, example), np.zeros(shape, dtype=reward_dtype), *nothing)
+
+
+def _empty_observations(space: spaces.Space[Any], shape: tuple[int, ...], example: Any = None) -> Observations:
+    """Allocate observations in the data type of their space, or in one that holds those of an example as well."""
+    if isinstance(space, _SPACES_WITH_PARTS):
+        keys = _keys(space.spaces)
+        parts: Any = {key: _empty_observations(space[key], shape, None if example is None else example[key]) for key in keys}
+        return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
+    dtype = space.dtype if example is None else np.result_type(space.dtype, np.asarray(example).dtype)
+    return np.zeros((*shape, *(space.shape or ())), dtype=dtype)
+
+
+def store_observation(observations: Observations, index: tuple[int, int], obs: Any) -> None:
+    """
+    Put an observation into its place.
+
+    :param observations: observations, [E, n, ...]
+    :param index: where it goes
+    :param obs: the observation as the environment returns it
+    """
+    if isinstance(observations, np.ndarray):
+        observations[index] = obs
+    else:
+        for key in _keys(observations):
+            observations[key][index] = obs[key]
+
+
+def identical(first: Observations, second: Observations) -> bool:
+    """
+    Compare bit for bit.
+
+    :param first: observations or another array
+    :param second: the same of another time
+    :return: whether they are equal
+    """
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return first.tobytes() == second.tobytes()
+    return all(identical(first[key], second[key]) for key in _keys(first))
+
+
+def join(outcomes: Sequence[BranchOutcome]) -> BranchOutcome:
+    """
+    Put the outcomes of several environments together.
+
+    :param outcomes: outcomes, each of one environment
+    :return: the outcome of all of them
+    """
+    observations, rewards, terminated, truncated = zip(*outcomes, strict=True)
+    return BranchOutcome(
+        _concatenate(observations), np.concatenate(rewards), np.concatenate(terminated), np.concatenate(truncated)
+    )
+
+
+def _concatenate(parts: Sequence[Observations]) -> Observations:
+    first = parts[0]
+    if isinstance(first, dict):
+        return {key: np.concatenate([part[key] for part in parts]) for key in first}  # type: ignore[call-overload]
+    if isinstance(first, tuple):
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    return np.concatenate(parts)  # type: ignore[arg-type]
+
+
+def _keys(observations: Any) -> Any:
+    return observations if isinstance(observations, dict) else range(len(observations))

@@ -1,0 +1,227 @@
+"""One environment, without the wrappers that only watch it, and whether snapshots of it are exact."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces, wrappers
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_hybrid_grpo.branching import codecs, randomness
+from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
+from sb3_hybrid_grpo.branching.snapshot import Snapshot
+from sb3_hybrid_grpo.common.type_aliases import (
+    BranchError,
+    BranchOutcome,
+    BranchTimeoutError,
+    UnbranchableEnvError,
+)
+
+__all__ = ["PROBE_STEPS", "Simulator", "codecs", "register_transparent_wrapper", "transparent_wrappers"]
+
+PROBE_STEPS = 8
+
+_AnyWrapper: TypeAlias = gym.Wrapper[Any, Any, Any, Any]
+
+_MISSING = object()
+_START = -1
+
+_transparent_wrappers: set[type[_AnyWrapper]] = {
+    Monitor,
+    wrappers.OrderEnforcing,
+    wrappers.PassiveEnvChecker,
+    wrappers.RecordEpisodeStatistics,
+    wrappers.RecordVideo,
+    wrappers.RenderCollection,
+    wrappers.HumanRendering,
+}
+
+
+def register_transparent_wrapper(wrapper_class: type[_AnyWrapper]) -> None:
+    """
+    Declare that a wrapper hands actions, observations, rewards and ends of episodes through unchanged.
+
+    Branches go around such wrappers, so that what they record or draw never includes a branch.
+
+    :param wrapper_class: the wrapper's class; its subclasses are not meant
+    """
+    _transparent_wrappers.add(wrapper_class)
+
+
+def transparent_wrappers() -> set[type[_AnyWrapper]]:
+    """
+    Return what branches go around in this process, for the worker processes of a vectorised environment.
+
+    :return: classes of wrappers
+    """
+    return set(_transparent_wrappers)
+
+
+class Simulator:
+    """One environment, without the wrappers that only watch it."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.env = env
+        self.root = _skip_transparent(env)
+        self._snapshots: dict[int, Snapshot] = {}
+        self._detours: list[tuple[dict[str, Any], str, Any]] = []
+        layer = self.root
+        while isinstance(layer, gym.Wrapper):
+            inner = _skip_transparent(layer.env)
+            if inner is not layer.env:
+                self._detours.append((vars(layer), "env", inner))
+            layer = inner
+        if layer.render_mode == "human":
+            self._detours.append((vars(layer), "render_mode", None))
+        # Spaces may be attributes of the class, where no walk from the instance meets them.
+        self.roots = (self.root, layer.action_space, layer.observation_space)
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Lead around recorders and renderers."""
+        originals = [(attributes, name, attributes.get(name, _MISSING)) for attributes, name, _ in self._detours]
+        for attributes, name, value in self._detours:
+            attributes[name] = value
+        try:
+            yield
+        finally:
+            for attributes, name, value in originals:
+                if value is _MISSING:
+                    del attributes[name]
+                else:
+                    attributes[name] = value
+
+    def step(
+        self,
+        actions: np.ndarray,
+        env_idx: int,
+        branches: list[int],
+        outcome: BranchOutcome,
+        shared_roots: tuple[Any, ...],
+        is_last: bool,
+    ) -> None:
+        """Step some branches, opening them if none are open, and fill row ``env_idx`` of the outcome."""
+        observations, rewards, terminated, truncated = outcome
+        with self.unwatched():
+            start = self._snapshots.get(_START)
+            is_restored = start is None
+            if start is None:
+                start = self._snapshots[_START] = Snapshot(*self.roots, *shared_roots)
+            try:
+                for idx in branches:
+                    if not is_restored:
+                        self._snapshots.get(idx, start).restore()
+                    is_restored = False
+                    at = env_idx, idx
+                    obs, rewards[at], terminated[at], truncated[at], _ = self.root.step(actions[at])
+                    store_observation(observations, at, obs)
+                    if not (is_last or terminated[at] or truncated[at]):
+                        self._snapshots[idx] = Snapshot(*self.roots, *shared_roots)
+            except Exception as error:
+                error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
+                raise error_class(
+                    f"Environment {env_idx}, {self.env}, raised {type(error).__name__} in a branch: {error}\n"
+                    f"Action: {actions[at]}. The state before the branch was restored."
+                ) from error
+            finally:
+                _restore_in_any_case(start)
+
+    def include(self, shared_roots: tuple[Any, ...]) -> None:
+        """Save global generators with the open branches, which have not used them yet."""
+        for snapshot in self._snapshots.values():
+            snapshot.include(Snapshot(*shared_roots))
+
+    def close(self) -> None:
+        """Forget the open branches."""
+        self._snapshots.clear()
+
+    def probe(self, watch: randomness.Watch) -> tuple[Any, bool]:
+        """
+        Take steps twice from the same snapshots and compare.
+
+        :param watch: a watch on the global random generators that was just started
+        :return: an observation as the environment returns it, and whether it uses global generators
+        :raises UnbranchableEnvError: if something cannot be saved, or the second time differs
+        :raises BranchError: if the environment raises
+        """
+        action_space = copy.deepcopy(self.env.action_space)
+        action_space.seed(0)
+        with self.unwatched(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                models = codecs.mujoco.model_parameters(self.roots)
+                untouched = Snapshot(*self.roots, *models, *randomness.GLOBAL_GENERATORS)
+                try:
+                    self._make_generator()
+                    self.root.reset()
+                    for step in range(PROBE_STEPS):
+                        # Other numbers of steps in between, lest a hidden counter comes around to the same value.
+                        example = self._probe_step(action_space, n_others=1 + step % 3)
+                    uses_global_generators = watch.noticed()
+                finally:
+                    untouched.restore()
+            except UnbranchableEnvError as error:
+                raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
+            except Exception as error:
+                raise BranchError(
+                    f"{self.env} raised {type(error).__name__} when a few steps with actions sampled from its action space "
+                    f"were tried: {error}\nThe state before was restored."
+                ) from error
+            self._make_generator()
+        return example, uses_global_generators
+
+    def _make_generator(self) -> None:
+        """Make the environment's random generator if there is none: each branch would make one of its own."""
+        _ = self.root.unwrapped.np_random
+
+    def _probe_step(self, action_space: spaces.Space[Any], n_others: int) -> Any:
+        first, second, *others = (action_space.sample() for _ in range(2 + n_others))
+        snapshot = Snapshot(*self.roots, *randomness.GLOBAL_GENERATORS)
+        once, _ = self.try_actions(first, second)
+        snapshot.restore()
+        self.try_actions(*others)
+        snapshot.restore()
+        again, obs = self.try_actions(first, second)
+        for name in ("observations", "rewards", "terminated", "truncated"):
+            if not identical(getattr(once, name), getattr(again, name)):
+                raise UnbranchableEnvError(
+                    f"after its attributes were saved and restored, the same actions gave other {name}. Some of its state "
+                    "is hidden from its attributes: in a closure, a module or class variable, another process, or an "
+                    "extension library that keeps it by a handle.\n"
+                    "Ways out: (1) keep that state in attributes, or register a codec for it with "
+                    "sb3_hybrid_grpo.branching.register_codec; (2) branch by forking the process, with "
+                    "brancher='fork'; (3) train without branching, with n_samples=1."
+                )
+        if again.terminated.any() or again.truncated.any():
+            self.root.reset()
+        return obs
+
+    def try_actions(self, *actions: Any) -> tuple[BranchOutcome, Any]:
+        """Step with one action after the other until the episode ends; return also the last observation as it is."""
+        outcome = empty_outcome(self.env.observation_space, (1, len(actions)))
+        for idx, action in enumerate(actions):
+            at = 0, idx
+            obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(copy.copy(action))
+            store_observation(outcome.observations, at, obs)
+            if outcome.terminated[at] or outcome.truncated[at]:
+                break
+        return outcome, obs
+
+
+def _restore_in_any_case(snapshot: Snapshot) -> None:
+    try:
+        snapshot.restore()
+    except BaseException:
+        # Interrupted, as by Ctrl-C: to restore again is harmless, to stop halfway is not.
+        snapshot.restore()
+        raise
+
+
+def _skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    while type(env) in _transparent_wrappers:
+        env = env.env  # type: ignore[attr-defined]
+    return env
