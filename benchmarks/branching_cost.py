@@ -8,6 +8,7 @@ In alternation, from the same states: N branches of one step, and the committed 
 """
 
 import argparse
+import contextlib
 import csv
 import time
 from pathlib import Path
@@ -25,6 +26,12 @@ MUJOCO = (
     "Ant HalfCheetah Hopper Humanoid HumanoidStandup InvertedDoublePendulum InvertedPendulum Pusher Reacher Swimmer Walker2d"
 )
 ENVIRONMENTS = {f"{name}-v5": 1.25 for name in MUJOCO.split()} | {"CartPole-v1": 2.5, "Pendulum-v1": 2.5, "ALE/Pong-v5": 1.25}
+
+
+with contextlib.suppress(ImportError):
+    import ale_py
+
+    gym.register_envs(ale_py)
 
 
 def time_branches(env_id: str, n_branches: int, n_states: int) -> tuple[float, float]:
