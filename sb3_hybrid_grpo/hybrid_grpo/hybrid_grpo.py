@@ -1,5 +1,6 @@
 """Hybrid Group Relative Policy Optimization."""
 
+import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
@@ -207,6 +208,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         if not issubclass(self.policy_class, ActorCriticPolicy):
             raise InvalidArgumentError(f"{self.policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
+        if "lstm_states" in inspect.signature(self.policy_class.forward).parameters:
+            raise InvalidArgumentError(f"{self.policy_class.__name__} is recurrent: branches of a memory are not supported.")
         check_positive_integer("n_samples", self.n_samples)
         check_positive_integer("branch_horizon", self.branch_horizon)
         check_name("advantage", self.advantage, self.advantage_names)
