@@ -1,3 +1,5 @@
+import threading
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEp
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
+from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.common.evaluation import predict_values_only
 from tests.envs import Walk, limited
 
@@ -358,6 +360,20 @@ def test_set_env_branches_the_new_environment():
     steps.clear()
     model.learn(32)
     assert len(steps) == 32 * 4
+
+
+def test_refused_environment_leaves_the_model_with_its_own():
+    class Locked(Walk):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+    model = HybridGRPO("MlpPolicy", limited()(), brancher="snapshot", **SMALL)
+    env, brancher = model.env, model._brancher
+    with pytest.raises(UnbranchableEnvError, match="lock"):
+        model.set_env(Locked())
+    assert model.env is env and model._brancher is brancher
+    assert model.learn(32).num_simulator_steps == 128
 
 
 def test_vec_normalize_rewards_reach_the_samples_normalised():

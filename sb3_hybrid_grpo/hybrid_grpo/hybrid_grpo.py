@@ -258,23 +258,25 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
-        self._setup_brancher()
+        self._brancher = self._make_brancher(self.env)
 
-    def _setup_brancher(self) -> None:
-        self._brancher = None
-        if self.env is not None and self.n_samples > 1:
-            self._brancher = make_brancher(self.brancher, self.env, self.branch_timeout)
+    def _make_brancher(self, env: VecEnv | None) -> Brancher | None:
+        if env is None or self.n_samples == 1:
+            return None
+        return make_brancher(self.brancher, env, self.branch_timeout)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
-        Set the training environment, as in SB3, and prepare to branch it.
+        Set the training environment, as in SB3, and prepare to branch it; if it is refused, the model keeps its own.
 
         :param env: the environment
         :param force_reset: whether to reset it before training
         :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
         """
-        super().set_env(env, force_reset)
-        self._setup_brancher()
+        vec_env = self._wrap_env(env, self.verbose)
+        brancher = self._make_brancher(vec_env)
+        super().set_env(vec_env, force_reset)
+        self._brancher = brancher
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
