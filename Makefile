@@ -15,4 +15,4 @@ format:
 	ruff format .
 
 bench:
-	python -m sb3_hybrid_grpo --out results/bench
+	python -m benchmarks.branching_cost

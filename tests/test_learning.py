@@ -5,21 +5,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_hybrid_grpo import HybridGRPO
+from sb3_hybrid_grpo.compare.settings import ZOO_HYPERPARAMS
 
 pytestmark = pytest.mark.slow
 SEEDS = range(5)
-# Hyperparameters of PPO in the RL Zoo
-ZOO_PENDULUM = {
-    "n_steps": 1024,
-    "gae_lambda": 0.95,
-    "gamma": 0.9,
-    "n_epochs": 10,
-    "ent_coef": 0.0,
-    "learning_rate": 1e-3,
-    "clip_range": 0.2,
-    "use_sde": True,
-    "sde_sample_freq": 4,
-}
 
 
 def mean_return(model, env_id, seed):
@@ -36,7 +25,8 @@ def test_cartpole_with_the_defaults(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_pendulum_with_the_zoos_settings(seed):
-    vec_env = make_vec_env("Pendulum-v1", 4, seed=seed)
-    model = HybridGRPO("MlpPolicy", vec_env, seed=seed, device="cpu", **ZOO_PENDULUM).learn(19 * 4096)
+    hyperparams = dict(ZOO_HYPERPARAMS["Pendulum-v1"])
+    vec_env = make_vec_env("Pendulum-v1", hyperparams.pop("n_envs"), seed=seed)
+    model = HybridGRPO("MlpPolicy", vec_env, seed=seed, device="cpu", **hyperparams).learn(19 * 4096)
     assert model.num_timesteps <= 80_000
     assert mean_return(model, "Pendulum-v1", seed) >= -250
