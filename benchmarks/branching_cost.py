@@ -3,7 +3,8 @@ What a branch step costs, as a multiple of the same environment's own step.
 
     python -m benchmarks.branching_cost
 
-In alternation, from the same states: N branches of one step, and the committed ``env.step``. A row per environment goes to
+In alternation, from the same states: N branches of one step, and the committed ``env.step``, both with the caches of a
+processor that did something else in between (it sampled actions). A row per environment goes to
 ``benchmarks/results/branching_cost.csv``; the ratio is (time of the branches / N) / (time of the step), of medians.
 """
 
@@ -54,9 +55,11 @@ def time_branches(env_id: str, n_branches: int, n_states: int) -> tuple[float, f
         start = time.perf_counter()
         brancher.open(actions, alive, horizon=1)
         brancher.close()
-        branched = time.perf_counter()
-        _, _, terminated, truncated, _ = env.step(actions[0, 0])
-        seconds.append((branched - start, time.perf_counter() - branched))
+        branches = time.perf_counter() - start
+        committed = [vec_env.action_space.sample() for _ in range(n_branches)][0]
+        start = time.perf_counter()
+        _, _, terminated, truncated, _ = env.step(committed)
+        seconds.append((branches, time.perf_counter() - start))
         if terminated or truncated:
             env.reset()
     vec_env.close()

@@ -844,3 +844,74 @@ def test_mujoco_data():
     for before, snapshot in reversed(snapshots):
         snapshot.restore()
         assert describe(root) == before
+
+
+REARRANGEMENTS = {
+    "attribute replaced": lambda root: setattr(root, "content", Mutable(5)),
+    "attribute added": lambda root: setattr(root, "more", [1]),
+    "attribute removed": lambda root: delattr(root, "items"),
+    "item replaced": lambda root: root.items.__setitem__(0, Mutable(7)),
+    "item added": lambda root: root.items.append(Mutable(8)),
+    "constant becomes an object": lambda root: setattr(root, "number", [3]),
+    "array of objects": lambda root: root.objects.__setitem__(0, Mutable(9)),
+    "numbers only": lambda root: (setattr(root, "number", 2), root.array.fill(4)),
+}
+
+
+@pytest.mark.parametrize("rearrange", REARRANGEMENTS.values(), ids=REARRANGEMENTS)
+def test_recorder_notices_that_objects_refer_to_others(rearrange):
+    objects = np.array([Mutable(3), None], dtype=object)
+    root = Holder(Mutable(1), items=[Mutable(2), (Mutable(4),)], number=1, array=np.zeros(3), objects=objects)
+    recorder = snapshot_module.Recorder(root)
+    for value in range(3):
+        root.content.value = value
+        recorder.take()
+    rearrange(root)
+    before = describe(root)
+    snapshot = recorder.take()
+    for obj in (root.content, root.items[0] if hasattr(root, "items") else root.content, objects[0]):
+        obj.value += 1
+    root.array += 1
+    root.number = getattr(root, "more", root.number)
+    if isinstance(root.number, list):
+        root.number.append(4)
+    snapshot.restore()
+    assert describe(root) == before
+
+
+def test_recorder_does_not_walk_over_what_has_not_changed(monkeypatch):
+    root = Holder([Mutable(1)], array=np.zeros(2))
+    recorder = snapshot_module.Recorder(root)
+    for _ in range(2):
+        recorder.take()
+    monkeypatch.setattr(snapshot_module, "codec_of", None)
+    monkeypatch.setattr(snapshot_module, "_resolved", None)
+    snapshot = recorder.take()
+    root.content[0].value, root.array[0] = 2, 3
+    snapshot.restore()
+    assert (root.content[0].value, root.array[0]) == (1, 0)
+    root.content = [Mutable(2)]
+    with pytest.raises(AttributeError):
+        recorder.take()
+
+
+def test_recorder_says_what_it_can_no_longer_save():
+    root = Holder([1])
+    recorder = snapshot_module.Recorder(root)
+    for _ in range(3):
+        recorder.take()
+    root.content.append(threading.Lock())
+    with pytest.raises(UnbranchableEnvError, match=r"Holder\.content\[1\] is a _thread\.lock"):
+        recorder.take()
+
+
+def test_later_state_of_a_recorder_is_apart_from_an_earlier_one():
+    root = Holder(np.zeros(1))
+    recorder = snapshot_module.Recorder(root)
+    snapshots = []
+    for value in range(5):
+        root.content[0] = value
+        snapshots.append(recorder.take())
+    for value in (3, 0, 4, 1, 2):
+        snapshots[value].restore()
+        assert root.content[0] == value

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -31,7 +32,7 @@ class LocalBrancher:
     def __init__(self, envs: Sequence[gym.Env[Any, Any]], as_returned: bool = False, timeout: float | None = None) -> None:
         self._simulators = [Simulator(env) for env in envs]
         self._watch = randomness.Watch()
-        self._shared_roots: tuple[Any, ...] = ()
+        self._shares_generators = False
         self._observation_space = envs[0].observation_space
         self._example: Any = None
         self._reward_dtype: type[np.floating[Any]] = np.float64 if as_returned else np.float32
@@ -40,10 +41,11 @@ class LocalBrancher:
         for simulator in self._simulators:
             self._watch.start()
             example, uses_global_generators = simulator.probe(self._watch)
-            if uses_global_generators:
-                self._shared_roots = randomness.GLOBAL_GENERATORS
+            self._shares_generators |= uses_global_generators
             if as_returned:
                 self._example = example
+        if self._shares_generators:
+            self._include_generators()
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
@@ -77,7 +79,7 @@ class LocalBrancher:
 
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         self._steps_left -= 1
-        if self._shared_roots:
+        if self._shares_generators:
             return self._step_all(actions, alive)
         self._watch.start()
         try:
@@ -87,16 +89,19 @@ class LocalBrancher:
             if used_global_generators:
                 self._watch.undo()
         if used_global_generators:
-            self._shared_roots = randomness.GLOBAL_GENERATORS
             warnings.warn(
                 "An environment began to draw from a random generator that the whole process shares (np.random, random or "
                 "torch). From now on these are saved with every branch, which is slower; self.np_random would not be.",
                 stacklevel=2,
             )
-            for simulator in self._simulators:
-                simulator.include(self._shared_roots)
+            self._include_generators()
             outcome = self._step_all(actions, alive)
         return outcome
+
+    def _include_generators(self) -> None:
+        self._shares_generators = True
+        for simulator in self._simulators:
+            simulator.include(randomness.GLOBAL_GENERATORS)
 
     def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         outcome = empty_outcome(self._observation_space, alive.shape, self._example, self._reward_dtype)
@@ -105,6 +110,6 @@ class LocalBrancher:
         for env_idx, simulator in enumerate(self._simulators):
             branches = np.flatnonzero(alive[env_idx]).tolist()
             if branches:
-                with time_limit(self._timeout):
-                    simulator.step(actions, env_idx, branches, outcome, self._shared_roots, self._steps_left == 0)
+                with nullcontext() if self._timeout is None else time_limit(self._timeout):
+                    simulator.step(actions, env_idx, branches, outcome, self._steps_left == 0)
         return outcome

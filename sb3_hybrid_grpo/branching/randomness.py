@@ -24,7 +24,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._memory: tuple[Any, ...] = ()
-        self._torch_state = _torch_state()
+        self._torch_state = _TORCH.get_state()
         self._snapshot = Snapshot()
 
     def start(self) -> None:
@@ -33,7 +33,7 @@ class Watch:
         if memory != self._memory:
             self._memory = memory
             self._snapshot = Snapshot(_NUMPY, _PYTHON)
-        self._torch_state = _torch_state()
+        self._torch_state = _TORCH.get_state()
 
     def noticed(self) -> bool:
         """
@@ -41,22 +41,25 @@ class Watch:
 
         :return: whether a generator was used since the start
         """
-        return _memory() != self._memory or _torch_state() != self._torch_state
+        return _memory() != self._memory or _bytes(_TORCH.get_state()) != _bytes(self._torch_state)
 
     def undo(self) -> None:
         """Bring the generators back to the start."""
         self._snapshot.restore()
-        _TORCH.set_state(th.frombuffer(bytearray(self._torch_state), dtype=th.uint8))
+        _TORCH.set_state(self._torch_state)
+
+
+def _body(obj: Any) -> "ctypes.Array[ctypes.c_char]":
+    """Lay an array over what is behind the header of an object: to ask a generator for its state takes too long."""
+    return (ctypes.c_char * (type(obj).__basicsize__ - _HEADER)).from_address(id(obj) + _HEADER)
+
+
+_NUMPY_BODY, _PYTHON_BODY = _body(_NUMPY), _body(_PYTHON)
 
 
 def _memory() -> tuple[Any, ...]:
-    """Copy what is behind the headers of numpy's and Python's generators: to ask for their states takes too long."""
-    return _body(_NUMPY), _body(_NUMPY._bit_generator), _body(_PYTHON), _PYTHON.gauss_next
+    return _NUMPY_BODY.raw, _body(_NUMPY._bit_generator).raw, _PYTHON_BODY.raw, _PYTHON.gauss_next
 
 
-def _torch_state() -> bytes:
-    return _TORCH.get_state().numpy().tobytes()
-
-
-def _body(obj: Any) -> bytes:
-    return ctypes.string_at(id(obj) + _HEADER, type(obj).__basicsize__ - _HEADER)
+def _bytes(state: th.Tensor) -> bytes:
+    return ctypes.string_at(state.data_ptr(), state.nbytes)

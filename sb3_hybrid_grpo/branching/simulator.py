@@ -2,8 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -13,7 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
-from sb3_hybrid_grpo.branching.snapshot import Snapshot
+from sb3_hybrid_grpo.branching.snapshot import Recorder, Snapshot
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
     BranchOutcome,
@@ -61,15 +59,17 @@ def transparent_wrappers() -> set[type[_AnyWrapper]]:
     return set(_transparent_wrappers)
 
 
-class Simulator:
-    """One environment, without the wrappers that only watch it."""
+class _Detours:
+    """
+    Leads around recorders and renderers as long as it is entered.
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        self.env = env
-        self.root = _skip_transparent(env)
-        self._snapshots: dict[int, Snapshot] = {}
+    :param root: the outermost wrapper that branches go through
+    """
+
+    def __init__(self, root: gym.Env[Any, Any]) -> None:
         self._detours: list[tuple[dict[str, Any], str, Any]] = []
-        layer = self.root
+        self._originals: list[Any] = []
+        layer = root
         while isinstance(layer, gym.Wrapper):
             inner = _skip_transparent(layer.env)
             if inner is not layer.env:
@@ -77,50 +77,70 @@ class Simulator:
             layer = inner
         if layer.render_mode == "human":
             self._detours.append((vars(layer), "render_mode", None))
-        # Spaces may be attributes of the class, where no walk from the instance meets them.
-        self.roots = (self.root, layer.action_space, layer.observation_space)
 
-    @contextmanager
-    def unwatched(self) -> Iterator[None]:
-        """Lead around recorders and renderers."""
-        originals = [(attributes, name, attributes.get(name, _MISSING)) for attributes, name, _ in self._detours]
+    def __enter__(self) -> None:
+        self._originals = [attributes.get(name, _MISSING) for attributes, name, _ in self._detours]
         for attributes, name, value in self._detours:
             attributes[name] = value
-        try:
-            yield
-        finally:
-            for attributes, name, value in originals:
-                if value is _MISSING:
-                    del attributes[name]
-                else:
-                    attributes[name] = value
 
-    def step(
-        self,
-        actions: np.ndarray,
-        env_idx: int,
-        branches: list[int],
-        outcome: BranchOutcome,
-        shared_roots: tuple[Any, ...],
-        is_last: bool,
-    ) -> None:
-        """Step some branches, opening them if none are open, and fill row ``env_idx`` of the outcome."""
+    def __exit__(self, *exception: object) -> None:
+        for (attributes, name, _), original in zip(self._detours, self._originals, strict=True):
+            if original is _MISSING:
+                del attributes[name]
+            else:
+                attributes[name] = original
+
+
+class Simulator:
+    """
+    One environment, without the wrappers that only watch it.
+
+    :param env: the environment as a vectorised environment holds it
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.env = env
+        self.root = _skip_transparent(env)
+        # Spaces may be attributes of the class, where no walk from the instance meets them.
+        self.roots = (self.root, self.root.unwrapped.action_space, self.root.unwrapped.observation_space)
+        self._detours = _Detours(self.root)
+        self._shared_roots: tuple[Any, ...] = ()
+        self._private_data: codecs.mujoco.PrivateData | None = None
+        self._recorders: dict[int, Recorder] = {}
+        self._start: Snapshot | None = None
+        self._branches: dict[int, Snapshot] = {}
+
+    def unwatched(self) -> _Detours:
+        """
+        Lead around recorders and renderers.
+
+        :return: a context in which they see nothing
+        """
+        return self._detours
+
+    def step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
+        """Step some branches, opening them if they are not open, and fill row ``env_idx`` of the outcome."""
         observations, rewards, terminated, truncated = outcome
-        with self.unwatched():
-            start = self._snapshots.get(_START)
-            is_restored = start is None
-            if start is None:
-                start = self._snapshots[_START] = Snapshot(*self.roots, *shared_roots)
+        step = self.root.step
+        with self._detours:
+            is_at_start = self._start is None
+            start = self._start = self._start or self._snapshot(_START)
             try:
                 for idx in branches:
-                    if not is_restored:
-                        self._snapshots.get(idx, start).restore()
-                    is_restored = False
+                    branch = self._branches.get(idx)
+                    if branch is None:
+                        if not is_at_start:
+                            start.restore()
+                        if self._private_data is not None:
+                            self._private_data.give(0 if is_last else idx)
+                    else:
+                        branch.restore()
+                    is_at_start = False
                     at = env_idx, idx
-                    obs, rewards[at], terminated[at], truncated[at], _ = self.root.step(actions[at])
+                    obs, rewards[at], terminated[at], truncated[at], _ = step(actions[at])
                     store_observation(observations, at, obs)
                     if not (is_last or terminated[at] or truncated[at]):
-                        self._snapshots[idx] = Snapshot(*self.roots, *shared_roots)
+                        self._branches[idx] = self._snapshot(idx)
             except Exception as error:
                 error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
                 raise error_class(
@@ -130,14 +150,24 @@ class Simulator:
             finally:
                 _restore_in_any_case(start)
 
+    def _snapshot(self, key: int) -> Snapshot:
+        recorder = self._recorders.get(key)
+        if recorder is None:
+            apart = () if self._private_data is None else self._private_data.types
+            recorder = self._recorders[key] = Recorder(*self.roots, *self._shared_roots, apart=apart)
+        return recorder.take()
+
     def include(self, shared_roots: tuple[Any, ...]) -> None:
-        """Save global generators with the open branches, which have not used them yet."""
-        for snapshot in self._snapshots.values():
+        """Save these as well from now on, and with the open branches, which have not changed them yet."""
+        self._shared_roots = shared_roots
+        self._recorders.clear()
+        for snapshot in filter(None, (self._start, *self._branches.values())):
             snapshot.include(Snapshot(*shared_roots))
 
     def close(self) -> None:
         """Forget the open branches."""
-        self._snapshots.clear()
+        self._start = None
+        self._branches.clear()
 
     def probe(self, watch: randomness.Watch) -> tuple[Any, bool]:
         """
@@ -164,6 +194,7 @@ class Simulator:
                     uses_global_generators = watch.noticed()
                 finally:
                     untouched.restore()
+                self._private_data = codecs.mujoco.PrivateData.of(self.root.unwrapped, untouched)
             except UnbranchableEnvError as error:
                 raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
             except Exception as error:

@@ -6,9 +6,10 @@ dictionaries, containers, arrays, random generators, simulator handles) and lets
 content. Restoring writes the content back into the same objects, so that references between them stay valid.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from enum import Enum
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from operator import is_
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
@@ -177,18 +178,34 @@ def user_codecs() -> dict[type | str, Any]:
     return dict(_user_registry)
 
 
+class _Visit(NamedTuple):
+    """
+    An object that a walk came by.
+
+    :param obj: the object
+    :param codec: its codec
+    :param children: those that it refers to and that may change
+    """
+
+    obj: Any
+    codec: Codec
+    children: list[Any]
+
+
 class Snapshot:
     """
     The state of everything reachable from some objects, as it is now.
 
     :param roots: where the walk starts
+    :param apart: types of objects to pass by
     :raises UnbranchableEnvError: if it meets an object that no codec serves; the message says how to get there
     """
 
-    __slots__ = ("_records",)
+    __slots__ = ("_records", "visits")
 
-    def __init__(self, *roots: Any) -> None:
+    def __init__(self, *roots: Any, apart: Container[type] = ()) -> None:
         self._records: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self.visits: list[_Visit] = []
         seen: dict[int, Any] = {}
         pending = list(roots)
         while pending:
@@ -201,13 +218,39 @@ class Snapshot:
                 if codec is CONSTANT:
                     continue
                 raise UnbranchableEnvError(_describe_unknown(roots, obj))
+            if type(obj) in apart:
+                continue
             try:
                 state = codec.save(obj)
-                pending += [child for child in codec.children(state) if type(child) not in _constant_types]
+                children = [child for child in codec.children(state) if type(child) not in _constant_types]
             except Exception as error:
                 raise UnbranchableEnvError(_describe_failure(roots, obj, error)) from error
+            pending += children
+            self.visits.append(_Visit(obj, codec, children))
             if type(codec) is not ReferencesCodec:
                 self._records.append((codec.restore, obj, state))
+
+    def again(self) -> "Snapshot | None":
+        """
+        Save the same objects once more without a walk.
+
+        :return: a snapshot of the present; ``None`` if that takes a walk, as one of them refers to others than it did
+        """
+        snapshot = Snapshot()
+        records, snapshot.visits = snapshot._records, self.visits
+        try:
+            for obj, codec, known_children in self.visits:
+                if type(codec) is ReferencesCodec:
+                    continue
+                state = codec.save(obj)
+                if type(codec) is not LeafCodec:
+                    children = [child for child in codec.children(state) if type(child) not in _constant_types]
+                    if len(children) != len(known_children) or not all(map(is_, children, known_children)):
+                        return None
+                records.append((codec.restore, obj, state))
+        except Exception:
+            return None
+        return snapshot
 
     def include(self, other: "Snapshot") -> None:
         """
@@ -221,6 +264,36 @@ class Snapshot:
         """Bring every object back to the state of the snapshot."""
         for restore, obj, state in self._records:
             restore(obj, state)
+
+
+class Recorder:
+    """
+    Takes one snapshot after the other, and walks only as long as the objects are not always the same ones.
+
+    :param roots: where a walk starts
+    :param apart: types of objects to pass by
+    """
+
+    def __init__(self, *roots: Any, apart: Container[type] = ()) -> None:
+        self._roots = roots
+        self._apart = apart
+        self._last = Snapshot()
+        self._is_steady = False
+
+    def take(self) -> Snapshot:
+        """
+        Save the present.
+
+        :return: a snapshot of everything reachable from the roots
+        :raises UnbranchableEnvError: see ``Snapshot``
+        """
+        snapshot = self._last.again() if self._is_steady else None
+        if snapshot is None:
+            snapshot = Snapshot(*self._roots, apart=self._apart)
+            known, visits = self._last.visits, snapshot.visits
+            self._is_steady = len(known) == len(visits) and all(a.obj is b.obj for a, b in zip(known, visits, strict=True))
+            self._last = snapshot
+        return snapshot
 
 
 def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:

@@ -10,18 +10,18 @@ from sb3_hybrid_grpo.common.type_aliases import BranchTimeoutError
 
 
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """
     Raise in the running code when time is up.
 
     It takes a POSIX signal and the main thread of a process; elsewhere, and for code that never returns to Python, there is
     no limit here, only the one that the main process sets to its workers.
 
-    :param seconds: the limit; ``None`` for none
+    :param seconds: the limit
     :raises BranchTimeoutError: inside the block
     """
     is_possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if seconds is None or not is_possible:
+    if not is_possible:
         yield
         return
 

@@ -59,10 +59,7 @@ class AttributesCodec:
 
     def children(self, state: dict[str, Any]) -> Iterable[Any]:
         """Return the values of the attributes that may change."""
-        children = state.copy()
-        for name in self.constant:
-            children.pop(name, None)
-        return children.values()
+        return [value for name, value in state.items() if name not in self.constant] if self.constant else state.values()
 
 
 class _SlotsCodec:
@@ -170,7 +167,8 @@ class _ArrayCodec:
         if not (flags.writeable or flags.owndata):
             return None
         state = np.array(obj)
-        state.flags.writeable = flags.writeable
+        if not flags.writeable:
+            state.flags.writeable = False
         return state
 
     def restore(self, obj: np.ndarray, state: np.ndarray | None) -> None:

@@ -6,7 +6,18 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec
-from sb3_hybrid_grpo.branching.snapshot import CONSTANT, LeafCodec, Mark, find, kind_of, register_builtin, register_fallback
+from sb3_hybrid_grpo.branching.snapshot import (
+    CONSTANT,
+    LeafCodec,
+    Mark,
+    Snapshot,
+    find,
+    kind_of,
+    register_builtin,
+    register_fallback,
+)
+
+_DATA = "mujoco._structs.MjData"
 
 # Making an MjData takes a hundred times as long as copying one: copies that are no longer needed are used again.
 _spare_copies: "WeakKeyDictionary[Any, list[Any]]" = WeakKeyDictionary()
@@ -37,6 +48,53 @@ def _restore(obj: Any, state: _Copy) -> None:
     import mujoco
 
     mujoco.mj_copyData(obj, obj.model, state.data)
+
+
+class PrivateData:
+    """
+    Gives every branch of an environment an ``MjData`` of its own.
+
+    Nothing is copied between the steps of a branch then: a snapshot only remembers which ``MjData`` the environment holds.
+
+    :param env: one of Gymnasium's own MuJoCo environments
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._attributes = vars(env)
+        self._model: Any = None
+        self._copies: list[Any] = []
+        self.types = frozenset({type(env.data)})
+
+    @classmethod
+    def of(cls, env: Any, snapshot: Snapshot) -> "PrivateData | None":
+        """
+        Decide whether an environment can be served.
+
+        :param env: the innermost environment
+        :param snapshot: a snapshot of it and its wrappers
+        :return: ``None`` unless it is the only one to hold its ``MjData``, and nobody holds a view of that
+        """
+        if not type(env).__module__.startswith("gymnasium.envs.mujoco.") or kind_of(vars(env).get("data")) != _DATA:
+            return None
+        n_holders = sum(kind_of(child) == _DATA for visit in snapshot.visits for child in visit.children)
+        has_views = any(isinstance(visit.obj, np.ndarray) and visit.obj.base is not None for visit in snapshot.visits)
+        return None if has_views or n_holders != 1 else cls(env)
+
+    def give(self, idx: int) -> None:
+        """
+        Let the environment go on with a copy of its ``MjData``.
+
+        :param idx: number of the copy
+        """
+        import mujoco
+
+        model = self._attributes["model"]
+        if model is not self._model:
+            self._model, self._copies = model, []
+        while len(self._copies) <= idx:
+            self._copies.append(mujoco.MjData(model))
+        mujoco.mj_copyData(self._copies[idx], model, self._attributes["data"])
+        self._attributes["data"] = self._copies[idx]
 
 
 class ModelParameters:
@@ -80,7 +138,7 @@ def model_parameters(roots: tuple[Any, ...]) -> list[ModelParameters]:
     models: list[Any] = []
 
     def note(obj: Any) -> bool:
-        if kind_of(obj) == "mujoco._structs.MjData":
+        if kind_of(obj) == _DATA:
             models.append(obj.model)
         return False
 
@@ -94,7 +152,7 @@ def _part_codec(cls: type) -> Mark | None:
 
 
 register_fallback(_part_codec)
-register_builtin("mujoco._structs.MjData", LeafCodec(_Copy, _restore))
+register_builtin(_DATA, LeafCodec(_Copy, _restore))
 register_builtin("mujoco._structs.MjModel", CONSTANT)
 register_builtin(
     ModelParameters,

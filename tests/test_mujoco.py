@@ -1,0 +1,93 @@
+"""Branches of MuJoCo environments run on data of their own, where nobody else can have a hold of the committed one."""
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_hybrid_grpo.branching import make_brancher
+from tests.lockstep import describe
+
+HORIZON, N_BRANCHES = 5, 3
+
+
+class Watching(gym.Wrapper):
+    """Holds a view of the positions, so that the data cannot be exchanged for another behind its back."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.positions = env.unwrapped.data.qpos
+
+    def step(self, action):
+        obs, reward, *ends = self.env.step(action)
+        return obs, reward + self.positions[0], *ends
+
+
+class Holding(gym.Wrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.parts = {"data": env.unwrapped.data}
+
+    def step(self, action):
+        obs, reward, *ends = self.env.step(action)
+        return obs, reward + self.parts["data"].qpos[0], *ends
+
+
+class OwnHopper(HopperEnv):
+    pass
+
+
+MAKERS = {
+    "Gymnasium's": (lambda: gym.make("HalfCheetah-v5"), True),
+    "with an innocent wrapper": (lambda: gym.wrappers.TransformReward(gym.make("Hopper-v5"), abs), True),
+    "view in a wrapper": (lambda: Watching(gym.make("HalfCheetah-v5")), False),
+    "reference in a wrapper": (lambda: Holding(gym.make("HalfCheetah-v5")), False),
+    "subclass": (OwnHopper, False),
+}
+
+
+@pytest.mark.parametrize(("make", "is_private"), MAKERS.values(), ids=MAKERS)
+def test_data_is_copied_once_per_branch_where_it_is_private(make, is_private, monkeypatch):
+    venv = DummyVecEnv([make])
+    venv.seed(0)
+    venv.reset()
+    brancher = make_brancher("snapshot", venv)
+    base = venv.envs[0].unwrapped
+    committed, before = base.data, describe(venv.envs[0])
+    copies = []
+    copy_data = mujoco.mj_copyData
+    monkeypatch.setattr(mujoco, "mj_copyData", lambda *arguments: copies.append(arguments) or copy_data(*arguments))
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, size=(HORIZON, 1, N_BRANCHES, *venv.action_space.shape)).astype(np.float32)
+    alive = np.ones((1, N_BRANCHES), dtype=bool)
+    outcomes = [brancher.open(actions[0], alive, HORIZON), *(brancher.advance(rest, alive) for rest in actions[1:])]
+    brancher.close()
+    n_copies = len(copies)
+    assert describe(venv.envs[0]) == before
+    assert base.data is committed
+    assert (n_copies == N_BRANCHES) == is_private
+    for step, outcome in enumerate(outcomes):
+        venv.step(actions[step, :, 0])
+        np.testing.assert_array_equal(outcome.observations[0, 0], venv.buf_obs[None][0])
+        assert outcome.rewards[0, 0] == venv.buf_rews[0]
+
+
+def test_model_loaded_anew_gets_data_of_its_own():
+    venv = DummyVecEnv([lambda: gym.make("InvertedPendulum-v5")])
+    venv.reset()
+    brancher = make_brancher("snapshot", venv)
+    actions, alive = np.zeros((1, 2, 1), dtype=np.float32), np.ones((1, 2), dtype=bool)
+    before = brancher.open(actions, alive, horizon=1)
+    brancher.close()
+    base = venv.envs[0].unwrapped
+    base.model.opt.gravity[2] = -1.0
+    base.model = mujoco.MjModel.from_xml_path(base.fullpath)
+    base.data = mujoco.MjData(base.model)
+    base.set_state(base.init_qpos + 0.1, base.init_qvel)
+    outcome = brancher.open(actions, alive, horizon=1)
+    brancher.close()
+    venv.step(actions[:, 0])
+    np.testing.assert_array_equal(outcome.observations[0, 0], venv.buf_obs[None][0])
+    assert not np.array_equal(before.observations[0, 0], outcome.observations[0, 0])
