@@ -56,7 +56,7 @@ def time_branches(env_id: str, n_branches: int, n_states: int) -> tuple[float, f
         brancher.open(actions, alive, horizon=1)
         brancher.close()
         branches = time.perf_counter() - start
-        committed = [vec_env.action_space.sample() for _ in range(n_branches)][0]
+        *_, committed = (vec_env.action_space.sample() for _ in range(n_branches))
         start = time.perf_counter()
         _, _, terminated, truncated, _ = env.step(committed)
         seconds.append((branches, time.perf_counter() - start))

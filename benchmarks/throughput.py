@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 
@@ -117,7 +118,7 @@ def time_round(runs: Sequence[Run], done: Iterable[Row]) -> Iterator[Row]:
         yield run.columns() | {name: "" if number is None else f"{number:.7g}" for name, number in measured.items()}
 
 
-def time_apart(run: Run) -> dict[str, float | None]:
+def time_apart(run: Run) -> dict[str, Any]:
     """
     Time a run in a process of its own.
 

@@ -31,7 +31,8 @@ def grouped(runs: Iterable[Run], rows: Iterable[Row]) -> dict[Run, list[Row]]:
     :param rows: rows of runs, those of others among them
     :return: the rows of each configuration that has some; its ``pair`` is 0
     """
-    rows, groups = list(rows), {}
+    rows = list(rows)
+    groups: dict[Run, list[Row]] = {}
     for run in runs:
         found = [row for row in rows if run.columns().items() <= row.items()]
         if found:
@@ -50,12 +51,13 @@ def numbers(rows: Iterable[Row], column: str) -> list[float]:
     return [float(row[column]) for row in rows if row[column]]
 
 
-def print_aligned(lines: Sequence[Sequence[str]]) -> None:
+def print_aligned(lines: Iterable[Sequence[str]]) -> None:
     """
     Print a table, its numbers to the right.
 
     :param lines: its cells, the header first
     """
+    lines = list(lines)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))

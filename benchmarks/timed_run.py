@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ class Clock:
     """Adds up the seconds of phases. A rollout is split into phases of its own; no other phase is."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._phase: str | None = None
 
     def watch(self, owner: Any, name: str, phase: str) -> None:
@@ -163,7 +163,7 @@ def watched_brancher(clock: Clock, env: VecEnv) -> Brancher:
     return brancher
 
 
-def measure(run: Run) -> dict[str, float | None]:
+def measure(run: Run) -> dict[str, Any]:
     """
     Train and measure.
 

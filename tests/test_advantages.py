@@ -6,6 +6,8 @@ from hypothesis.extra import numpy as hnp
 
 from sb3_hybrid_grpo.common.advantages import (
     ESTIMATORS,
+    RELATIVE_ADVANTAGES,
+    Advantages,
     averaged_advantages,
     branch_estimates,
     committed_estimates,
@@ -14,6 +16,7 @@ from sb3_hybrid_grpo.common.advantages import (
     group_normalized_advantages,
     hybrid_advantages,
     leave_one_out_advantages,
+    leave_pair_out_advantages,
     value_boosted_estimates,
 )
 
@@ -104,13 +107,17 @@ def test_committed_estimate_and_tail_sum_to_gae(horizon):
     np.testing.assert_allclose(parts, gae, rtol=1e-6, atol=1e-9)
 
 
+def relative(estimates):
+    return RELATIVE_ADVANTAGES["iid"](estimates, np.zeros_like(estimates))
+
+
 def test_averaged_advantages_are_the_papers_formula():
     """A_T = 1/N Σ [R̃ + γ V(s') - V(s)], written out."""
     np.testing.assert_array_equal(averaged_advantages(ESTIMATES), [[1.25], [-0.75], [0.75]])
 
 
 def test_averaged_estimator_credits_the_committed_action_only():
-    advantages, weights = ESTIMATORS["averaged"](REWARDS, ESTIMATES, np.zeros((3, 1)), 1.0)
+    advantages, weights = ESTIMATORS["averaged"](REWARDS, ESTIMATES, relative(ESTIMATES), np.zeros((3, 1)), 1.0)
     np.testing.assert_array_equal(advantages, [[[1.25, 0.0]], [[-0.75, 0.0]], [[0.75, 0.0]]])
     np.testing.assert_array_equal(weights, [[[1.0, 0.0]]] * 3)
 
@@ -144,19 +151,39 @@ def test_hybrid_advantages():
     tails = np.array([[-0.2], [0.0], [0.8]], dtype=np.float32)
     # Tails centred by their mean 0.2, times N · tail_coef = 2 · 0.5
     expected = [[[-0.5 - 0.4, 0.5]], [[0.5 - 0.2, -0.5]], [[4.5 + 0.6, -4.5]]]
-    np.testing.assert_allclose(hybrid_advantages(ESTIMATES, tails, tail_coef=0.5), expected, rtol=1e-5)
+    np.testing.assert_allclose(hybrid_advantages(relative(ESTIMATES), tails, tail_coef=0.5).advantages, expected, rtol=1e-5)
 
 
 def test_hybrid_advantage_without_tail_is_per_action():
     tails = np.array([[-0.2], [0.0], [0.8]], dtype=np.float32)
-    np.testing.assert_array_equal(hybrid_advantages(ESTIMATES, tails, tail_coef=0.0), leave_one_out_advantages(ESTIMATES))
+    advantages, weights = hybrid_advantages(relative(ESTIMATES), tails, tail_coef=0.0)
+    np.testing.assert_array_equal(advantages, leave_one_out_advantages(ESTIMATES))
+    np.testing.assert_array_equal(weights, np.full((3, 1, 2), 0.5))
 
 
 def test_hybrid_advantage_of_a_single_sample_is_gae():
     committed = ESTIMATES[..., :1]
     gae = generalized_advantages(committed[..., 0], DONES, GAMMA, 0.9)
     tails = gae_tails(gae, DONES, GAMMA, 0.9)
-    np.testing.assert_array_equal(hybrid_advantages(committed, tails)[..., 0], gae)
+    np.testing.assert_array_equal(hybrid_advantages(relative(committed), tails).advantages[..., 0], gae)
+
+
+def test_tail_of_an_enumerated_action_counts_once():
+    log_probs = np.log(np.array([[[0.25, 0.75]]]))
+    relative_advantages = RELATIVE_ADVANTAGES["enumerate"](np.array([[[2.0, 4.0]]]), log_probs)
+    np.testing.assert_allclose(relative_advantages.advantages, [[[-1.5, 0.5]]])
+    np.testing.assert_allclose(relative_advantages.weights, [[[0.25, 0.75]]])
+    both = Advantages(*(np.repeat(part, 2, axis=0) for part in relative_advantages))
+    # Tails 1 and 3, centred to -1 and 1, over the weight 0.25 of the committed action
+    advantages, _ = hybrid_advantages(both, np.array([[1.0], [3.0]]), tail_coef=0.5)
+    np.testing.assert_allclose(advantages, [[[-1.5 - 2.0, 0.5]], [[-1.5 + 2.0, 0.5]]])
+
+
+def test_leave_pair_out_advantages():
+    # Pairs (1, 6) and (2, 4): each action minus the mean of the other pair
+    estimates = np.array([[[1.0, 2.0, 6.0, 4.0]]])
+    np.testing.assert_allclose(leave_pair_out_advantages(estimates), [[[1 - 3.0, 2 - 3.5, 6 - 3.0, 4 - 3.5]]])
+    np.testing.assert_array_equal(leave_pair_out_advantages(estimates[..., :2]), estimates[..., :2])
 
 
 def test_group_normalized_advantages():
@@ -221,10 +248,10 @@ def test_estimators_against_a_naive_loop(data, shape, gamma):
     np.testing.assert_allclose(estimates, naive_estimates, atol=1e-9)
     gae = generalized_advantages(estimates[..., 0], dones, gamma, gae_lambda)
     tails = gae_tails(gae, dones, gamma, gae_lambda)
-    np.testing.assert_allclose(tails, naive_tails, atol=1e-9)
-    np.testing.assert_allclose(gae, estimates[..., 0] + tails, atol=1e-9)
+    np.testing.assert_allclose(tails, naive_tails, atol=1e-6)
+    np.testing.assert_allclose(gae, estimates[..., 0] + tails, atol=1e-6)
     for name, values_of_name in expected.items():
-        advantages, weights = ESTIMATORS[name](rewards, estimates, tails, tail_coef)
+        advantages, weights = ESTIMATORS[name](rewards, estimates, relative(estimates), tails, tail_coef)
         np.testing.assert_allclose(advantages, values_of_name, atol=1e-6, rtol=1e-6, err_msg=name)
         np.testing.assert_allclose(weights.sum(axis=-1), np.ones(shape[:2]))
 
@@ -240,7 +267,7 @@ def test_first_order_gradient_is_unbiased_by_the_baseline(name):
     for first in range(2):
         for second in range(2):
             sampled = np.array([[rewards[[first, second]]]])
-            advantages, weights = ESTIMATORS[name](sampled, sampled, np.zeros((1, 1)), 1.0)
+            advantages, weights = ESTIMATORS[name](sampled, sampled, relative(sampled), np.zeros((1, 1)), 1.0)
             gradient = (weights * advantages * score[[first, second]]).sum()
             expected += probabilities[first] * probabilities[second] * gradient
     assert expected == pytest.approx(exact)

@@ -14,7 +14,10 @@ from sb3_hybrid_grpo.common.actors import Actor, MlpActor
 from tests.envs import Walk, limited
 
 K, N, T = 4, 3, 24
-SMALL = {"n_steps": T, "batch_size": 24, "n_epochs": 1, "seed": 0, "device": "cpu", "n_samples": N, "branch_horizon": K}
+SMALL = {
+    **{"n_steps": T, "batch_size": 24, "n_epochs": 1, "seed": 0, "device": "cpu"},
+    **{"n_samples": N, "branch_horizon": K, "action_sampling": "iid"},
+}
 ACTION_SPACES = [spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)]
 
 

@@ -316,7 +316,7 @@ def test_no_action_is_branched_twice_at_a_state(horizon):
 
     def learn():
         vec_env = make_vec_env(lambda: gym.wrappers.TimeLimit(Counting(action_space=spaces.Discrete(2)), 20), 2, seed=0)
-        model = HybridGRPO("MlpPolicy", vec_env, n_samples=8, branch_horizon=horizon, **SMALL)
+        model = HybridGRPO("MlpPolicy", vec_env, n_samples=8, branch_horizon=horizon, action_sampling="iid", **SMALL)
         steps.clear()
         return model.learn(64)
 

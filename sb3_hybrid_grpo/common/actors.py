@@ -30,11 +30,13 @@ class Samples(NamedTuple):
     :param actions: sampled actions, index 0 is the committed one, [E, N, \\*action_shape]
     :param values: values of the states, [E], if the policy decides about them in a ``forward`` of its own
     :param log_probs: log-probabilities of the actions, [E, N], likewise
+    :param means: mean actions of a Gaussian policy, [E, \\*action_shape]
     """
 
     actions: np.ndarray
     values: th.Tensor | None = None
     log_probs: th.Tensor | None = None
+    means: np.ndarray | None = None
 
 
 class Actor:
@@ -58,14 +60,16 @@ class Actor:
         """
         with th.no_grad():
             obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
-            if overrides_forward(self.policy):
+            if overrides_forward(type(self.policy)):
                 actions, values, log_probs = forward_samples(self.policy, obs_tensor, n_samples)
                 return Samples(self._shaped(actions, n_samples), values, log_probs)
             distribution = self.policy.get_distribution(obs_tensor)
             actions = sample_actions(distribution, n_samples)
             if noise is not None:
                 actions[:, 0] = actions_from_noise(distribution, noise)
-        return Samples(self._shaped(actions, n_samples))
+            is_gaussian = type(distribution) is DiagGaussianDistribution
+            means = self._shaped(distribution.mode()) if is_gaussian else None
+        return Samples(self._shaped(actions, n_samples), means=means)
 
     def act(self, obs: Observations, noise: th.Tensor) -> np.ndarray:
         """
@@ -142,7 +146,9 @@ class MlpActor(Actor):
             actions = th.multinomial(th.from_numpy(probs), n_samples, replacement=True).numpy()
             if noise is not None:
                 actions[:, 0] = _inverse_cdf(probs, noise.numpy())
-        return Samples(actions.reshape(-1, n_samples, *self.policy.action_space.shape))  # type: ignore[misc]
+        shape: tuple[int, ...] = self.policy.action_space.shape  # type: ignore[assignment]
+        means = parameters.reshape(-1, *shape) if self._is_gaussian else None
+        return Samples(actions.reshape(-1, n_samples, *shape), means=means)
 
     def act(self, obs: Observations, noise: th.Tensor) -> np.ndarray:
         """

@@ -145,6 +145,40 @@ def leave_one_out_advantages(estimates: Floats) -> Floats:
     return advantages
 
 
+def leave_pair_out_advantages(estimates: Floats) -> Floats:
+    """
+    Return each sample's estimate minus the mean of the samples outside its antithetic pair.
+
+    A[t,e,i] = δ[t,e,i] - 1/(N-2) Σ_{j∉{i, i±N/2}} δ[t,e,j],    A = δ when N = 2
+
+    The two actions of a pair depend on each other, so that neither may be part of the other's baseline.
+
+    :param estimates: value-boosted estimates δ, sample i paired with i + N/2, [T, E, N]
+    :return: A, [T, E, N]
+    """
+    n_samples = estimates.shape[-1]
+    half = estimates.reshape(*estimates.shape[:-1], 2, n_samples // 2)
+    pairs: Floats = np.broadcast_to(half.sum(axis=-2, keepdims=True), half.shape).reshape(estimates.shape)
+    advantages: Floats = estimates - (estimates.sum(axis=-1, keepdims=True) - pairs) / max(n_samples - 2, 1)
+    return advantages
+
+
+def exact_advantages(estimates: Floats, probs: Floats) -> Floats:
+    """
+    Return the advantages of all actions of a discrete space.
+
+    A[t,e,a] = δ[t,e,a] - Σ_b π[t,e,b] δ[t,e,b]
+
+    Weighted with π, their clipped terms are the expectation over the action, not an estimate of it.
+
+    :param estimates: value-boosted estimates δ of all actions, [T, E, N]
+    :param probs: probabilities π of the actions, [T, E, N]
+    :return: A, [T, E, N]
+    """
+    advantages: Floats = estimates - (probs * estimates).sum(axis=-1, keepdims=True)
+    return advantages
+
+
 def generalized_advantages(estimates: Floats, dones: np.ndarray, gamma: float, gae_lambda: float) -> Floats:
     """
     Return PPO's generalized advantage estimates along the committed trajectory.
@@ -187,26 +221,26 @@ def gae_tails(gae: Floats, dones: np.ndarray, gamma: float, gae_lambda: float, h
     return tails
 
 
-def hybrid_advantages(estimates: Floats, tails: Floats, tail_coef: float = 1.0) -> Floats:
+def hybrid_advantages(relative: Advantages, tails: Floats, tail_coef: float = 1.0) -> Advantages:
     """
-    Return leave-one-out advantages, with the committed action's λ-tail added to it.
+    Add the committed action's λ-tail to its relative advantage.
 
-    A[t,e,i] = LOO(δ)[t,e,i] + [i = 0] · N · c · (tail[t,e] - mean(tail))
+    A[t,e,i] = relative[t,e,i] + [i = 0] · c · (tail[t,e] - mean(tail)) / w[t,e,0]
 
-    The factor N makes the tail count once in the mean over the samples. The tail is centred over the batch because no
-    group mean centres it; with N = 1, where PPO centres the whole advantage, it is left as it is: A = GAE.
+    The weight w of the committed action (1/N for independent samples) makes the tail count once in the mean over the samples.
+    The tail is centred over the batch because no group mean centres it; with N = 1, where PPO centres the whole advantage,
+    it is left as it is: A = GAE.
 
-    :param estimates: value-boosted estimates δ, [T, E, N]
+    :param relative: advantages relative to the other samples and weights w, [T, E, N]
     :param tails: λ-tails of the committed actions, [T, E]
     :param tail_coef: weight c of the tails
-    :return: A, [T, E, N]
+    :return: A with the same weights, [T, E, N]
     """
-    n_samples = estimates.shape[-1]
-    advantages = leave_one_out_advantages(estimates)
-    if n_samples > 1:
+    advantages, weights = relative.advantages.copy(), relative.weights
+    if advantages.shape[-1] > 1:
         tails = tails - tails.mean()
-    advantages[..., 0] += n_samples * tail_coef * tails
-    return advantages
+    advantages[..., 0] += tail_coef * tails / weights[..., 0]
+    return Advantages(advantages, weights)
 
 
 def group_normalized_advantages(rewards: Floats, epsilon: float = 1e-8) -> Floats:
@@ -238,14 +272,28 @@ def _on_committed(advantages: Floats, n_samples: int) -> Advantages:
     return Advantages(advantages[..., None] * committed, committed)
 
 
-Estimator: TypeAlias = Callable[[Floats, Floats, Floats, float], Advantages]
+def _exactly_weighted(estimates: Floats, log_probs: Floats) -> Advantages:
+    # Probabilities in float32 sum to one only nearly.
+    probs: Floats = np.exp(log_probs)
+    probs /= probs.sum(axis=-1, keepdims=True)
+    return Advantages(exact_advantages(estimates, probs), probs)
+
+
+RELATIVE_ADVANTAGES: dict[str, Callable[[Floats, Floats], Advantages]] = {
+    "iid": lambda estimates, log_probs: _uniform(leave_one_out_advantages(estimates)),
+    "antithetic": lambda estimates, log_probs: _uniform(leave_pair_out_advantages(estimates)),
+    "enumerate": _exactly_weighted,
+}
+"""Advantages within a state by the way its actions were sampled: functions of estimates and log-probabilities."""
+
+Estimator: TypeAlias = Callable[[Floats, Floats, Advantages, Floats, float], Advantages]
 
 ESTIMATORS: dict[str, Estimator] = {
-    "hybrid": lambda rewards, estimates, tails, tail_coef: _uniform(hybrid_advantages(estimates, tails, tail_coef)),
-    "per_action": lambda rewards, estimates, tails, tail_coef: _uniform(leave_one_out_advantages(estimates)),
-    "averaged": lambda rewards, estimates, tails, tail_coef: _on_committed(
+    "hybrid": lambda rewards, estimates, relative, tails, tail_coef: hybrid_advantages(relative, tails, tail_coef),
+    "per_action": lambda rewards, estimates, relative, tails, tail_coef: relative,
+    "averaged": lambda rewards, estimates, relative, tails, tail_coef: _on_committed(
         averaged_advantages(estimates), estimates.shape[-1]
     ),
-    "group_normalized": lambda rewards, estimates, tails, tail_coef: _uniform(group_normalized_advantages(rewards)),
+    "group_normalized": lambda rewards, estimates, relative, tails, tail_coef: _uniform(group_normalized_advantages(rewards)),
 }
-"""Estimators by name: functions of transformed rewards, estimates, tails and ``tail_coef``."""
+"""Estimators by name: functions of transformed rewards, estimates, relative advantages, tails and ``tail_coef``."""

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_hybrid_grpo.common.advantages import (
     ESTIMATORS,
+    RELATIVE_ADVANTAGES,
     averaged_advantages,
     branch_estimates,
     committed_estimates,
@@ -48,6 +49,7 @@ class MultiSampleMixin(RolloutBuffer):
     :param reward_transform: name, function or ``RewardTransform`` applied to all rewards
     :param branch_horizon: number of steps K that a branch may take
     :param branch_lambda: λ of the mix of a branch's prefixes
+    :param action_sampling: how the actions were sampled: ``"iid"``, ``"enumerate"`` or ``"antithetic"``
     :raises InvalidArgumentError: if ``n_samples`` is no positive integer or a name is unknown
     """
 
@@ -78,16 +80,19 @@ class MultiSampleMixin(RolloutBuffer):
         reward_transform: AnyRewardTransform = "identity",
         branch_horizon: int = 1,
         branch_lambda: float = 1.0,
+        action_sampling: str = "iid",
     ) -> None:
         check_positive_integer("n_samples", n_samples)
         check_positive_integer("branch_horizon", branch_horizon)
         check_name("advantage", advantage, ESTIMATORS)
+        check_name("action_sampling", action_sampling, RELATIVE_ADVANTAGES)
         self.n_samples = n_samples
         self.advantage = advantage
         self.tail_coef = tail_coef
         self.reward_transform = make_reward_transform(reward_transform)
         self.branch_horizon = branch_horizon
         self.branch_lambda = branch_lambda
+        self.action_sampling = action_sampling
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
@@ -200,8 +205,10 @@ class MultiSampleMixin(RolloutBuffer):
         branched = self.branched
         self.advantages = np.zeros(rewards.shape, dtype=np.float32)
         self.weights = np.zeros(rewards.shape, dtype=np.float32)
+        estimates = self.estimates[branched]
+        relative = RELATIVE_ADVANTAGES[self.action_sampling](estimates, self.log_probs[branched])
         self.advantages[branched], self.weights[branched] = ESTIMATORS[self.advantage](
-            rewards[branched], self.estimates[branched], tails[branched], self.tail_coef
+            rewards[branched], estimates, relative, tails[branched], self.tail_coef
         )
         if not branched.all():
             self.advantages[~branched, 0] = gae[~branched] - gae[~branched].mean()

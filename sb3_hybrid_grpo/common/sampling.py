@@ -75,7 +75,7 @@ def check_common_noise(policy: ActorCriticPolicy) -> None:
     :raises InvalidArgumentError: if it turns noise into actions in a way of its own
     """
     draw_noise(policy.action_dist, 1)
-    if overrides_forward(policy):
+    if overrides_forward(type(policy)):
         raise InvalidArgumentError(
             f"Branches of several steps share the policy's noise, but {type(policy).__name__} samples in a `forward` of its "
             "own: override `get_distribution` instead, or use branch_horizon=1."
@@ -117,14 +117,14 @@ def _inverse_cdf(probs: th.Tensor, uniforms: th.Tensor) -> th.Tensor:
     return passed.sum(dim=-1).clamp(max=probs.shape[-1] - 1)
 
 
-def overrides_forward(policy: ActorCriticPolicy) -> bool:
+def overrides_forward(policy_class: type[ActorCriticPolicy]) -> bool:
     """
     Tell whether a policy brings a ``forward`` of its own, which SB3 lets decide about actions, values and log-probabilities.
 
-    :param policy: the policy
+    :param policy_class: the policy's class
     :return: whether rollouts must call it
     """
-    return type(policy).forward is not ActorCriticPolicy.forward
+    return policy_class.forward is not ActorCriticPolicy.forward
 
 
 def forward_samples(policy: ActorCriticPolicy, obs: PyTorchObs, n_samples: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:

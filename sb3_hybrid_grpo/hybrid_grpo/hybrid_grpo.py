@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.common.action_sampling import make_action_sampling
 from sb3_hybrid_grpo.common.actors import Actor, make_actor
 from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
@@ -98,6 +99,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     :param branch_horizon: Number of steps K in each branch: the first with the sampled action, the others with the policy and
         the noise of the committed trajectory. The value after the last one is bootstrapped.
     :param branch_lambda: λ of the mix of the K-step return with those of fewer steps; 1 is the K-step return alone
+    :param action_sampling: How the N actions of a state are chosen: ``"iid"`` (independent samples), ``"enumerate"`` (all
+        actions of a discrete space, weighted with their probabilities: needs N of at least their number, and branches each
+        once), ``"antithetic"`` (pairs reflected at the mean of a Gaussian policy), or ``"auto"`` (enumerate where possible)
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
@@ -156,6 +160,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         branch_horizon: int = 1,
         branch_lambda: float = 1.0,
         branch_fraction: float = 1.0,
+        action_sampling: str = "auto",
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
     ) -> None:
@@ -196,6 +201,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.branch_horizon = branch_horizon
         self.branch_lambda = branch_lambda
         self.branch_fraction = branch_fraction
+        self.action_sampling = action_sampling
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
@@ -237,16 +243,25 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self.reward_transform = make_reward_transform(self.reward_transform, self.reward_transform_kwargs)
+        self._action_sampling = make_action_sampling(
+            self.action_sampling,
+            self.n_samples,
+            self.advantage,
+            self.policy_class,  # type: ignore[arg-type]
+            self.action_space,
+            self.use_sde,
+        )
         # A checkpoint keeps the buffer that the user chose, if any: it must load into PPO as well.
         chosen_class, chosen_kwargs = self.rollout_buffer_class, self.rollout_buffer_kwargs
         self.rollout_buffer_class = multi_sample_buffer_class(chosen_class, self.observation_space)
         self.rollout_buffer_kwargs = {
-            "n_samples": self.n_samples,
+            "n_samples": self._action_sampling.group_size,
             "advantage": self.advantage,
             "tail_coef": self.tail_coef,
             "reward_transform": self.reward_transform,
             "branch_horizon": self.branch_horizon,
             "branch_lambda": self.branch_lambda,
+            "action_sampling": self._action_sampling.name,
             **chosen_kwargs,
         }
         super()._setup_model()
@@ -297,7 +312,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         actor = make_actor(self.policy)
         deferred_values = DeferredValues(self.policy)
-        n_envs, n_samples = env.num_envs, self.n_samples
+        n_envs, n_samples = env.num_envs, self._action_sampling.group_size
 
         n_steps = 0
         rollout_buffer.reset()
@@ -312,7 +327,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 self.policy.reset_noise(n_envs * n_samples)
                 noise.reset()
 
-            actions, values, log_probs = actor.sample(self._last_obs, n_samples, noise.now)  # type: ignore[arg-type]
+            actions, values, log_probs, _ = self._action_sampling.sample(actor, self._last_obs, noise.now)  # type: ignore[arg-type]
             clipped_actions = to_env_actions(self.policy, actions)
 
             sources = self._choose_branches(actions)
@@ -380,11 +395,12 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     def _branch(self, actor: Actor, actions: np.ndarray, sources: np.ndarray, noise: list[th.Tensor]) -> BranchPaths | None:
         if self._brancher is None:
             return None
-        alive = sources[:, 1:] == np.arange(1, self.n_samples)
+        own = np.arange(sources.shape[1])
+        alive = sources[:, 1:] == own[1:]
         if self.branch_fraction < 1:
             skipped = self._branch_rng.random(len(actions)) >= self.branch_fraction
             alive[skipped] = False
-            sources[skipped] = np.arange(self.n_samples)
+            sources[skipped] = own
         return BranchPaths(actor, self._brancher, actions[:, 1:], alive, self._last_obs, noise)  # type: ignore[arg-type]
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:

@@ -1,0 +1,135 @@
+"""Ways to choose the N actions of a state, index 0 being the committed one."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_hybrid_grpo.common.actors import Actor, Samples
+from sb3_hybrid_grpo.common.checks import check_name
+from sb3_hybrid_grpo.common.sampling import overrides_forward
+from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
+
+RELATIVE_ESTIMATORS = ("hybrid", "per_action")
+"""Advantages that compare each action with the others of its state, and so depend on how these were sampled."""
+
+
+class ActionSampling:
+    """
+    Independent samples of the policy.
+
+    :param group_size: number of actions N at each state
+    """
+
+    name: ClassVar[str] = "iid"
+
+    def __init__(self, group_size: int) -> None:
+        self.group_size = group_size
+
+    def sample(self, actor: Actor, obs: Observations, noise: th.Tensor | None) -> Samples:
+        """
+        Choose N actions at each of E states.
+
+        :param actor: samples from the policy
+        :param obs: states
+        :param noise: noise of the committed actions, drawn by the policy if ``None``, [E, \\*noise_dims]
+        :return: the actions
+        """
+        return actor.sample(obs, self.group_size, noise)
+
+
+class Enumeration(ActionSampling):
+    """
+    One sample of the policy, which is committed, and then all other actions of a discrete space.
+
+    Weighted with their probabilities they give the expectation over the action exactly.
+    """
+
+    name = "enumerate"
+
+    def sample(self, actor: Actor, obs: Observations, noise: th.Tensor | None) -> Samples:
+        """
+        Choose all actions at each of E states, see ``ActionSampling.sample``.
+
+        :param actor: samples from the policy
+        :param obs: states
+        :param noise: noise of the committed actions
+        :return: the actions
+        """
+        committed = actor.sample(obs, 1, noise).actions
+        return Samples((committed + np.arange(self.group_size)) % self.group_size)
+
+
+class AntitheticPairs(ActionSampling):
+    """
+    N/2 independent samples of a Gaussian policy and their reflections at its mean, sample i at i + N/2.
+
+    What is odd in the noise cancels within a pair.
+    """
+
+    name = "antithetic"
+
+    def sample(self, actor: Actor, obs: Observations, noise: th.Tensor | None) -> Samples:
+        """
+        Choose N/2 pairs of actions at each of E states, see ``ActionSampling.sample``.
+
+        :param actor: samples from the policy
+        :param obs: states
+        :param noise: noise of the committed actions
+        :return: the actions
+        """
+        samples = actor.sample(obs, self.group_size // 2, noise)
+        if samples.means is None:
+            raise InvalidArgumentError("action_sampling='antithetic' needs a Gaussian policy: use 'iid' with this one.")
+        return Samples(np.concatenate((samples.actions, 2 * samples.means[:, None] - samples.actions), axis=1))
+
+
+ACTION_SAMPLINGS = {sampling.name: sampling for sampling in (ActionSampling, Enumeration, AntitheticPairs)}
+
+
+def make_action_sampling(
+    name: str,
+    n_samples: int,
+    advantage: str,
+    policy_class: type[ActorCriticPolicy],
+    action_space: spaces.Space[Any],
+    use_sde: bool = False,
+) -> ActionSampling:
+    """
+    Decide how actions are sampled.
+
+    :param name: ``"iid"``, ``"enumerate"``, ``"antithetic"``, or ``"auto"``: enumerate where that is possible
+    :param n_samples: number of actions N that the user asked for
+    :param advantage: name of the estimator
+    :param policy_class: class of the policy
+    :param action_space: action space
+    :param use_sde: whether the policy's noise is gSDE's
+    :return: the way to sample, whose ``group_size`` is N or the number of actions
+    :raises InvalidArgumentError: if the policy, its actions or the estimator do not allow it
+    """
+    check_name("action_sampling", name, ("auto", *ACTION_SAMPLINGS))
+    if name == "iid":
+        return ActionSampling(n_samples)
+    obstacle = None
+    if advantage not in RELATIVE_ESTIMATORS:
+        obstacle = f"advantage={advantage!r} is defined for independent samples"
+    elif overrides_forward(policy_class):
+        obstacle = f"{policy_class.__name__} samples in a `forward` of its own"
+    elif name == "antithetic":
+        if not isinstance(action_space, spaces.Box) or use_sde:
+            obstacle = "pairs are reflected at the mean of a Gaussian policy, without gSDE"
+        elif n_samples % 2:
+            obstacle = f"pairs need an even number of samples, not n_samples={n_samples}"
+        else:
+            return AntitheticPairs(n_samples)
+    elif not isinstance(action_space, spaces.Discrete):
+        obstacle = f"only the actions of a Discrete space can be enumerated, not those of {action_space}"
+    elif not 1 < action_space.n <= n_samples:
+        obstacle = f"n_samples={n_samples} does not suffice for {action_space.n} actions"
+    else:
+        return Enumeration(int(action_space.n))
+    if name == "auto":
+        return ActionSampling(n_samples)
+    raise InvalidArgumentError(f"action_sampling={name!r} is not possible: {obstacle}. Use 'auto' or 'iid'.")

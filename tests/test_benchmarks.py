@@ -1,0 +1,91 @@
+import csv
+import math
+
+import pytest
+
+from benchmarks import throughput
+from benchmarks.machine import provenance
+from benchmarks.timed_run import Clock, Run
+
+ARGUMENTS = (
+    "--envs CartPole-v1 --n-envs 1 --n-steps 64 --iterations 1 --pairs 1 --algorithms ppo hybrid_grpo --n-samples".split()
+)
+
+
+def measure(output, *arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        throughput.main([*ARGUMENTS, *arguments, "--output", str(output)])
+    assert exit_info.value.code == 0
+    with output.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_throughput_is_measured_once_per_configuration(tmp_path, capsys):
+    output = tmp_path / "throughput.csv"
+    rows = measure(output, "1", "2")
+    assert [(row["algorithm"], row["n_samples"]) for row in rows] == [("ppo", "1"), ("hybrid_grpo", "1"), ("hybrid_grpo", "2")]
+    assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["CartPole-v1", "1", "hybrid_grpo", "2"]
+    for row in rows:
+        assert {*Run._fields, "ratio_to_ppo", *provenance()} <= set(row)
+        assert row["committed_steps"] == "64"
+        seconds = {name.removesuffix("_seconds"): float(row[name]) for name in row if name.endswith("_seconds")}
+        branching = seconds.pop("branching")
+        assert (branching > 0) == (int(row["simulator_steps"]) > 64) == (row["n_samples"] == "2")
+        assert min(seconds.values()) > 0
+        assert branching + seconds["env_step"] + seconds["values"] <= seconds["rollout"]
+        assert seconds["rollout"] + seconds["update"] <= float(row["seconds"])
+        assert math.isclose(float(row["committed_steps_per_second"]) * float(row["seconds"]), 64, rel_tol=1e-4)
+    assert float(rows[0]["ratio_to_ppo"]) == 1
+    expected = float(rows[2]["seconds"]) / float(rows[0]["seconds"])
+    assert math.isclose(float(rows[2]["ratio_to_ppo"]), expected, rel_tol=1e-4)
+
+    assert measure(output, "1", "2") == rows
+
+    assert measure(output, "2", "--profile", "CartPole-v1") == rows
+    with (tmp_path / "profile.csv").open(newline="") as file:
+        ppo, hybrid = csv.DictReader(file)
+    assert (ppo["algorithm"], hybrid["n_samples"]) == ("ppo", "2")
+    phases = [float(hybrid[name]) for name in hybrid if name.endswith("_us") and name != "total_us"]
+    assert math.isclose(sum(phases), float(hybrid["total_us"]), rel_tol=1e-3)
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pairs_are_counterbalanced():
+    options = throughput.parse("--envs CartPole-v1 --n-samples 1 2 --n-envs 4 --pairs 2".split())
+    names = [[f"{run.algorithm} {run.n_samples}" for run in runs] for runs in throughput.rounds(options)]
+    assert names == [
+        ["ppo 1", "trpo 1", "hybrid_grpo 1", "hybrid_grpo 2"],
+        ["ppo 1", "hybrid_grpo 2", "hybrid_grpo 1", "trpo 1"],
+    ]
+
+
+def test_missing_runs_get_a_reference_of_their_own(monkeypatch):
+    options = throughput.parse("--envs CartPole-v1 --n-samples 1 2 --n-envs 4 --pairs 1".split())
+    (runs,) = throughput.rounds(options)
+    monkeypatch.setattr(throughput, "time_apart", lambda run: {"seconds": float(run.n_samples), "committed_steps": 1})
+    done = [run.columns() for run in runs if run.n_samples == 1]
+    rows = list(throughput.time_round(runs, done))
+    assert [(row["algorithm"], row["ratio_to_ppo"]) for row in rows] == [("ppo", "1"), ("hybrid_grpo", "2")]
+    assert not list(throughput.time_round(runs, [run.columns() for run in runs]))
+
+
+def test_only_rollouts_are_split():
+    class Model:
+        def predict(self):
+            return 1
+
+        def rollout(self):
+            return self.predict()
+
+        def update(self):
+            return self.predict()
+
+    model, clock = Model(), Clock()
+    clock.watch(model, "predict", "values")
+    clock.watch(model, "rollout", "rollout")
+    clock.watch(model, "update", "update")
+    assert model.update() == 1
+    assert set(clock.seconds) == {"update"}
+    assert model.rollout() == 1
+    assert set(clock.seconds) == {"update", "rollout", "values"}
+    assert clock.seconds["values"] <= clock.seconds["rollout"]
