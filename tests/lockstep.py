@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnvWrapper
@@ -132,6 +133,16 @@ class Reporter(gym.Wrapper):
 def reporting(make_env, **kwargs):
     """Return a function that makes an environment that can be asked about its state."""
     return lambda: Reporter(make_env(**kwargs))
+
+
+def make_installed(package, make, env_id):
+    """Return a function that makes an environment of another package; skip the test where that is not possible."""
+    gym.register_envs(pytest.importorskip(package))
+    try:
+        make(env_id).close()
+    except Exception as error:
+        pytest.skip(f"{env_id} cannot be made with the installed packages: {error}")
+    return lambda: make(env_id)
 
 
 def branch(brancher, actions):

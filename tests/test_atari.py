@@ -143,3 +143,18 @@ def test_modes_and_difficulties_are_kept():
 def test_what_cannot_be_restored_is_refused(kwargs):
     with pytest.raises(UnbranchableEnvError):
         make_brancher("snapshot", make_vec_env(lambda: gym.make(**kwargs), 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [name for name in gym.registry if name.startswith("ALE/") and name.endswith("-v5")])
+def test_all_games(env_id):
+    """Each game obeys the laws, or is one of those that are refused."""
+
+    def make_venv_of_game():
+        return make_vec_env(reporting(lambda: gym.make(env_id, max_episode_steps=25)), 1)
+
+    if gym.spec(env_id).kwargs["game"] in restorable_ale._NOT_RESTORABLE:
+        with pytest.raises(UnbranchableEnvError, match="does not save the whole state"):
+            make_brancher("snapshot", make_venv_of_game())
+    else:
+        assert sum(assert_laws(make_venv_of_game, n_steps=90, n_branches=2)) >= 3

@@ -31,6 +31,13 @@ def test_normalize_gives_mean_zero_and_unit_weighted_variance():
     assert (WEIGHTS * normalized**2).sum().item() == pytest.approx(1.0, rel=1e-5)  # B - 1 = 1
 
 
+def test_normalize_measures_spread_by_squared_weights():
+    advantages, weights = th.tensor([[12.0, -1.0], [0.0, -2.0]]), th.tensor([[0.25, 0.75], [0.5, 0.5]])
+    # mean (3 - 0.75 - 1) / 2 = 0.625; squared weights 1/16 and 9/16 of 10/16
+    variance = 0.1 * 11.375**2 + 0.9 * 1.625**2 + 0.5 * 0.625**2 + 0.5 * 2.625**2
+    th.testing.assert_close(normalize(advantages, weights), (advantages - 0.625) / variance**0.5)
+
+
 def test_normalize_of_single_samples_is_ppos():
     advantages = th.tensor([[1.0], [2.0], [-4.0]])
     expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)

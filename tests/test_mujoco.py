@@ -1,5 +1,7 @@
 """Branches of MuJoCo environments run on data of their own, where nobody else can have a hold of the committed one."""
 
+import types
+
 import gymnasium as gym
 import mujoco
 import numpy as np
@@ -39,9 +41,17 @@ class OwnHopper(HopperEnv):
     pass
 
 
+def change_step():
+    env = gym.make("Hopper-v5")
+    env.unwrapped.step = types.MethodType(lambda self, action: HopperEnv.step(self, action), env.unwrapped)
+    return env
+
+
 MAKERS = {
     "Gymnasium's": (lambda: gym.make("HalfCheetah-v5"), True),
-    "with an innocent wrapper": (lambda: gym.wrappers.TransformReward(gym.make("Hopper-v5"), abs), True),
+    "with two time limits": (lambda: gym.wrappers.TimeLimit(gym.make("Hopper-v5"), 7), True),
+    "with a wrapper": (lambda: gym.wrappers.TransformReward(gym.make("Hopper-v5"), abs), False),
+    "changed": (change_step, False),
     "view in a wrapper": (lambda: Watching(gym.make("HalfCheetah-v5")), False),
     "reference in a wrapper": (lambda: Holding(gym.make("HalfCheetah-v5")), False),
     "subclass": (OwnHopper, False),

@@ -6,7 +6,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError, check_branchable
-from tests.lockstep import assert_laws, reporting, subproc
+from tests.lockstep import assert_laws, make_installed, reporting, subproc
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
@@ -41,15 +41,6 @@ CASES = {
     "highway_env": [(make_short, "parking-v0")],
     "shimmy": [(make_flat, "dm_control/cartpole-balance-v0"), (make_flat, "dm_control/walker-walk-v0")],
 }
-
-
-def make_installed(package, make, env_id):
-    gym.register_envs(pytest.importorskip(package))
-    try:
-        make(env_id).close()
-    except Exception as error:
-        pytest.skip(f"{env_id} cannot be made with the installed packages: {error}")
-    return lambda: make(env_id)
 
 
 @pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, subproc()], ids=["DummyVecEnv", "SubprocVecEnv"])

@@ -10,8 +10,9 @@ from gymnasium import spaces, wrappers
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
+from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
-from sb3_hybrid_grpo.branching.snapshot import Recorder, Snapshot
+from sb3_hybrid_grpo.branching.snapshot import Snapshot
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
     BranchOutcome,
@@ -26,7 +27,6 @@ PROBE_STEPS = 8
 _AnyWrapper: TypeAlias = gym.Wrapper[Any, Any, Any, Any]
 
 _MISSING = object()
-_START = -1
 
 _transparent_wrappers: set[type[_AnyWrapper]] = {
     Monitor,
@@ -104,11 +104,7 @@ class Simulator:
         # Spaces may be attributes of the class, where no walk from the instance meets them.
         self.roots = (self.root, self.root.unwrapped.action_space, self.root.unwrapped.observation_space)
         self._detours = _Detours(self.root)
-        self._shared_roots: tuple[Any, ...] = ()
-        self._private_data: codecs.mujoco.PrivateData | None = None
-        self._recorders: dict[int, Recorder] = {}
-        self._start: Snapshot | None = None
-        self._branches: dict[int, Snapshot] = {}
+        self._states: BranchStates = SavedStates(*self.roots)
 
     def unwatched(self) -> _Detours:
         """
@@ -121,53 +117,33 @@ class Simulator:
     def step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
         """Step some branches, opening them if they are not open, and fill row ``env_idx`` of the outcome."""
         observations, rewards, terminated, truncated = outcome
-        step = self.root.step
+        states, step = self._states, self.root.step
         with self._detours:
-            is_at_start = self._start is None
-            start = self._start = self._start or self._snapshot(_START)
+            states.begin()
             try:
                 for idx in branches:
-                    branch = self._branches.get(idx)
-                    if branch is None:
-                        if not is_at_start:
-                            start.restore()
-                        if self._private_data is not None:
-                            self._private_data.give(0 if is_last else idx)
-                    else:
-                        branch.restore()
-                    is_at_start = False
+                    states.enter(idx, is_last)
                     at = env_idx, idx
                     obs, rewards[at], terminated[at], truncated[at], _ = step(actions[at])
                     store_observation(observations, at, obs)
                     if not (is_last or terminated[at] or truncated[at]):
-                        self._branches[idx] = self._snapshot(idx)
+                        states.keep(idx)
             except Exception as error:
                 error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
                 raise error_class(
                     f"Environment {env_idx}, {self.env}, raised {type(error).__name__} in a branch: {error}\n"
-                    f"Action: {actions[at]}. The state before the branch was restored."
+                    f"Action: {actions[env_idx, idx]}. The state before the branch was restored."
                 ) from error
             finally:
-                _restore_in_any_case(start)
-
-    def _snapshot(self, key: int) -> Snapshot:
-        recorder = self._recorders.get(key)
-        if recorder is None:
-            apart = () if self._private_data is None else self._private_data.types
-            recorder = self._recorders[key] = Recorder(*self.roots, *self._shared_roots, apart=apart)
-        return recorder.take()
+                _leave_in_any_case(states)
 
     def include(self, shared_roots: tuple[Any, ...]) -> None:
         """Save these as well from now on, and with the open branches, which have not changed them yet."""
-        self._shared_roots = shared_roots
-        self._recorders.clear()
-        for snapshot in filter(None, (self._start, *self._branches.values())):
-            snapshot.include(Snapshot(*shared_roots))
+        self._states.include(shared_roots)
 
     def close(self) -> None:
         """Forget the open branches."""
-        self._start = None
-        self._branches.clear()
+        self._states.close()
 
     def probe(self, watch: randomness.Watch) -> tuple[Any, bool]:
         """
@@ -194,7 +170,7 @@ class Simulator:
                     uses_global_generators = watch.noticed()
                 finally:
                     untouched.restore()
-                self._private_data = codecs.mujoco.PrivateData.of(self.root.unwrapped, untouched)
+                self._states = codecs.mujoco.PrivateStates.of(self.root) or self._states
             except UnbranchableEnvError as error:
                 raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
             except Exception as error:
@@ -243,12 +219,12 @@ class Simulator:
         return outcome, obs
 
 
-def _restore_in_any_case(snapshot: Snapshot) -> None:
+def _leave_in_any_case(states: BranchStates) -> None:
     try:
-        snapshot.restore()
+        states.leave()
     except BaseException:
-        # Interrupted, as by Ctrl-C: to restore again is harmless, to stop halfway is not.
-        snapshot.restore()
+        # Interrupted, as by Ctrl-C: to do it again is harmless, to stop halfway is not.
+        states.leave()
         raise
 
 

@@ -6,7 +6,7 @@ dictionaries, containers, arrays, random generators, simulator handles) and lets
 content. Restoring writes the content back into the same objects, so that references between them stay valid.
 """
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from operator import is_
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -197,13 +197,12 @@ class Snapshot:
     The state of everything reachable from some objects, as it is now.
 
     :param roots: where the walk starts
-    :param apart: types of objects to pass by
     :raises UnbranchableEnvError: if it meets an object that no codec serves; the message says how to get there
     """
 
     __slots__ = ("_records", "visits")
 
-    def __init__(self, *roots: Any, apart: Container[type] = ()) -> None:
+    def __init__(self, *roots: Any) -> None:
         self._records: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self.visits: list[_Visit] = []
         seen: dict[int, Any] = {}
@@ -218,8 +217,6 @@ class Snapshot:
                 if codec is CONSTANT:
                     continue
                 raise UnbranchableEnvError(_describe_unknown(roots, obj))
-            if type(obj) in apart:
-                continue
             try:
                 state = codec.save(obj)
                 children = [child for child in codec.children(state) if type(child) not in _constant_types]
@@ -271,12 +268,10 @@ class Recorder:
     Takes one snapshot after the other, and walks only as long as the objects are not always the same ones.
 
     :param roots: where a walk starts
-    :param apart: types of objects to pass by
     """
 
-    def __init__(self, *roots: Any, apart: Container[type] = ()) -> None:
+    def __init__(self, *roots: Any) -> None:
         self._roots = roots
-        self._apart = apart
         self._last = Snapshot()
         self._is_steady = False
 
@@ -289,7 +284,7 @@ class Recorder:
         """
         snapshot = self._last.again() if self._is_steady else None
         if snapshot is None:
-            snapshot = Snapshot(*self._roots, apart=self._apart)
+            snapshot = Snapshot(*self._roots)
             known, visits = self._last.visits, snapshot.visits
             self._is_steady = len(known) == len(visits) and all(a.obj is b.obj for a, b in zip(known, visits, strict=True))
             self._last = snapshot

@@ -20,7 +20,11 @@ def normalize(advantages: th.Tensor, weights: th.Tensor, epsilon: float = 1e-8) 
     """
     Standardise the advantages of a minibatch.
 
-    (A - mean) / (std + ε), weighted, with std² = 1/(B-1) Σ_b Σᵢ w[b,i] (A[b,i] - mean)²: PPO's when N = 1
+    (A - mean) / (std + ε),    std² = 1/(B-1) Σ_b Σᵢ v[b,i] (A[b,i] - mean)²,    v[b,i] = w[b,i]² / Σⱼ w[b,j]²
+
+    The mean is weighted with w, and it is PPO's formula when N = 1. In the loss an advantage counts w times as much as it is
+    large, so the squared weights measure its spread: weighted with w, the tail of a rare action, which is divided by its
+    probability, would shrink all others of its minibatch.
 
     :param advantages: A, [B, N]
     :param weights: w, each row sums to one, [B, N]
@@ -28,7 +32,8 @@ def normalize(advantages: th.Tensor, weights: th.Tensor, epsilon: float = 1e-8) 
     :return: advantages of mean zero and unit variance, [B, N]
     """
     deviations = advantages - weighted_mean(advantages, weights)
-    variance = (weights * deviations**2).sum() / (len(advantages) - 1)
+    shares = weights**2 / (weights**2).sum(dim=1, keepdim=True)
+    variance = (shares * deviations**2).sum() / (len(advantages) - 1)
     return deviations / (variance.sqrt() + epsilon)
 
 

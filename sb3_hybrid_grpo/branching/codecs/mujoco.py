@@ -1,8 +1,11 @@
 """Codecs of MuJoCo's simulation state, and of what dm_control wraps around it."""
 
+import types
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec
@@ -10,7 +13,6 @@ from sb3_hybrid_grpo.branching.snapshot import (
     CONSTANT,
     LeafCodec,
     Mark,
-    Snapshot,
     find,
     kind_of,
     register_builtin,
@@ -50,51 +52,82 @@ def _restore(obj: Any, state: _Copy) -> None:
     mujoco.mj_copyData(obj, obj.model, state.data)
 
 
-class PrivateData:
+class PrivateStates:
     """
-    Gives every branch of an environment an ``MjData`` of its own.
+    Gives every branch of one of Gymnasium's own environments an ``MjData`` and instance dictionaries of its own.
 
-    Nothing is copied between the steps of a branch then: a snapshot only remembers which ``MjData`` the environment holds.
+    Nothing is saved, restored or copied between the steps of a branch then. What these environments share between branches
+    in this way, they do not change in ``step``.
 
-    :param env: one of Gymnasium's own MuJoCo environments
+    :param layers: wrappers and environment, outermost first
     """
 
-    def __init__(self, env: Any) -> None:
-        self._attributes = vars(env)
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self._layers = tuple(layers)
+        self._originals: tuple[dict[str, Any], ...] = ()
+        self._branches: dict[int, tuple[dict[str, Any], ...]] = {}
         self._model: Any = None
-        self._copies: list[Any] = []
-        self.types = frozenset({type(env.data)})
+        self._data: list[Any] = []
 
     @classmethod
-    def of(cls, env: Any, snapshot: Snapshot) -> "PrivateData | None":
+    def of(cls, root: gym.Env[Any, Any]) -> "PrivateStates | None":
         """
         Decide whether an environment can be served.
 
-        :param env: the innermost environment
-        :param snapshot: a snapshot of it and its wrappers
-        :return: ``None`` unless it is the only one to hold its ``MjData``, and nobody holds a view of that
+        :param root: the outermost wrapper, with those taken out that only watch
+        :return: ``None`` unless it is one of Gymnasium's, unchanged and in no wrapper but ``TimeLimit``
         """
-        if not type(env).__module__.startswith("gymnasium.envs.mujoco.") or kind_of(vars(env).get("data")) != _DATA:
-            return None
-        n_holders = sum(kind_of(child) == _DATA for visit in snapshot.visits for child in visit.children)
-        has_views = any(isinstance(visit.obj, np.ndarray) and visit.obj.base is not None for visit in snapshot.visits)
-        return None if has_views or n_holders != 1 else cls(env)
+        layers: list[Any] = [root]
+        while type(layers[-1]) is gym.wrappers.TimeLimit:
+            layers.append(layers[-1].env)
+        is_known = type(layers[-1]).__module__.startswith("gymnasium.envs.mujoco.")
+        is_changed = any(
+            isinstance(value, types.FunctionType | types.MethodType) for obj in layers for value in vars(obj).values()
+        )
+        return cls(layers) if is_known and not is_changed and kind_of(vars(layers[-1]).get("data")) == _DATA else None
 
-    def give(self, idx: int) -> None:
-        """
-        Let the environment go on with a copy of its ``MjData``.
+    def begin(self) -> None:
+        """Look up the present state, see ``BranchStates``."""
+        self._originals = tuple(layer.__dict__ for layer in self._layers)
 
-        :param idx: number of the copy
-        """
+    def enter(self, idx: int, is_last: bool) -> None:
+        """Exchange the instance dictionaries, see ``BranchStates``."""
+        branch = self._branches.get(idx)
+        if branch is None:
+            branch = tuple(attributes.copy() for attributes in self._originals)
+            branch[-1]["data"] = self._copy_data(0 if is_last else idx)
+            if not is_last:
+                self._branches[idx] = branch
+        self._exchange(branch)
+
+    def _exchange(self, dictionaries: tuple[dict[str, Any], ...]) -> None:
+        for layer, attributes in zip(self._layers, dictionaries, strict=True):
+            layer.__dict__ = attributes
+
+    def _copy_data(self, idx: int) -> Any:
         import mujoco
 
-        model = self._attributes["model"]
+        model, data = self._originals[-1]["model"], self._originals[-1]["data"]
         if model is not self._model:
-            self._model, self._copies = model, []
-        while len(self._copies) <= idx:
-            self._copies.append(mujoco.MjData(model))
-        mujoco.mj_copyData(self._copies[idx], model, self._attributes["data"])
-        self._attributes["data"] = self._copies[idx]
+            self._model, self._data = model, []
+        while len(self._data) <= idx:
+            self._data.append(mujoco.MjData(model))
+        mujoco.mj_copyData(self._data[idx], model, data)
+        return self._data[idx]
+
+    def keep(self, idx: int) -> None:
+        """Do nothing: a branch is where its own objects are."""
+
+    def leave(self) -> None:
+        """Give the environment its own objects back."""
+        self._exchange(self._originals)
+
+    def close(self) -> None:
+        """Forget the branches."""
+        self._branches.clear()
+
+    def include(self, shared_roots: tuple[Any, ...]) -> None:
+        """Do nothing: these environments use no random numbers in ``step``."""
 
 
 class ModelParameters:

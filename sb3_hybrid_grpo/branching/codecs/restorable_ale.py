@@ -16,11 +16,14 @@ from ale_py import Action, ALEInterface, ALEState
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
 # Found by trying all games. Their frames can be cut short at any time, or leave lines undrawn that show an older picture, or
-# (Double Dunk) a reset depends on what the emulator does not save.
+# (Double Dunk) a reset depends on what the emulator does not save, or (Miniature Golf, Pitfall II) the emulator reads what it
+# saved as something else.
 _NOT_RESTORABLE = (
     "air_raid",
     "berzerk",
     "double_dunk",
+    "miniature_golf",
+    "pitfall2",
     "tic_tac_toe_3d",
     "trondead",
     "video_checkers",
