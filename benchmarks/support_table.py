@@ -46,7 +46,7 @@ FAMILIES = {
     "Atari, as `make_atari_env` makes it": Family(
         "ale_py", ["BreakoutNoFrameskip-v4", "ALE/Pong-v5", "ALE/Qbert-v5", "ALE/SpaceInvaders-v5"], AtariWrapper
     ),
-    "Atari: Air Raid, Berzerk, Double Dunk, Miniature Golf, Pitfall II, TronDead, Yars' Revenge, 3D tic-tac-toe, video checkers and chess": Family(
+    "Atari: Air Raid, Berzerk, Double Dunk, Miniature Golf, Pitfall II, TronDead, Yars' Revenge, three board games": Family(
         "ale_py", ["ALE/Berzerk-v5", "ALE/YarsRevenge-v5"], AtariWrapper
     ),
     "MiniGrid": Family("minigrid", ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-Dynamic-Obstacles-6x6-v0"], image_only),
