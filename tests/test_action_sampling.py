@@ -110,14 +110,14 @@ def make_policy(env_id="Pendulum-v1", **kwargs):
 def test_pairs_are_reflected_at_the_mean(actor_class, has_noise):
     policy = make_policy()
     obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    noise = th.randn(5, 1) if has_noise else None
+    noise = th.randn(5, 1).numpy() if has_noise else None
     actions = AntitheticPairs(6).sample(actor_class(policy), obs, noise).actions
     means = policy.get_distribution(th.as_tensor(obs)).mode().detach().numpy()
     assert actions.shape == (5, 6, 1)
     np.testing.assert_allclose(actions[:, :3] + actions[:, 3:], np.repeat(2 * means[:, None], 3, axis=1), atol=1e-6)
     assert len(np.unique(actions[:, :3].round(5))) == 15
     if noise is not None:
-        np.testing.assert_allclose(actions[:, 0], means + policy.log_std.exp().item() * noise.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(actions[:, 0], means + policy.log_std.exp().item() * noise, rtol=1e-5)
 
 
 @pytest.mark.parametrize("actor_class", [Actor, make_actor])

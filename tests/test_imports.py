@@ -17,7 +17,7 @@ LAYERS = [
     {"common.actors"},
     {"common.action_sampling", "common.branch_paths"},
     {"hybrid_grpo", "grpo"},
-    {"", "check", "compare", "__main__"},
+    {"", "check", "compare", "hyperparams", "zoo", "__main__"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -76,7 +76,7 @@ def test_equal_noise_gives_equal_actions_at_equal_states(action_space, kwargs):
         policy.reset_noise(2 * N)
     noise = draw_noise(policy.action_dist, 2)
     states = obs[:1].expand(2 * N, -1)
-    actions = actions_from_noise(policy.get_distribution(states), noise.repeat_interleave(N, dim=0)).reshape(2, N, -1)
+    actions = actions_from_noise(policy.get_distribution(states), noise.repeat(N, axis=0)).reshape(2, N, -1)
     for group in actions:
         assert (group == group[:1]).all()
     if not kwargs and isinstance(action_space, spaces.Box):

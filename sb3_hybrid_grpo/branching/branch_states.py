@@ -14,6 +14,9 @@ class BranchStates(Protocol):
     Each round of steps is ``begin``, then ``enter``, a step and possibly ``keep`` for each branch, then ``leave``.
     """
 
+    uses_global_generators: bool
+    """Whether a step may draw from random generators that the whole process shares."""
+
     def begin(self) -> None:
         """Remember the present state as the one that branches start from, if none is open."""
 
@@ -52,6 +55,8 @@ class SavedStates:
 
     :param roots: where they start
     """
+
+    uses_global_generators = True
 
     def __init__(self, *roots: Any) -> None:
         self._roots = roots

@@ -44,6 +44,7 @@ class LocalBrancher:
             self._shares_generators |= uses_global_generators
             if as_returned:
                 self._example = example
+        self._is_watched = any(simulator.uses_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()
 
@@ -79,7 +80,7 @@ class LocalBrancher:
 
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         self._steps_left -= 1
-        if self._shares_generators:
+        if self._shares_generators or not self._is_watched:
             return self._step_all(actions, alive)
         self._watch.start()
         try:

@@ -137,6 +137,11 @@ class Simulator:
             finally:
                 _leave_in_any_case(states)
 
+    @property
+    def uses_global_generators(self) -> bool:
+        """Whether a step may draw from random generators that the whole process shares."""
+        return self._states.uses_global_generators
+
     def include(self, shared_roots: tuple[Any, ...]) -> None:
         """Save these as well from now on, and with the open branches, which have not changed them yet."""
         self._states.include(shared_roots)

@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -28,7 +27,7 @@ class ActionSampling:
     def __init__(self, group_size: int) -> None:
         self.group_size = group_size
 
-    def sample(self, actor: Actor, obs: Observations, noise: th.Tensor | None) -> Samples:
+    def sample(self, actor: Actor, obs: Observations, noise: np.ndarray | None) -> Samples:
         """
         Choose N actions at each of E states.
 
@@ -49,7 +48,7 @@ class Enumeration(ActionSampling):
 
     name = "enumerate"
 
-    def sample(self, actor: Actor, obs: Observations, noise: th.Tensor | None) -> Samples:
+    def sample(self, actor: Actor, obs: Observations, noise: np.ndarray | None) -> Samples:
         """
         Choose all actions at each of E states, see ``ActionSampling.sample``.
 
@@ -71,7 +70,7 @@ class AntitheticPairs(ActionSampling):
 
     name = "antithetic"
 
-    def sample(self, actor: Actor, obs: Observations, noise: th.Tensor | None) -> Samples:
+    def sample(self, actor: Actor, obs: Observations, noise: np.ndarray | None) -> Samples:
         """
         Choose N/2 pairs of actions at each of E states, see ``ActionSampling.sample``.
 

@@ -49,7 +49,7 @@ class Actor:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
-    def sample(self, obs: Observations, n_samples: int, noise: th.Tensor | None = None) -> Samples:
+    def sample(self, obs: Observations, n_samples: int, noise: np.ndarray | None = None) -> Samples:
         """
         Sample N actions at each of E states.
 
@@ -71,7 +71,7 @@ class Actor:
             means = self._shaped(distribution.mode()) if is_gaussian else None
         return Samples(self._shaped(actions, n_samples), means=means)
 
-    def act(self, obs: Observations, noise: th.Tensor) -> np.ndarray:
+    def act(self, obs: Observations, noise: np.ndarray) -> np.ndarray:
         """
         Sample one action at each of B states with given noise.
 
@@ -126,7 +126,7 @@ class MlpActor(Actor):
             and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
         )
 
-    def sample(self, obs: Observations, n_samples: int, noise: th.Tensor | None = None) -> Samples:
+    def sample(self, obs: Observations, n_samples: int, noise: np.ndarray | None = None) -> Samples:
         """
         Sample N actions at each of E states, see ``Actor.sample``.
 
@@ -139,18 +139,18 @@ class MlpActor(Actor):
         if self._is_gaussian:
             own_noise = th.randn(len(parameters), n_samples, parameters.shape[-1]).numpy()
             if noise is not None:
-                own_noise[:, 0] = noise.numpy()
+                own_noise[:, 0] = noise
             actions = parameters[:, None] + self._std * own_noise
         else:
             probs = _softmax(parameters)
             actions = th.multinomial(th.from_numpy(probs), n_samples, replacement=True).numpy()
             if noise is not None:
-                actions[:, 0] = _inverse_cdf(probs, noise.numpy())
+                actions[:, 0] = _inverse_cdf(probs, noise)
         shape: tuple[int, ...] = self.policy.action_space.shape  # type: ignore[assignment]
         means = parameters.reshape(-1, *shape) if self._is_gaussian else None
         return Samples(actions.reshape(-1, n_samples, *shape), means=means)
 
-    def act(self, obs: Observations, noise: th.Tensor) -> np.ndarray:
+    def act(self, obs: Observations, noise: np.ndarray) -> np.ndarray:
         """
         Sample one action at each of B states with given noise, see ``Actor.act``.
 
@@ -160,8 +160,8 @@ class MlpActor(Actor):
         """
         parameters = self._parameters(obs)
         if not self._is_gaussian:
-            return _inverse_cdf(_softmax(parameters), noise.numpy())
-        actions = parameters + self._std * noise.numpy()
+            return _inverse_cdf(_softmax(parameters), noise)
+        actions = parameters + self._std * noise
         return to_env_actions(self.policy, actions.reshape(-1, *self.policy.action_space.shape))  # type: ignore[misc]
 
     def _parameters(self, obs: Observations) -> np.ndarray:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo.common.actors import Actor
@@ -48,7 +47,7 @@ class BranchPaths:
         actions: np.ndarray,
         alive: np.ndarray,
         obs: Observations,
-        noise: Sequence[th.Tensor] = (),
+        noise: Sequence[np.ndarray] = (),
     ) -> None:
         self._brancher = brancher
         self.steps: list[BranchStep] = []
@@ -62,7 +61,7 @@ class BranchPaths:
                 if not alive.any():
                     break
                 obs = flatten_observations(self.observed(len(self.steps) - 1, None).observations)
-                step_actions = actor.act(obs, step_noise.repeat_interleave(actions.shape[1], dim=0))
+                step_actions = actor.act(obs, step_noise.repeat(actions.shape[1], axis=0))
                 actions = step_actions.reshape(actions.shape)
                 self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
         finally:
@@ -99,7 +98,7 @@ class NoiseAhead:
     def __init__(self, policy: ActorCriticPolicy, n_envs: int, horizon: int) -> None:
         self._policy = policy
         self._n_envs = n_envs
-        self._noise: deque[th.Tensor] = deque(maxlen=horizon)
+        self._noise: deque[np.ndarray] = deque(maxlen=horizon)
         self.reset()
 
     def reset(self) -> None:
@@ -113,12 +112,12 @@ class NoiseAhead:
             self._noise.append(draw_noise(self._policy.action_dist, self._n_envs))
 
     @property
-    def now(self) -> th.Tensor | None:
+    def now(self) -> np.ndarray | None:
         """Noise of the committed actions of this step, [E, \\*noise_dims]."""
         return self._noise[0] if self._noise else None
 
     @property
-    def later(self) -> list[th.Tensor]:
+    def later(self) -> list[np.ndarray]:
         """Noise of the K - 1 steps after it."""
         return list(self._noise)[1:]
 

@@ -38,7 +38,7 @@ def sample_actions(distribution: Distribution, n_samples: int) -> th.Tensor:
     return actions.reshape(-1, n_samples, actions.shape[-1])
 
 
-def draw_noise(distribution: Distribution, n_states: int) -> th.Tensor:
+def draw_noise(distribution: Distribution, n_states: int) -> np.ndarray:
     """
     Draw what ``actions_from_noise`` turns into a sample of the policy at each of E states.
 
@@ -51,16 +51,16 @@ def draw_noise(distribution: Distribution, n_states: int) -> th.Tensor:
     :raises InvalidArgumentError: if the distribution is none of SB3's
     """
     if isinstance(distribution, StateDependentNoiseDistribution):
-        matrices = distribution.exploration_matrices
+        matrices = distribution.exploration_matrices.detach().cpu().numpy()
         return matrices.reshape(n_states, -1, *matrices.shape[1:])[:, 0]
     if type(distribution) is DiagGaussianDistribution:
-        return th.randn(n_states, distribution.action_dim)
+        return th.randn(n_states, distribution.action_dim).numpy()
     if isinstance(distribution, CategoricalDistribution):
-        return th.rand(n_states)
+        return th.rand(n_states).numpy()
     if isinstance(distribution, MultiCategoricalDistribution):
-        return th.rand(n_states, len(distribution.action_dims))
+        return th.rand(n_states, len(distribution.action_dims)).numpy()
     if isinstance(distribution, BernoulliDistribution):
-        return th.rand(n_states, distribution.action_dims)
+        return th.rand(n_states, distribution.action_dims).numpy()
     raise InvalidArgumentError(
         f"Branches of several steps share the policy's noise, and how {type(distribution).__name__} turns noise into actions "
         "is unknown: use a policy with one of SB3's distributions, or branch_horizon=1."
@@ -82,15 +82,15 @@ def check_common_noise(policy: ActorCriticPolicy) -> None:
         )
 
 
-def actions_from_noise(distribution: Distribution, noise: th.Tensor) -> th.Tensor:
+def actions_from_noise(distribution: Distribution, given_noise: np.ndarray) -> th.Tensor:
     """
     Sample the policy at B states with given noise: equal noise gives equal actions at equal states.
 
     :param distribution: the policy's distribution at B states
-    :param noise: what ``draw_noise`` returned for the states, [B, \\*noise_dims]
+    :param given_noise: what ``draw_noise`` returned for the states, [B, \\*noise_dims]
     :return: actions, [B, \\*action_dims]
     """
-    noise = noise.to(_parameters_of(distribution).device)
+    noise = th.as_tensor(given_noise, device=_parameters_of(distribution).device)
     if isinstance(distribution, StateDependentNoiseDistribution):
         actions = distribution.distribution.mean + th.einsum("bf,bfa->ba", distribution._latent_sde, noise)
         return actions if distribution.bijector is None else distribution.bijector.forward(actions)

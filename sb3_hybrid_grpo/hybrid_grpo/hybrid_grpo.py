@@ -392,7 +392,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             return sources
         return first_occurrences(actions)
 
-    def _branch(self, actor: Actor, actions: np.ndarray, sources: np.ndarray, noise: list[th.Tensor]) -> BranchPaths | None:
+    def _branch(self, actor: Actor, actions: np.ndarray, sources: np.ndarray, noise: list[np.ndarray]) -> BranchPaths | None:
         if self._brancher is None:
             return None
         own = np.arange(sources.shape[1])

@@ -62,6 +62,8 @@ class PrivateStates:
     :param layers: wrappers and environment, outermost first
     """
 
+    uses_global_generators = False
+
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = tuple(layers)
         self._originals: tuple[dict[str, Any], ...] = ()

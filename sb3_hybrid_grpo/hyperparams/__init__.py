@@ -1,0 +1,1 @@
+"""Settings for the RL Zoo, an entry for each environment."""
