@@ -414,6 +414,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         fuse(self.policy.optimizer)
+        parameters = list(self.policy.parameters())
         metrics: defaultdict[str, list[float]] = defaultdict(list)
         train_policy = True
         n_policy_updates = 0
@@ -442,7 +443,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 metrics["loss"].append(loss.item())
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
 
             self._n_updates += 1
