@@ -1,0 +1,107 @@
+"""Aggregates of normalised scores with stratified bootstrap intervals, all by rliable."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rliable import library, metrics
+
+Scores = Mapping[str, np.ndarray]
+
+# Bootstrap repetitions of what is slow to compute.
+_FEW_REPETITIONS = 400
+
+
+class Estimates(NamedTuple):
+    """
+    Estimates with 95 % intervals.
+
+    :param points: the estimates by name
+    :param intervals: lower and upper ends by name, [2, ...]
+    """
+
+    points: dict[str, Any]
+    intervals: dict[str, np.ndarray]
+
+    def text(self, name: str) -> str:
+        """
+        Write a number and its interval.
+
+        :param name: name of the estimate
+        :return: cell of a table, empty if there is no estimate of that name
+        """
+        if name not in self.points:
+            return ""
+        low, high = np.ravel(self.intervals[name])
+        return f"{np.ravel(self.points[name])[0]:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def interquartile_means(scores: Scores, repetitions: int) -> Estimates:
+    """
+    Average the middle half of all runs.
+
+    :param scores: normalised scores by configuration, [seeds, environments]
+    :param repetitions: bootstrap repetitions
+    :return: IQM by configuration
+    """
+    return _estimate(dict(scores), lambda x: np.array([metrics.aggregate_iqm(x)]), repetitions)
+
+
+def curves(scores: Scores) -> Estimates:
+    """
+    Average the middle half of all runs at each budget.
+
+    :param scores: normalised scores by configuration, [seeds, environments, budgets]
+    :return: IQM by configuration, [budgets]
+    """
+
+    def iqm(x: np.ndarray) -> np.ndarray:
+        return np.array([metrics.aggregate_iqm(x[..., i]) for i in range(x.shape[-1])])
+
+    return _estimate(dict(scores), iqm, _FEW_REPETITIONS)
+
+
+def ratios(scores: Scores, baseline: str, repetitions: int) -> Estimates:
+    """
+    Compare interquartile means.
+
+    :param scores: normalised scores by configuration, [seeds, environments]
+    :param baseline: the configuration to divide by
+    :param repetitions: bootstrap repetitions
+    :return: IQM over the baseline's by configuration, without the baseline
+    """
+
+    def ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.array([metrics.aggregate_iqm(x) / metrics.aggregate_iqm(y)])
+
+    return _estimate(_pairs(scores, baseline), ratio, repetitions)
+
+
+def improvements(scores: Scores, baseline: str) -> Estimates:
+    """
+    Compare runs of the same environment.
+
+    :param scores: normalised scores by configuration, [seeds, environments]
+    :param baseline: the configuration to compare with
+    :return: probability that a run is better than one of the baseline, by configuration, without the baseline
+    """
+    return _estimate(_pairs(scores, baseline), metrics.probability_of_improvement, _FEW_REPETITIONS)
+
+
+def profiles(scores: Scores, thresholds: Sequence[float]) -> Estimates:
+    """
+    Count runs above thresholds.
+
+    :param scores: normalised scores by configuration, [seeds, environments]
+    :param thresholds: normalised scores
+    :return: share of runs above each threshold by configuration, [thresholds]
+    """
+    return Estimates(*library.create_performance_profile(dict(scores), np.asarray(thresholds), reps=_FEW_REPETITIONS))
+
+
+def _pairs(scores: Scores, baseline: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {name: (scores[name], scores[baseline]) for name in scores if name != baseline}
+
+
+def _estimate(scores: dict[str, Any], function: Callable[..., Any], repetitions: int) -> Estimates:
+    return Estimates(*library.get_interval_estimates(scores, function, reps=repetitions))

@@ -1,0 +1,98 @@
+"""
+Learning experiments, resumable.
+
+    python -m benchmarks.run --suite quick --jobs 2
+    python -m benchmarks.report
+
+A row per configuration, environment and seed goes to ``benchmarks/results/learning/SUITE.csv`` when the run has finished.
+A run whose row is there already, in any suite's file and with the same settings, is not repeated: interrupt it as you like,
+and start it again.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from benchmarks.experiments import SUITES, Run, load_suite, runs_of, settings_of
+from benchmarks.rows import RESULTS, append_row, find_row, read_rows
+from benchmarks.run_pool import train_all
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Do what is missing of a suite.
+
+    :param argv: arguments of the command line, ``sys.argv`` by default
+    :return: exit code: 0 if every run has a row, 1 if any failed, 130 after Ctrl-C
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        from rich.console import Console
+
+        from benchmarks.run_display import Display
+    except ModuleNotFoundError as error:
+        if error.name != "rich":
+            raise
+        parser.exit(1, 'rich is missing: pip install -e ".[bench]" installs what the benchmarks need\n')
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        suite = load_suite(options.suite)
+        chosen = [run for run in runs_of(suite, options.seeds) if _is_chosen(run, options)]
+        rows = read_rows(options.output)
+        missing = [run for run in chosen if find_row(run, rows) is None]
+        todo = _without_twins(missing)
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(str(error))
+    for environment in suite.environments:
+        if not environment.is_installed():
+            console.print(f"{environment.name}: not installed, left out")
+    console.print(f"{suite.name}: {len(todo)} runs to do, {len(chosen) - len(missing)} of {len(chosen)} have a row")
+
+    path = options.output / f"{suite.name}.csv"
+    try:
+        with closing(train_all(todo, suite.evaluations, options.jobs)) as updates, Display(todo, console) as display:
+            for update in updates:
+                if update.row is not None:
+                    run = update.run
+                    name = {"suite": suite.name, "config": run.config, "environment": run.environment.name, "seed": run.seed}
+                    settings = json.dumps(settings_of(run.config, run.environment))
+                    append_row(path, {**name, **update.row, "settings": settings})
+                display.show(update)
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command goes on with what is missing.")
+        return _INTERRUPTED
+    if display.failures:
+        console.print(f"{len(display.failures)} of {len(todo)} runs failed: {', '.join(display.failures)}")
+    return int(bool(display.failures))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", required=True, help=f"{', '.join(SUITES)}, or the path of a suite's file")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="runs per configuration and environment (default: %(default)s)")
+    parser.add_argument("--envs", nargs="+", metavar="ID", help="only these environments")
+    parser.add_argument("--configs", nargs="+", metavar="NAME", help="only these configurations")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the CSV files")
+    return parser
+
+
+def _is_chosen(run: Run, options: argparse.Namespace) -> bool:
+    return (not options.envs or run.environment.id in options.envs) and (not options.configs or run.config in options.configs)
+
+
+def _without_twins(runs: Sequence[Run]) -> list[Run]:
+    """Leave out runs that differ from an earlier one by their configuration's name only."""
+    unique = {(json.dumps(settings_of(run.config, run.environment), sort_keys=True), run.seed): run for run in reversed(runs)}
+    return sorted(unique.values(), key=runs.index)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

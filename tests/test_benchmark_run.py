@@ -1,0 +1,175 @@
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from benchmarks import run
+from benchmarks.disturbed_reward import DisturbedReward, student_t
+from benchmarks.experiments import HERE, SUITES, Environment, agree, load_suite, runs_of, settings_of
+from benchmarks.rows import append_row, find_row, read_rows
+from benchmarks.scores import AXES, gather, steps_to_reach
+from sb3_hybrid_grpo import PAPER_SETTINGS, check_branchable
+
+pytest.importorskip("rich")
+
+CARTPOLE = Environment("CartPole-v1", 256)
+
+
+def write_suite(folder, configs=("ppo", "hybrid_grpo"), environments=(CARTPOLE,)):
+    path = folder / "tiny.json"
+    content = {"question": "Does it run?", "evaluations": 2, "configs": configs}
+    path.write_text(json.dumps({**content, "environments": [environment._asdict() for environment in environments]}))
+    return path
+
+
+def arguments(suite, output, seeds=2):
+    return ["--suite", str(suite), "--jobs", "2", "--seeds", str(seeds), "--output", str(output)]
+
+
+def write_row(path, config, environment, seed, curve):
+    names = {"suite": path.stem, "config": config, "environment": environment.name, "seed": seed, "commit": "abc"}
+    versions = {"torch": "1", "stable-baselines3": "2", "gymnasium": "3", "mujoco": "4"}
+    settings = json.dumps(settings_of(config, environment))
+    append_row(path, {**names, **versions, "curve": json.dumps(curve), "settings": settings})
+
+
+def test_runs_and_resumes(tmp_path, capsys):
+    suite, output = write_suite(tmp_path), tmp_path / "rows"
+    assert run.main(arguments(suite, output, seeds=1)) == 0
+    first = (output / "tiny.csv").read_text()
+    assert run.main(arguments(suite, output)) == 0
+    assert "2 runs to do, 2 of 4 have a row" in capsys.readouterr().out
+    assert (output / "tiny.csv").read_text().startswith(first)
+
+    rows = read_rows(output)
+    assert [(row.columns["config"], row.seed) for row in rows[:2]] in (
+        [("ppo", 0), ("hybrid_grpo", 0)],
+        [("hybrid_grpo", 0), ("ppo", 0)],
+    )
+    for row in rows:
+        hybrid = row.columns["config"] == "hybrid_grpo"
+        (start, *_), (*end, _) = row.curve[0], row.curve[-1]
+        assert start == 0
+        assert end[0] == 256 == int(row.columns["committed_steps"])
+        assert end[1] == int(row.columns["simulator_steps"]) == (512 if hybrid else 256)
+        assert 0 < end[2] == float(row.columns["training_seconds"]) < float(row.columns["wall_seconds"])
+
+    assert run.main(arguments(suite, output)) == 0
+    assert "0 runs to do, 4 of 4 have a row" in capsys.readouterr().out
+
+
+def test_a_failed_run_takes_nothing_with_it(tmp_path, capsys):
+    broken = write_suite(tmp_path, configs=["grpo"], environments=[CARTPOLE._replace(reward_scale=math.nan)])
+    good = json.loads(broken.read_text())
+    good["environments"].append(CARTPOLE._asdict())
+    broken.write_text(json.dumps(good))
+    assert run.main(arguments(broken, tmp_path / "rows", seeds=1)) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 2 runs failed" in printed
+    assert "InvalidOutcomeError" in printed
+    assert len(read_rows(tmp_path / "rows")) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_kill_leaves_whole_rows(tmp_path):
+    suite, output = (
+        write_suite(tmp_path, configs=["ppo"], environments=[CARTPOLE, CARTPOLE._replace(steps=10_000_000)]),
+        tmp_path,
+    )
+    command = [sys.executable, "-m", "benchmarks.run", *arguments(suite, output, seeds=1)]
+    process = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (output / "tiny.csv").exists() or not (output / "tiny.csv").stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (row,) = read_rows(output)
+    assert row.settings["steps"] == 256
+    assert (output / "tiny.csv").read_bytes().endswith(b"\n")
+
+
+def test_rows_are_found_under_any_name_and_only_with_their_settings(tmp_path):
+    path = tmp_path / "other.csv"
+    write_row(path, "n4", CARTPOLE, 0, [(0, 0, 0.0, 1.0)])
+    (wanted,) = [found for found in runs_of(load_suite(str(write_suite(tmp_path, ["hybrid_grpo"]))), 1)]
+    rows = read_rows(tmp_path)
+    assert find_row(wanted, rows) == rows[0]
+    assert find_row(wanted._replace(seed=1), rows) is None
+    assert find_row(wanted._replace(config="n8"), rows) is None
+    assert find_row(wanted._replace(environment=CARTPOLE._replace(steps=512)), rows) is None
+    assert agree({"gamma": 0.9}, {"gamma": 0.9, "invented_since": 1})
+
+
+def test_configurations_share_hyperparameters():
+    ppo, hybrid, trpo = (settings_of(name, CARTPOLE) for name in ("ppo", "hybrid_grpo", "trpo"))
+    assert {name: hybrid[name] for name in ppo} == ppo | {"algorithm": "hybrid_grpo"}
+    assert (trpo["learning_rate"], trpo["batch_size"], trpo["n_critic_updates"]) == ("lin_0.001", 256, 20)
+    assert settings_of("trpo", Environment("Hopper-v5", 1))["learning_rate"] == 3e-4
+    assert settings_of("ppo_lambda0.5", CARTPOLE)["gae_lambda"] == 0.5
+    paper = settings_of("paper", CARTPOLE)
+    assert {name: paper[name] for name in PAPER_SETTINGS} == PAPER_SETTINGS
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_can_be_read(name):
+    suite = load_suite(name)
+    assert all(settings_of(config, environment) for config in suite.configs for environment in suite.environments)
+
+
+def test_noise_is_heavy_tailed_and_differs_between_actions():
+    uniforms = (np.arange(10_000) + 0.5) / 10_000
+    noise = np.array([student_t(u, np.array([0.3])) for u in uniforms])
+    assert abs(np.median(noise)) < 0.01
+    assert np.quantile(noise, 0.975) == pytest.approx(4.303, abs=0.02)  # of the t distribution with 2 degrees of freedom
+    others = np.array([student_t(u, np.array([0.2])) for u in uniforms])
+    assert (noise != others).all()
+
+
+def test_disturbed_rewards_can_be_branched():
+    report = check_branchable(lambda: DisturbedReward(gym.make("Pendulum-v1"), 0.1, noise=1.0))
+    assert report.brancher == "snapshot", report
+
+
+def test_report(tmp_path):
+    pytest.importorskip("rliable")
+    from benchmarks import report
+
+    suite = write_suite(tmp_path)
+    # Twice PPO's score above random's 23.68, at twice its training time.
+    for seed in range(2):
+        write_row(tmp_path / "tiny.csv", "ppo", CARTPOLE, seed, [(0, 0, 0.0, 23.68), (256, 256, 1.0, 123.68)])
+        hybrid = [(0, 0, 0.0, 23.68), (128, 512, 1.0, 123.68), (256, 1024, 2.0, 223.68)]
+        write_row(tmp_path / "tiny.csv", "hybrid_grpo", CARTPOLE, seed, hybrid)
+    options = ["--suites", str(suite), "--results", str(tmp_path), "--output", str(tmp_path / "out"), "--repetitions", "50"]
+    assert report.main(options) == 0
+    text = (tmp_path / "out" / "RESULTS.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| hybrid_grpo \| ([\d.]+)", text, re.MULTILINE) == ["2.00", "0.50", "1.00"]
+    assert "| hybrid_grpo | 2.00 [2.00, 2.00] | 2.00 [2.00, 2.00] | 1.00 [1.00, 1.00] |" in text
+    assert "| CartPole-v1 | hybrid_grpo | 2 | 223.7 ± 0.0 | 2.00 | 128 | 1,024 | 2 |" in text
+    assert text.count("python -m benchmarks.run --suite tiny") == len(AXES) + 1
+    images = re.findall(r"\]\((.*\.png)\)", text)
+    assert len(images) == 3
+    assert all((tmp_path / "out" / image).read_bytes().startswith(b"\x89PNG") for image in images)
+
+
+def test_scores_at_equal_budgets(tmp_path):
+    suite = load_suite(str(write_suite(tmp_path)))
+    write_row(tmp_path / "tiny.csv", "ppo", CARTPOLE, 0, [(0, 0, 0.0, 0.0), (256, 256, 1.0, 10.0)])
+    write_row(tmp_path / "tiny.csv", "hybrid_grpo", CARTPOLE, 0, [(0, 0, 0.0, 0.0), (256, 1024, 0.5, 30.0)])
+    rows = read_rows(tmp_path)
+    found = gather(suite, rows, {"CartPole-v1": 5.0})
+    hybrid = [found.scores(axis, [1.0])["hybrid_grpo"].item() for axis, _ in enumerate(AXES)]
+    assert hybrid == [5.0, 0.5, 5.0]
+    assert found.scores(0, [1.0])["ppo"].item() == 1
+    assert steps_to_reach(rows[0], 10.0) == 256
+    assert steps_to_reach(rows[0], 11.0) == math.inf
+    assert not gather(suite, rows, {"CartPole-v1": 10.0}).comparable()
