@@ -18,6 +18,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hybrid_grpo import BranchError, BranchTimeoutError, HybridGRPO, InvalidArgumentError, InvalidOutcomeError
 from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.common.actors import Actor
+from sb3_hybrid_grpo.common.branch_paths import BranchPaths
 from tests.envs import Walk, limited
 
 SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 0, "device": "cpu"}
@@ -251,3 +253,44 @@ def test_checkpoint_before_a_killed_worker_loads(tmp_path):
 def test_bad_timeout(timeout):
     with pytest.raises(InvalidArgumentError, match="branch_timeout"):
         HybridGRPO("MlpPolicy", limited()(), branch_timeout=timeout)
+
+
+def paths(brancher, *env_actions):
+    actions = np.array(env_actions, dtype=np.float32)
+    return BranchPaths(Actor(None), brancher, actions, np.ones(actions.shape[:2], dtype=bool), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("vec_env_cls", [None, SubprocVecEnv])
+@pytest.mark.parametrize("actions", [HARMLESS, HARMFUL], ids=["harmless", "harmful"])
+def test_branch_and_committed_step_stay_in_step(vec_env_cls, actions):
+    """Workers are asked for the committed step before they have answered about the branches."""
+    vec_env, brancher = make(vec_env_cls)
+    reference = make_vec_env(fragile, 2, seed=0)
+    vec_env.reset(), reference.reset()
+    vec_env.env_method("break_by", "raise")
+    committed = np.full((2, 2), 0.3, dtype=np.float32)
+    if actions is HARMFUL:
+        with pytest.raises(BranchError, match="nvironment 1"):
+            paths(brancher, [HARMLESS], [actions]).step_env(vec_env, committed)
+        if brancher.has_workers:
+            reference.step(committed)
+    else:
+        branches = paths(brancher, [HARMLESS], [actions])
+        np.testing.assert_array_equal(branches.step_env(vec_env, committed)[0], reference.step(committed)[0])
+        assert len(branches.steps) == 1
+    assert_intact(vec_env, brancher, reference)
+    vec_env.close()
+
+
+@posix
+def test_worker_that_dies_before_the_committed_step():
+    vec_env, brancher = make(SubprocVecEnv)
+    vec_env.reset()
+    branches = paths(brancher, [HARMLESS], [HARMLESS])
+    vec_env.processes[1].kill()
+    vec_env.processes[1].join()
+    with pytest.raises(BranchError, match="died in a branch"):
+        for _ in range(3):
+            branches.step_env(vec_env, np.zeros((2, 2), dtype=np.float32))
+            branches = paths(brancher, [HARMLESS], [HARMLESS])
+    assert not any(process.is_alive() for process in vec_env.processes)

@@ -105,7 +105,8 @@ class LocalBrancher:
             simulator.include(randomness.GLOBAL_GENERATORS)
 
     def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        outcome = empty_outcome(self._observation_space, alive.shape, self._example, self._reward_dtype)
+        is_filled = bool(alive.all())
+        outcome = empty_outcome(self._observation_space, alive.shape, self._example, self._reward_dtype, is_filled)
         # Environments may change the actions that they get.
         actions = actions.copy()
         for env_idx, simulator in enumerate(self._simulators):

@@ -1,6 +1,6 @@
 """Outcomes as arrays, whatever the observation space."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,11 @@ _SPACES_WITH_PARTS = (spaces.Dict, spaces.Tuple)
 
 
 def empty_outcome(
-    space: spaces.Space[Any], shape: tuple[int, ...], example: Any = None, reward_dtype: type[np.floating[Any]] = np.float64
+    space: spaces.Space[Any],
+    shape: tuple[int, ...],
+    example: Any = None,
+    reward_dtype: type[np.floating[Any]] = np.float64,
+    is_filled: bool = False,
 ) -> BranchOutcome:
     """
     Allocate an outcome of zeros.
@@ -21,20 +25,25 @@ def empty_outcome(
     :param shape: (E, n)
     :param example: an observation whose data type the outcome must hold as well
     :param reward_dtype: data type of the rewards
+    :param is_filled: whether all observations will be stored: then they need not be zero before
     :return: the outcome
     """
     nothing = np.zeros((2, *shape), dtype=bool)
-    return BranchOutcome(_empty_observations(space, shape, example), np.zeros(shape, dtype=reward_dtype), *nothing)
+    observations = _empty_observations(space, shape, example, np.empty if is_filled else np.zeros)
+    return BranchOutcome(observations, np.zeros(shape, dtype=reward_dtype), *nothing)
 
 
-def _empty_observations(space: spaces.Space[Any], shape: tuple[int, ...], example: Any = None) -> Observations:
+def _empty_observations(
+    space: spaces.Space[Any], shape: tuple[int, ...], example: Any, allocate: Callable[..., np.ndarray]
+) -> Observations:
     """Allocate observations in the data type of their space, or in one that holds those of an example as well."""
     if isinstance(space, _SPACES_WITH_PARTS):
         keys = _keys(space.spaces)
-        parts: Any = {key: _empty_observations(space[key], shape, None if example is None else example[key]) for key in keys}
+        examples = dict.fromkeys(keys) if example is None else example
+        parts: Any = {key: _empty_observations(space[key], shape, examples[key], allocate) for key in keys}
         return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
     dtype = space.dtype if example is None else np.result_type(space.dtype, np.asarray(example).dtype)
-    return np.zeros((*shape, *(space.shape or ())), dtype=dtype)
+    return allocate((*shape, *(space.shape or ())), dtype=dtype)
 
 
 def store_observation(observations: Observations, index: tuple[int, int], obs: Any) -> None:

@@ -50,6 +50,7 @@ class VecEnvBrancher:
             venv = venv.venv
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
         self._simulators, announcement = _branch_simulators(venv, timeout, name)
+        self.has_workers = isinstance(self._simulators, _SubprocBrancher)
         if announcement is not None:
             warnings.warn(announcement, stacklevel=2)
 
@@ -67,6 +68,31 @@ class VecEnvBrancher:
         for view in self._views:
             view.before_step()
         return self._simulators.open(actions, alive, horizon)
+
+    def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
+        """
+        Open branches as ``open`` does, without waiting for the workers of a ``SubprocVecEnv``.
+
+        Workers do one thing after the other: a step of the environments may be asked for before ``wait``.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all
+        """
+        for view in self._views:
+            view.before_step()
+        assert isinstance(self._simulators, _SubprocBrancher)
+        self._simulators.start(actions, alive, horizon)
+
+    def wait(self) -> BranchOutcome:
+        """
+        Return what ``start`` asked for.
+
+        :return: the outcomes as the simulators return them, zero where not ``alive``
+        :raises BranchError: if an environment raised
+        """
+        assert isinstance(self._simulators, _SubprocBrancher)
+        return self._simulators.wait()
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         """
@@ -164,8 +190,15 @@ class _SubprocBrancher:
         self.announcement: str | None = next(filter(None, announcements), None)
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+        self.start(actions, alive, horizon)
+        return self.wait()
+
+    def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
         rows = zip(actions, alive, strict=True)
-        return join(self._call("open", [(row[None], row_alive[None], horizon) for row, row_alive in rows]))
+        self._send("open", [(row[None], row_alive[None], horizon) for row, row_alive in rows])
+
+    def wait(self) -> BranchOutcome:
+        return join(self._receive())
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         rows = zip(actions, alive, strict=True)
@@ -175,12 +208,20 @@ class _SubprocBrancher:
         """Do nothing: a worker forgets its branches when the next ones are opened."""
 
     def _call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        remotes = self._venv.remotes
+        self._send(method, arguments)
+        return self._receive()
+
+    def _send(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> None:
+        try:
+            for remote, row in zip(self._venv.remotes, arguments, strict=True):
+                remote.send(("env_method", (_WORKER_ATTRIBUTE, (method, *row), {})))
+        except OSError as error:
+            raise BranchError(self._give_up("died in a branch")) from error
+
+    def _receive(self) -> list[Any]:
         answers: list[Any] = []
         try:
-            for remote, row in zip(remotes, arguments, strict=True):
-                remote.send(("env_method", (_WORKER_ATTRIBUTE, (method, *row), {})))
-            for remote in remotes:
+            for remote in self._venv.remotes:
                 # The worker itself interrupts an environment that hangs, unless that never returns to Python.
                 if self._timeout is not None and not remote.poll(2 * self._timeout + _GRACE_SECONDS):
                     raise BranchTimeoutError(self._give_up(f"did not answer within branch_timeout={self._timeout} s"))

@@ -1,17 +1,20 @@
 """Branches of several steps: what happens when the policy goes on from each sampled action."""
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_hybrid_grpo.common.actors import Actor
 from sb3_hybrid_grpo.common.diagnostics import check_outcome
 from sb3_hybrid_grpo.common.evaluation import flatten_observations
 from sb3_hybrid_grpo.common.sampling import draw_noise
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchOutcome, Committed, Observations
+from sb3_hybrid_grpo.common.type_aliases import AsyncBrancher, Brancher, BranchOutcome, Committed, Observations
 
 
 class BranchStep(NamedTuple):
@@ -51,7 +54,12 @@ class BranchPaths:
     ) -> None:
         self._brancher = brancher
         self.steps: list[BranchStep] = []
+        self._started: np.ndarray | None = None
         if not alive.any():
+            return
+        if not noise and getattr(brancher, "has_workers", False):
+            cast(AsyncBrancher, brancher).start(actions, alive, horizon=1)
+            self._started = alive
             return
         self.steps.append(BranchStep(brancher.open(actions, alive, 1 + len(noise), obs), alive))
         try:
@@ -66,6 +74,30 @@ class BranchPaths:
                 self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
         finally:
             brancher.close()
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """
+        Take the committed step, which workers begin as soon as they have branched.
+
+        :param env: the training environment
+        :param actions: committed actions, [E, \\*action_shape]
+        :return: what the environment returns
+        :raises BranchError: if an environment raised in a branch; the committed step has been taken then
+        """
+        if self._started is None:
+            return env.step(actions)
+        try:
+            # That a worker is dead, its missing answer tells better.
+            with contextlib.suppress(OSError):
+                env.step_async(actions)
+            self.steps.append(BranchStep(cast(AsyncBrancher, self._brancher).wait(), self._started))
+        except BaseException:
+            with contextlib.suppress(Exception):
+                env.step_wait()
+            raise
+        finally:
+            self._brancher.close()
+        return env.step_wait()
 
     def observed(self, k: int, committed: Committed | None) -> BranchOutcome:
         """

@@ -129,6 +129,30 @@ class Brancher(Protocol):
         """
 
 
+class AsyncBrancher(Brancher, Protocol):
+    """A brancher whose workers need not be waited for before they are asked for the committed step."""
+
+    has_workers: bool
+    """Whether that is so: one without this attribute is no ``AsyncBrancher``."""
+
+    def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
+        """
+        Open branches as ``open`` does, without waiting.
+
+        :param actions: actions as the environment takes them, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all
+        """
+
+    def wait(self) -> BranchOutcome:
+        """
+        Return what ``start`` asked for.
+
+        :return: the outcomes, zero where not ``alive``
+        :raises BranchError: if an environment raised
+        """
+
+
 BrancherFactory: TypeAlias = Callable[[VecEnv], Brancher]
 
 

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -332,7 +333,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
             sources = self._choose_branches(actions)
             branches = self._branch(actor, clipped_actions, sources, noise.later)
-            new_obs, rewards, dones, infos = env.step(clipped_actions[:, 0])
+            step = env.step if branches is None else partial(branches.step_env, env)
+            new_obs, rewards, dones, infos = step(clipped_actions[:, 0])
             check_outcome(new_obs, rewards)
             noise.advance()
 
