@@ -221,3 +221,9 @@ def test_environments_are_untouched_within_a_session():
         brancher.advance(np.ones((1, 2, 2)), alive)
     brancher.close()
     assert (env.position, env.velocity, env.np_random.bit_generator.state) == before
+
+
+def test_rollout_that_branches_nothing():
+    """A small fraction of a short rollout may be no state at all."""
+    arrays = rollout(HybridGRPO("MlpPolicy", limited()(), branch_fraction=1e-9, **SMALL))
+    assert not arrays["branch_alive"][..., 1:, :].any()

@@ -15,7 +15,7 @@ LAYERS = [
     {"common.buffers"},
     {"common.sampling", "common.diagnostics", "common.evaluation"},
     {"common.actors"},
-    {"common.action_sampling", "common.branch_paths", "common.tail_weight"},
+    {"common.action_sampling", "common.branch_paths"},
     {"hybrid_grpo", "grpo"},
     {"", "check", "compare", "hyperparams", "zoo", "__main__"},
 ]

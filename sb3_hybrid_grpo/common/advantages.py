@@ -243,29 +243,6 @@ def hybrid_advantages(relative: Advantages, tails: Floats, tail_coef: float = 1.
     return Advantages(advantages, weights)
 
 
-def shrinkage(gradients: Floats) -> float:
-    """
-    Return the weight that makes the mean of noisy gradients as exact as a multiple of it can be.
-
-    c = max(0, 1 - V / |g|²),    g = 1/M Σₘ gₘ,    V = 1/(M(M-1)) Σₘ |gₘ - g|²
-
-    V estimates the squared error of g, and c · g has the smallest one where the truth is known as well as that.
-
-    Source: the positive-part estimator of James and Stein (1961, https://projecteuclid.org/euclid.bsmsp/1200512173), with the
-    variance measured.
-
-    :param gradients: estimates gₘ of the same gradient from M parts of a batch, [M, P]
-    :return: c, between 0 and 1; 1 if M = 1
-    """
-    n_parts = len(gradients)
-    mean = gradients.mean(axis=0)
-    signal = float(mean @ mean)
-    if n_parts == 1 or signal == 0.0:
-        return 1.0
-    noise = float(((gradients - mean) ** 2).sum()) / (n_parts * (n_parts - 1))
-    return max(0.0, 1.0 - noise / signal)
-
-
 def group_normalized_advantages(rewards: Floats, epsilon: float = 1e-8) -> Floats:
     """
     Return GRPO's critic-free advantage: rewards normalised within their group.

@@ -30,7 +30,7 @@ class MultiSampleMixin(RolloutBuffer):
 
     Arrays: ``observations`` [T, E, ...] once per state; ``actions`` [T, E, N, action_dim], ``rewards``, ``next_values``,
     ``terminated``, ``log_probs`` [T, E, N]; ``values``, ``branched`` [T, E]. ``compute_returns_and_advantage`` adds
-    ``estimates``, ``advantages`` and ``weights`` [T, E, N], ``averaged_advantages``, ``tails`` and ``returns`` [T, E].
+    ``estimates``, ``advantages`` and ``weights`` [T, E, N], ``averaged_advantages`` and ``returns`` [T, E].
 
     Branches of several steps are kept in ``branch_rewards``, ``branch_next_values``, ``branch_terminated`` and
     ``branch_alive`` [T, E, N, K], whose first step the arrays without prefix show. The committed action has no branch: the
@@ -64,8 +64,6 @@ class MultiSampleMixin(RolloutBuffer):
     estimates: np.ndarray
     averaged_advantages: np.ndarray
     weights: np.ndarray
-    tails: np.ndarray
-    _transformed: np.ndarray
 
     def __init__(
         self,
@@ -201,23 +199,9 @@ class MultiSampleMixin(RolloutBuffer):
         self.estimates = np.take_along_axis(self.estimates, self.sources, axis=-1)
         self.averaged_advantages = np.where(self.branched, averaged_advantages(self.estimates), self.estimates[..., 0])
         self.returns = gae + self.values
-        self.tails = tails
-        self._transformed = np.take_along_axis(rewards[..., 0], self.sources, axis=-1)
-        self.weigh_tails(self.tail_coef)
+        self._estimate_advantages(np.take_along_axis(rewards[..., 0], self.sources, axis=-1), gae, tails)
 
-    @property
-    def centred_tails(self) -> np.ndarray:
-        """Tails as they enter the advantages of branched states, zero elsewhere, [T, E]."""
-        branched = self.branched
-        return np.where(branched, self.tails - self.tails[branched].mean() if branched.any() else 0.0, 0.0)
-
-    def weigh_tails(self, tail_coef: float) -> None:
-        """
-        Compute the advantages with another weight of the tails.
-
-        :param tail_coef: the weight
-        """
-        rewards, tails, gae = self._transformed, self.tails, self.returns - self.values
+    def _estimate_advantages(self, rewards: np.ndarray, gae: np.ndarray, tails: np.ndarray) -> None:
         branched = self.branched
         self.advantages = np.zeros(rewards.shape, dtype=np.float32)
         self.weights = np.zeros(rewards.shape, dtype=np.float32)
@@ -225,7 +209,7 @@ class MultiSampleMixin(RolloutBuffer):
             estimates = self.estimates[branched]
             relative = RELATIVE_ADVANTAGES[self.action_sampling](estimates, self.log_probs[branched])
             self.advantages[branched], self.weights[branched] = ESTIMATORS[self.advantage](
-                rewards[branched], estimates, relative, tails[branched], tail_coef
+                rewards[branched], estimates, relative, tails[branched], self.tail_coef
             )
         if not branched.all():
             self.advantages[~branched, 0] = gae[~branched] - gae[~branched].mean()

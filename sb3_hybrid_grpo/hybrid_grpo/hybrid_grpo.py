@@ -31,7 +31,6 @@ from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_actions, 
 from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, fuse, normalize, weighted_mean
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
-from sb3_hybrid_grpo.common.tail_weight import shrunk_tail_coef
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
@@ -94,8 +93,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         ``advantage="hybrid"`` and ``reward_transform="identity"`` the algorithm is PPO.
     :param advantage: How N estimates become advantages: ``"hybrid"``, ``"per_action"`` or ``"averaged"`` (the paper's), see
         ``sb3_hybrid_grpo.common.advantages``
-    :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage; ``"auto"`` shrinks the tail by the
-        signal-to-noise ratio of its gradient, which is measured in every rollout (1 where nothing is branched)
+    :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage
     :param reward_transform: Function of rewards applied before advantages are computed: ``"identity"``, ``"tanh"`` (the
         paper's), ``"scaled_tanh"``, ``"zscore"``, a ``RewardTransform`` or a function on arrays
     :param reward_transform_kwargs: Keyword arguments of a named reward transform
@@ -157,7 +155,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         *,
         n_samples: int = 4,
         advantage: str = "hybrid",
-        tail_coef: float | str = "auto",
+        tail_coef: float = 1.0,
         reward_transform: AnyRewardTransform = "scaled_tanh",
         reward_transform_kwargs: dict[str, Any] | None = None,
         branch_horizon: int = 1,
@@ -222,10 +220,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         check_positive_integer("n_samples", self.n_samples)
         check_positive_integer("branch_horizon", self.branch_horizon)
         check_name("advantage", self.advantage, self.advantage_names)
-        if isinstance(self.tail_coef, str):
-            check_name("tail_coef", self.tail_coef, ("auto",))
-        else:
-            check_number("tail_coef", self.tail_coef)
+        check_number("tail_coef", self.tail_coef)
         check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
         check_number("branch_fraction", self.branch_fraction, above=0, at_most=1)
         if self.branch_timeout is not None:
@@ -263,7 +258,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.rollout_buffer_kwargs = {
             "n_samples": self._action_sampling.group_size,
             "advantage": self.advantage,
-            "tail_coef": 1.0 if self.tail_coef == "auto" else self.tail_coef,
+            "tail_coef": self.tail_coef,
             "reward_transform": self.reward_transform,
             "branch_horizon": self.branch_horizon,
             "branch_lambda": self.branch_lambda,
@@ -382,10 +377,6 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
 
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-        if self.tail_coef == "auto" and self.advantage == "hybrid" and n_samples > 1:
-            tail_coef = shrunk_tail_coef(self.policy, rollout_buffer)
-            rollout_buffer.weigh_tails(tail_coef)
-            self.logger.record("rollout/tail_coef", tail_coef)
 
         self.logger.record("time/simulator_steps", self.num_simulator_steps)
         for name, value in rollout_statistics(rollout_buffer).items():
