@@ -139,7 +139,8 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
 
     clock.watch(model, "collect_rollouts", "rollout")
     clock.watch(model, "train", "update")
-    clock.watch(model.env, "step", "env_step")
+    for name in ("step_async", "step_wait"):
+        clock.watch(model.env, name, "env_step")
     clock.watch(model.policy, "predict_values", "values")
     clock.watch(model.rollout_buffer, "compute_returns_and_advantage", "values")
     clock.watch(DeferredValues, "flush", "values")
@@ -158,7 +159,7 @@ def watched_brancher(clock: Clock, env: VecEnv) -> Brancher:
     :return: the brancher
     """
     brancher = make_brancher("auto", env)
-    for name in ("open", "advance", "close", "observed"):
+    for name in ("open", "start", "wait", "advance", "close", "observed"):
         clock.watch(brancher, name, "branching")
     return brancher
 

@@ -389,9 +389,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     def _choose_branches(self, actions: np.ndarray) -> np.ndarray:
         """Return the sample whose outcome each action shares, [E, N]: no action is branched twice at one state."""
         n_envs, n_samples = actions.shape[:2]
-        sources = np.tile(np.arange(n_samples), (n_envs, 1))
         if isinstance(self.action_space, spaces.Box) or n_samples == 1:
-            return sources
+            return np.arange(n_samples)[None].repeat(n_envs, axis=0)
         return first_occurrences(actions)
 
     def _branch(self, actor: Actor, actions: np.ndarray, sources: np.ndarray, noise: list[np.ndarray]) -> BranchPaths | None:
