@@ -1,10 +1,31 @@
 """Where the branches of one environment are between their steps."""
 
+import types
 from typing import Any, Protocol
+
+import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.snapshot import Recorder, Snapshot
 
 _START = -1
+_KNOWN_PACKAGES = ("gymnasium.envs.", "ale_py.")
+
+
+def known_layers(root: gym.Env[Any, Any]) -> tuple[Any, ...] | None:
+    """
+    Take an environment apart whose code is known: it draws from no random generator but its own.
+
+    :param root: the outermost wrapper, with those taken out that only watch
+    :return: wrappers and environment, outermost first; ``None`` unless it is one of Gymnasium's or of the Arcade Learning
+        Environment's, unchanged and in no wrapper but ``TimeLimit``
+    """
+    layers: list[Any] = [root]
+    while type(layers[-1]) is gym.wrappers.TimeLimit:
+        layers.append(layers[-1].env)
+    is_changed = any(
+        isinstance(value, types.FunctionType | types.MethodType) for obj in layers for value in vars(obj).values()
+    )
+    return tuple(layers) if type(layers[-1]).__module__.startswith(_KNOWN_PACKAGES) and not is_changed else None
 
 
 class BranchStates(Protocol):
@@ -13,9 +34,6 @@ class BranchStates(Protocol):
 
     Each round of steps is ``begin``, then ``enter``, a step and possibly ``keep`` for each branch, then ``leave``.
     """
-
-    uses_global_generators: bool
-    """Whether a step may draw from random generators that the whole process shares."""
 
     def begin(self) -> None:
         """Remember the present state as the one that branches start from, if none is open."""
@@ -55,8 +73,6 @@ class SavedStates:
 
     :param roots: where they start
     """
-
-    uses_global_generators = True
 
     def __init__(self, *roots: Any) -> None:
         self._roots = roots

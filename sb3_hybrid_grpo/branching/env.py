@@ -44,7 +44,7 @@ class LocalBrancher:
             self._shares_generators |= uses_global_generators
             if as_returned:
                 self._example = example
-        self._is_watched = any(simulator.uses_global_generators for simulator in self._simulators)
+        self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()
 

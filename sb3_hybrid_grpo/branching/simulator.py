@@ -10,7 +10,7 @@ from gymnasium import spaces, wrappers
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
-from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates
+from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.snapshot import Snapshot
 from sb3_hybrid_grpo.common.type_aliases import (
@@ -95,6 +95,8 @@ class Simulator:
     """
     One environment, without the wrappers that only watch it.
 
+    ``may_use_global_generators`` tells whether a step may draw from random generators that the whole process shares.
+
     :param env: the environment as a vectorised environment holds it
     """
 
@@ -105,6 +107,7 @@ class Simulator:
         self.roots = (self.root, self.root.unwrapped.action_space, self.root.unwrapped.observation_space)
         self._detours = _Detours(self.root)
         self._states: BranchStates = SavedStates(*self.roots)
+        self.may_use_global_generators = True
 
     def unwatched(self) -> _Detours:
         """
@@ -136,11 +139,6 @@ class Simulator:
                 ) from error
             finally:
                 _leave_in_any_case(states)
-
-    @property
-    def uses_global_generators(self) -> bool:
-        """Whether a step may draw from random generators that the whole process shares."""
-        return self._states.uses_global_generators
 
     def include(self, shared_roots: tuple[Any, ...]) -> None:
         """Save these as well from now on, and with the open branches, which have not changed them yet."""
@@ -175,6 +173,7 @@ class Simulator:
                     uses_global_generators = watch.noticed()
                 finally:
                     untouched.restore()
+                self.may_use_global_generators = known_layers(self.root) is None
                 self._states = codecs.mujoco.PrivateStates.of(self.root) or self._states
             except UnbranchableEnvError as error:
                 raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__

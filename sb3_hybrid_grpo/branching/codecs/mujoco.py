@@ -1,6 +1,5 @@
 """Codecs of MuJoCo's simulation state, and of what dm_control wraps around it."""
 
-import types
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -8,6 +7,7 @@ from weakref import WeakKeyDictionary
 import gymnasium as gym
 import numpy as np
 
+from sb3_hybrid_grpo.branching.branch_states import known_layers
 from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec
 from sb3_hybrid_grpo.branching.snapshot import (
     CONSTANT,
@@ -62,8 +62,6 @@ class PrivateStates:
     :param layers: wrappers and environment, outermost first
     """
 
-    uses_global_generators = False
-
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = tuple(layers)
         self._originals: tuple[dict[str, Any], ...] = ()
@@ -79,14 +77,8 @@ class PrivateStates:
         :param root: the outermost wrapper, with those taken out that only watch
         :return: ``None`` unless it is one of Gymnasium's, unchanged and in no wrapper but ``TimeLimit``
         """
-        layers: list[Any] = [root]
-        while type(layers[-1]) is gym.wrappers.TimeLimit:
-            layers.append(layers[-1].env)
-        is_known = type(layers[-1]).__module__.startswith("gymnasium.envs.mujoco.")
-        is_changed = any(
-            isinstance(value, types.FunctionType | types.MethodType) for obj in layers for value in vars(obj).values()
-        )
-        return cls(layers) if is_known and not is_changed and kind_of(vars(layers[-1]).get("data")) == _DATA else None
+        layers = known_layers(root)
+        return cls(layers) if layers is not None and kind_of(vars(layers[-1]).get("data")) == _DATA else None
 
     def begin(self) -> None:
         """Look up the present state, see ``BranchStates``."""

@@ -1,4 +1,4 @@
-"""Branches of MuJoCo environments run on data of their own, where nobody else can have a hold of the committed one."""
+"""What is known about the code of Gymnasium's own environments makes their branches cheap, and changes nothing else."""
 
 import types
 
@@ -9,7 +9,8 @@ import pytest
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching import make_brancher, randomness
+from tests.envs import limited
 from tests.lockstep import describe
 
 HORIZON, N_BRANCHES = 5, 3
@@ -101,3 +102,27 @@ def test_model_loaded_anew_gets_data_of_its_own():
     venv.step(actions[:, 0])
     np.testing.assert_array_equal(outcome.observations[0, 0], venv.buf_obs[None][0])
     assert not np.array_equal(before.observations[0, 0], outcome.observations[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "is_watched"),
+    [
+        (lambda: gym.make("CartPole-v1"), False),
+        (lambda: gym.make("HalfCheetah-v5"), False),
+        (lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), abs), True),
+        (change_step, True),
+        (lambda: limited()(), True),
+    ],
+    ids=["CartPole", "MuJoCo", "with a wrapper", "changed", "user's own"],
+)
+def test_only_unknown_code_is_watched_for_global_generators(make, is_watched, monkeypatch):
+    venv = DummyVecEnv([make])
+    venv.reset()
+    brancher = make_brancher("snapshot", venv)
+    starts = []
+    monkeypatch.setattr(randomness.Watch, "start", lambda self: starts.append(1))
+    monkeypatch.setattr(randomness.Watch, "noticed", lambda self: False)
+    actions = np.array([[venv.action_space.sample()]])
+    brancher.open(actions, np.ones((1, 1), dtype=bool), horizon=1)
+    brancher.close()
+    assert bool(starts) == is_watched
