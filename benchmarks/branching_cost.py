@@ -96,7 +96,7 @@ def main() -> None:
     """Measure, print and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-branches", type=int, default=8)
-    parser.add_argument("--n-states", type=int, default=2000)
+    parser.add_argument("--n-states", type=int, default=6000)
     parser.add_argument("--envs", nargs="*", default=list(ENVIRONMENTS))
     arguments = parser.parse_args()
     rows = []
