@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher, randomness
 from tests.envs import limited
-from tests.lockstep import describe
+from tests.lockstep import describe, describe_global_generators
 
 HORIZON, N_BRANCHES = 5, 3
 
@@ -126,3 +126,24 @@ def test_only_unknown_code_is_watched_for_global_generators(make, is_watched, mo
     brancher.open(actions, np.ones((1, 1), dtype=bool), horizon=1)
     brancher.close()
     assert bool(starts) == is_watched
+
+
+def test_known_environment_that_draws_from_a_global_generator(monkeypatch):
+    """As when somebody patched its class: what the probe sees counts for more than the name of a module."""
+    step = HopperEnv.step
+
+    def noisy_step(self, action):
+        obs, reward, *ends = step(self, action)
+        return obs, reward + np.random.normal(), *ends
+
+    monkeypatch.setattr(HopperEnv, "step", noisy_step)
+    venv = DummyVecEnv([lambda: gym.make("Hopper-v5")])
+    venv.reset()
+    brancher = make_brancher("snapshot", venv)
+    actions = np.zeros((1, 3, 3), dtype=np.float32)
+    before = describe_global_generators()
+    outcome = brancher.open(actions, np.ones((1, 3), dtype=bool), horizon=1)
+    brancher.close()
+    assert describe_global_generators() == before
+    venv.step(actions[:, 0])
+    np.testing.assert_array_equal(outcome.rewards, np.full((1, 3), venv.buf_rews[0]))

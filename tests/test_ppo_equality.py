@@ -81,8 +81,10 @@ def test_one_sample_is_ppo(policy, env, n_envs, wrapper, n_steps, kwargs):
 def test_more_samples_are_not_ppo():
     """The comparison above can fail: with two samples the parameters differ."""
     models = [
-        HybridGRPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=0, **{**PPO_SETTINGS, "n_samples": n}).learn(256)
+        HybridGRPO(
+            "MlpPolicy", "CartPole-v1", n_steps=128, seed=0, **{**PPO_SETTINGS, "n_samples": n}, action_sampling="iid"
+        ).learn(256)
         for n in (1, 2)
     ]
     first, second = (model.policy.state_dict()["action_net.weight"] for model in models)
-    assert (first - second).abs().max() > 1e-4
+    assert (first - second).abs().max() > 1e-3

@@ -173,8 +173,9 @@ class Simulator:
                     uses_global_generators = watch.noticed()
                 finally:
                     untouched.restore()
-                self.may_use_global_generators = known_layers(self.root) is None
-                self._states = codecs.mujoco.PrivateStates.of(self.root) or self._states
+                if not uses_global_generators:
+                    self.may_use_global_generators = known_layers(self.root) is None
+                    self._states = codecs.mujoco.PrivateStates.of(self.root) or self._states
             except UnbranchableEnvError as error:
                 raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
             except Exception as error:

@@ -140,6 +140,8 @@ def register_codec(cls: type | str, codec: Codec | Mark) -> None:
     """
     Teach branching how to save and restore objects of a type: a simulator's handle, an environment or a wrapper.
 
+    Branchers that are made later know it.
+
     :param cls: the type (subclasses are served too), or its qualified name such as ``"my_sim.World"`` for a package
         that should not be imported for it
     :param codec: an object with ``save``, ``restore`` and ``children`` (see ``LeafCodec``), or ``CONSTANT`` for objects

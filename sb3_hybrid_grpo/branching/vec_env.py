@@ -49,6 +49,7 @@ class VecEnvBrancher:
             wrappers.append(venv)
             venv = venv.venv
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
+        self._has_memory = any(view.has_memory for view in self._views)
         self._simulators, announcement = _branch_simulators(venv, timeout, name)
         self.has_workers = isinstance(self._simulators, _SubprocBrancher)
         if announcement is not None:
@@ -120,8 +121,7 @@ class VecEnvBrancher:
         :param committed: not needed
         :return: what the wrappers would return for it
         """
-        has_memory = any(view.has_memory for view in self._views)
-        path = [*earlier, outcome] if has_memory else [outcome]
+        path = [*earlier, outcome] if self._has_memory else [outcome]
         for view in self._views:
             path = view(path)
         return path[-1]

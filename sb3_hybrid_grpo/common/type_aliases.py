@@ -42,7 +42,11 @@ class UnbranchableEnvError(HybridGRPOError):
 
 
 class BranchError(HybridGRPOError):
-    """An environment raised inside a branch. Its committed state was restored before this was raised."""
+    """
+    An environment raised inside a branch. Its committed state was restored before this was raised.
+
+    Workers of a ``SubprocVecEnv`` may have taken the committed step after that, see ``AsyncBrancher``.
+    """
 
 
 class BranchTimeoutError(BranchError):
