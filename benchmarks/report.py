@@ -26,7 +26,9 @@ Written by `python -m benchmarks.report` from the rows in `benchmarks/results/le
 Returns are means over 10 episodes with deterministic actions and raw rewards. The normalised score of an environment is 0 for
 random actions ({EPISODES} episodes, `benchmarks/random_scores.json`) and 1 for the mean final return of PPO after the same
 committed steps, with undisturbed rewards. Equal budgets are PPO's mean budgets in that environment; between evaluations scores
-are interpolated, and a run that ends earlier keeps its last score. Training seconds leave evaluations out. Aggregates are
+are interpolated, and a run that ends earlier keeps its last score. A run
+trains in one thread: its processor seconds, which leave evaluations out, are its wall-clock time on a free core, and do not
+depend on what else the machine does. Aggregates are
 interquartile means (IQM) with 95 % stratified bootstrap intervals over environments and seeds, computed by
 [rliable](https://github.com/google-research/rliable).
 """
@@ -133,7 +135,7 @@ def _best_ppo(found: SuiteRows, means: dict[str, np.ndarray]) -> str:
 
 def _environment_table(found: SuiteRows) -> str:
     header = ["environment", "configuration", "seeds", "final return", "normalised", "steps to PPO's final return (median)"]
-    header += ["simulator steps", "training seconds"]
+    header += ["simulator steps", AXES[2]]
     lines = []
     for environment in found.suite.environments:
         scale = found.scales.get(environment)

@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
     :param settings: what was trained
     :param seed: its seed
-    :param curve: its points as tuples of committed steps, simulator steps, training seconds and mean return
+    :param curve: its points as tuples of committed steps, simulator steps, processor seconds and mean return
     :param columns: all columns as text
     """
 

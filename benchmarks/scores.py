@@ -9,7 +9,7 @@ from benchmarks.experiments import Environment, Run, Suite
 from benchmarks.rows import Row, find_row
 
 REFERENCE = "ppo"
-AXES = ("committed steps", "simulator steps", "training seconds")
+AXES = ("committed steps", "simulator steps", "processor seconds")
 
 
 class Scale(NamedTuple):

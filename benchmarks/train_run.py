@@ -83,7 +83,7 @@ class CurveCallback(BaseCallback):
         self._eval_env.seed(self._eval_seed)
         mean_return, _ = evaluate_policy(self.model, self._eval_env, EVAL_EPISODES)
         simulator_steps = getattr(self.model, "num_simulator_steps", self.num_timesteps)
-        self.points.append((self.num_timesteps, simulator_steps, round(self.seconds, 3), round(float(mean_return), 4)))
+        self.points.append((self.num_timesteps, simulator_steps, round(self.cpu_seconds, 3), round(float(mean_return), 4)))
         self._start += self._now() - paused
 
     @staticmethod
@@ -134,8 +134,8 @@ def train(settings: Settings, seed: int, evaluations: int, report: Report) -> di
     :param seed: its seed
     :param evaluations: number of evaluations
     :param report: called now and then with the committed steps and the latest mean return
-    :return: columns of its row; of the curve's points each is [committed steps, simulator steps, training seconds, mean
-        return], and training seconds, also the processor's, leave evaluations out
+    :return: columns of its row; of the curve's points each is [committed steps, simulator steps, processor seconds, mean
+        return], and seconds of training, the processor's or the clock's, leave evaluations out
     """
     start = time.perf_counter()
     origin = provenance()
