@@ -29,6 +29,7 @@ from sb3_hybrid_grpo import HybridGRPO
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.actors import Actor, MlpActor
 from sb3_hybrid_grpo.common.evaluation import DeferredValues
+from sb3_hybrid_grpo.common.rollout_branches import LateBranches
 from sb3_hybrid_grpo.common.type_aliases import Brancher
 from sb3_hybrid_grpo.hybrid_grpo import hybrid_grpo
 
@@ -147,6 +148,7 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
     clock.watch(hybrid_grpo, "evaluate_rollout", "values")
     for actor in (Actor, MlpActor):
         clock.watch(actor, "act", "branching")
+    clock.watch(LateBranches, "finish_all", "branching")
     return model
 
 
@@ -159,7 +161,7 @@ def watched_brancher(clock: Clock, env: VecEnv) -> Brancher:
     :return: the brancher
     """
     brancher = make_brancher("auto", env)
-    for name in ("open", "start", "wait", "advance", "close", "observed"):
+    for name in ("open", "start", "wait", "advance", "close", "observed", "remember"):
         clock.watch(brancher, name, "branching")
     return brancher
 

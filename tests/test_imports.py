@@ -16,6 +16,7 @@ LAYERS = [
     {"common.sampling", "common.diagnostics", "common.evaluation"},
     {"common.actors"},
     {"common.action_sampling", "common.branch_paths"},
+    {"common.rollout_branches"},
     {"hybrid_grpo", "grpo"},
     {"", "check", "compare", "hyperparams", "zoo", "__main__"},
 ]

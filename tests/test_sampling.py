@@ -127,13 +127,15 @@ def test_deferred_values_do_not_depend_on_the_chunks(monkeypatch, chunk):
     policy, _ = make_policy(SPACES[0])
     observations = np.random.default_rng(1).normal(size=(7, 2, 3, 3)).astype(np.float32)
     values = np.full((7, 2, 3), np.nan, dtype=np.float32)
+    wanted = np.arange(42).reshape(7, 2, 3) % 5 > 0
     deferred = evaluation.DeferredValues(policy)
-    for obs, destination in zip(observations, values, strict=True):
-        deferred.write(obs, destination)
+    for obs, destination, mask in zip(observations, values, wanted, strict=True):
+        deferred.write(evaluation.select_observations(obs, mask), destination, mask)
     deferred.flush()
     with th.no_grad():
         expected = policy.predict_values(th.as_tensor(observations.reshape(-1, 3))).numpy().reshape(values.shape)
-    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values[wanted], expected[wanted], rtol=1e-5, atol=1e-6)
+    assert np.isnan(values[~wanted]).all()
 
 
 def test_first_occurrences():

@@ -19,7 +19,8 @@ class LocalBrancher:
     """
     Branches environments of this process from exact snapshots.
 
-    Every environment is probed when this is made: a few steps are taken, undone and taken again.
+    Every environment is probed when this is made: a few steps are taken, undone and taken again. If they ``can_remember``,
+    ``tasks`` step from many states at once.
 
     :param envs: the environments, as a vectorised environment holds them
     :param as_returned: keep the precision in which environments return observations and rewards, as ``SubprocVecEnv``
@@ -44,6 +45,8 @@ class LocalBrancher:
             self._shares_generators |= uses_global_generators
             if as_returned:
                 self._example = example
+        self.tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
+        self.can_remember = len(self.tasks) == len(envs) and not as_returned
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()

@@ -13,6 +13,7 @@ from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.snapshot import Snapshot
+from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
     BranchOutcome,
@@ -95,7 +96,8 @@ class Simulator:
     """
     One environment, without the wrappers that only watch it.
 
-    ``may_use_global_generators`` tells whether a step may draw from random generators that the whole process shares.
+    ``may_use_global_generators`` tells whether a step may draw from random generators that the whole process shares; ``task``
+    steps from many of its states at once, where that was found to be the same.
 
     :param env: the environment as a vectorised environment holds it
     """
@@ -108,6 +110,7 @@ class Simulator:
         self._detours = _Detours(self.root)
         self._states: BranchStates = SavedStates(*self.roots)
         self.may_use_global_generators = True
+        self.task: TaskSimulator | None = None
 
     def unwatched(self) -> _Detours:
         """
@@ -171,6 +174,7 @@ class Simulator:
                         # Other numbers of steps in between, lest a hidden counter comes around to the same value.
                         example = self._probe_step(action_space, n_others=1 + step % 3)
                     uses_global_generators = watch.noticed()
+                    self.task = self._probe_task(action_space)
                 finally:
                     untouched.restore()
                 if not uses_global_generators:
@@ -211,6 +215,20 @@ class Simulator:
         if again.terminated.any() or again.truncated.any():
             self.root.reset()
         return obs
+
+    def _probe_task(self, action_space: spaces.Space[Any]) -> TaskSimulator | None:
+        task = TaskSimulator.of(self.root)
+        if task is None:
+            return None
+        for _ in range(PROBE_STEPS):
+            task.remember()
+            action = action_space.sample()
+            expected = self.root.step(action.copy())[:-1]
+            if not task.agrees(action, *expected):
+                return None
+            if expected[2] or expected[3]:
+                self.root.reset()
+        return task
 
     def try_actions(self, *actions: Any) -> tuple[BranchOutcome, Any]:
         """Step with one action after the other until the episode ends; return also the last observation as it is."""

@@ -12,11 +12,13 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
+from sb3_hybrid_grpo.branching.env import LocalBrancher
 from sb3_hybrid_grpo.branching.local import EnvBrancher, choose_brancher
 from sb3_hybrid_grpo.branching.outcomes import join
+from sb3_hybrid_grpo.branching.recalled import RecalledBranches
 from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
-from sb3_hybrid_grpo.branching.vec_wrappers import view_of
+from sb3_hybrid_grpo.branching.vec_wrappers import recallable, view_of
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
     BranchOutcome,
@@ -52,6 +54,9 @@ class VecEnvBrancher:
         self._has_memory = any(view.has_memory for view in self._views)
         self._simulators, announcement = _branch_simulators(venv, timeout, name)
         self.has_workers = isinstance(self._simulators, _SubprocBrancher)
+        self._observation_space = venv.observation_space
+        self._recallable = recallable(self._views)
+        self.can_remember = getattr(self._simulators, "can_remember", False) and self._recallable is not None
         if announcement is not None:
             warnings.warn(announcement, stacklevel=2)
 
@@ -125,6 +130,32 @@ class VecEnvBrancher:
         for view in self._views:
             path = view(path)
         return path[-1]
+
+    def forget(self) -> None:
+        """Forget the states that were remembered."""
+        assert isinstance(self._simulators, LocalBrancher) and self._recallable is not None
+        for view in self._recallable:
+            view.forget()
+        for task in self._simulators.tasks:
+            task.forget()
+
+    def remember(self) -> None:
+        """Keep the present states, before the committed step."""
+        assert isinstance(self._simulators, LocalBrancher) and self._recallable is not None
+        for view in self._recallable:
+            view.remember()
+        for task in self._simulators.tasks:
+            task.remember()
+
+    def recall(self) -> RecalledBranches:
+        """
+        Branch from the states that were remembered, and forget them.
+
+        :return: a brancher of all of them at once
+        """
+        assert isinstance(self._simulators, LocalBrancher) and self._recallable is not None
+        views = [view.recall() for view in self._recallable]
+        return RecalledBranches(self._simulators.tasks, views, self._observation_space)
 
 
 class _WorkerBranches:

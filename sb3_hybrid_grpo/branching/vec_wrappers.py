@@ -1,9 +1,11 @@
 """What the wrappers of vectorised environments do to observations and rewards, without their side effects."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnvWrapper,
@@ -37,6 +39,19 @@ class VecWrapperView(Protocol):
         """
 
 
+class RecallableView(VecWrapperView, Protocol):
+    """A view that can wait with its outcomes for macro-steps to come."""
+
+    def forget(self) -> None:
+        """Forget what was kept."""
+
+    def remember(self) -> None:
+        """Keep what the wrapper holds now, before a committed step."""
+
+    def recall(self) -> VecWrapperView:
+        """Return a view of what the T macro-steps since then lead to, outcomes [E, T · n], and forget what was kept."""
+
+
 class _Unchanged:
     has_memory = False
 
@@ -52,10 +67,20 @@ class _Unchanged:
     def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
         return outcome
 
+    def forget(self) -> None:
+        pass
+
+    def remember(self) -> None:
+        pass
+
+    def recall(self) -> VecWrapperView:
+        return self
+
 
 class _NormalizeView(_Unchanged):
     def __init__(self, wrapper: VecNormalize) -> None:
         self.wrapper = wrapper
+        self._remembered: list[dict[str, RunningMeanStd]] = []
 
     def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
         assert not isinstance(outcome.observations, tuple)
@@ -63,6 +88,48 @@ class _NormalizeView(_Unchanged):
             observations=self.wrapper.normalize_obs(outcome.observations),
             rewards=self.wrapper.normalize_reward(outcome.rewards),
         )
+
+    def forget(self) -> None:
+        self._remembered = []
+
+    def remember(self) -> None:
+        # Their arrays are replaced when they move, not written into.
+        self._remembered.append(
+            {name: copy.copy(value) for name, value in vars(self.wrapper).items() if isinstance(value, RunningMeanStd)}
+        )
+
+    def recall(self) -> VecWrapperView:
+        self.remember()
+        # The statistics after a macro-step are those before the next one.
+        _, *statistics = self._remembered
+        self.forget()
+        return _RecalledNormalizeView(self.wrapper, statistics)
+
+
+class _RecalledNormalizeView(_NormalizeView):
+    """Normalises outcomes [E, n] that belong to T macro-steps with T statistics."""
+
+    def __init__(self, wrapper: VecNormalize, statistics: Sequence[dict[str, RunningMeanStd]]) -> None:
+        super().__init__(wrapper)
+        self._statistics = statistics
+
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
+        n_branches = outcome.rewards.shape[1] // len(self._statistics)
+        attributes = vars(self.wrapper)
+        current = attributes.copy()
+        try:
+            for name in self._statistics[0]:
+                attributes[name] = _stack([statistics[name] for statistics in self._statistics], n_branches)
+            return super()._transform(outcome)
+        finally:
+            attributes.update(current)
+
+
+def _stack(statistics: Sequence[RunningMeanStd], repeats: int) -> RunningMeanStd:
+    stacked = RunningMeanStd()
+    stacked.mean = np.array([each.mean for each in statistics]).repeat(repeats, axis=0)
+    stacked.var = np.array([each.var for each in statistics]).repeat(repeats, axis=0)
+    return stacked
 
 
 class _ExtractDictObsView(_Unchanged):
@@ -160,3 +227,14 @@ def view_of(wrapper: VecEnvWrapper) -> VecWrapperView:
             "instead of the vectorised one; (3) train without branching, with n_samples=1."
         )
     return view(wrapper)
+
+
+def recallable(views: Sequence[VecWrapperView]) -> list[RecallableView] | None:
+    """
+    Decide whether outcomes can wait.
+
+    :param views: views of all wrappers
+    :return: the views, or ``None`` if one of them knows only the present
+    """
+    found = [view for view in views if isinstance(view, _Unchanged) and not view.has_memory]
+    return [*found] if len(found) == len(views) else None

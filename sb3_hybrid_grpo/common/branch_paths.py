@@ -11,8 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_hybrid_grpo.common.actors import Actor
-from sb3_hybrid_grpo.common.diagnostics import check_outcome
-from sb3_hybrid_grpo.common.evaluation import flatten_observations
+from sb3_hybrid_grpo.common.evaluation import select_observations
 from sb3_hybrid_grpo.common.sampling import draw_noise
 from sb3_hybrid_grpo.common.type_aliases import AsyncBrancher, Brancher, BranchOutcome, Committed, Observations
 
@@ -36,26 +35,27 @@ class BranchPaths:
     The environments are left as they were, also if something raises.
 
     :param actor: the policy that goes on after the first step
-    :param brancher: source of the outcomes
+    :param brancher: source of the outcomes, needed if anything is branched
     :param actions: first actions for the environments, [E, n, \\*action_shape]
     :param alive: which of them are branched, [E, n]
     :param obs: observations of the states
-    :param noise: the policy's noise in each further step, shared by the branches of a state
+    :param noise: the policy's noise in each further step, shared by the branches of a state, [S, \\*noise_dims] for S states
+        with E · n / S branches each
     """
 
     def __init__(
         self,
         actor: Actor,
-        brancher: Brancher,
+        brancher: Brancher | None,
         actions: np.ndarray,
         alive: np.ndarray,
-        obs: Observations,
+        obs: Observations | None = None,
         noise: Sequence[np.ndarray] = (),
     ) -> None:
-        self._brancher = brancher
+        self._brancher: Any = brancher
         self.steps: list[BranchStep] = []
         self._started: np.ndarray | None = None
-        if not alive.any():
+        if brancher is None or not alive.any():
             return
         if not noise and getattr(brancher, "has_workers", False):
             cast(AsyncBrancher, brancher).start(actions, alive, horizon=1)
@@ -68,9 +68,10 @@ class BranchPaths:
                 alive = alive & ~(outcome.terminated | outcome.truncated)
                 if not alive.any():
                     break
-                obs = flatten_observations(self.observed(len(self.steps) - 1, None).observations)
-                step_actions = actor.act(obs, step_noise.repeat(actions.shape[1], axis=0))
-                actions = step_actions.reshape(actions.shape)
+                obs = select_observations(self.observed(len(self.steps) - 1, None).observations, alive)
+                noise_of_branches = step_noise.repeat(alive.size // len(step_noise), axis=0)
+                actions = actions.copy()
+                actions[alive] = actor.act(obs, noise_of_branches[alive.ravel()])
                 self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
         finally:
             brancher.close()
@@ -107,12 +108,13 @@ class BranchPaths:
         :param committed: the committed transition, if it has been made
         :return: its outcome after the wrappers
         """
-        return self._brancher.observed(self.steps[k].outcome, [step.outcome for step in self.steps[:k]], committed)
+        brancher: Brancher = self._brancher
+        return brancher.observed(self.steps[k].outcome, [step.outcome for step in self.steps[:k]], committed)
 
     @property
     def n_simulator_steps(self) -> int:
         """Number of simulator steps taken."""
-        return sum(int(step.alive.sum()) for step in self.steps) if self._brancher.uses_simulator else 0
+        return sum(int(step.alive.sum()) for step in self.steps if self._brancher.uses_simulator)
 
 
 class NoiseAhead:
@@ -193,42 +195,3 @@ class MacroStep:
             if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
                 self.terminated[idx, 0, 0] = False
                 self.next_values[idx, 0, 0] = terminal_value(terminal_obs)
-
-    def add(self, branches: BranchPaths, new_obs: Observations, infos: Sequence[dict[str, Any]]) -> list[Observations]:
-        """
-        Take in the branches, after the committed step.
-
-        :param branches: the branches of the macro-step
-        :param new_obs: observations that the committed step returned
-        :param infos: the environments' infos
-        :return: their next observations step by step, [E, N - 1, \\*obs_shape] or dicts of such arrays
-        :raises InvalidOutcomeError: if there is NaN or infinity among them
-        """
-        observations = []
-        committed = Committed(_next_observations(new_obs, infos), self.terminated[:, 0, 0])
-        for k, step in enumerate(branches.steps):
-            outcome = branches.observed(k, committed)
-            check_outcome(outcome.observations, outcome.rewards)
-            self.rewards[:, 1:, k] = outcome.rewards
-            self.terminated[:, 1:, k] = outcome.terminated
-            self.alive[:, 1:, k] = step.alive
-            observations.append(outcome.observations)
-        return observations
-
-
-def _next_observations(new_obs: Observations, infos: Sequence[dict[str, Any]]) -> Observations:
-    """Replace the first observations of new episodes by the last ones of those before."""
-    last = {idx: info["terminal_observation"] for idx, info in enumerate(infos) if "terminal_observation" in info}
-    if not last:
-        return new_obs
-    if isinstance(new_obs, dict):
-        return {key: _replaced(part, {idx: obs[key] for idx, obs in last.items()}) for key, part in new_obs.items()}
-    assert isinstance(new_obs, np.ndarray)
-    return _replaced(new_obs, last)
-
-
-def _replaced(observations: np.ndarray, rows: dict[int, Any]) -> np.ndarray:
-    result: np.ndarray = observations.copy()
-    for idx, row in rows.items():
-        result[idx] = row
-    return result

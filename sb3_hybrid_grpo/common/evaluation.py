@@ -155,6 +155,20 @@ def flatten_observations(observations: Observations, rows: slice = slice(None)) 
     return selected.reshape(-1, *selected.shape[2:])
 
 
+def select_observations(observations: Observations, mask: np.ndarray) -> Observations:
+    """
+    Pick observations.
+
+    :param observations: observations, [E, n, \\*obs_shape] or a dict of such arrays
+    :param mask: which of them, [E, n]
+    :return: M observations, [M, \\*obs_shape] or a dict of such arrays
+    """
+    if isinstance(observations, dict):
+        return {key: part[mask] for key, part in observations.items()}
+    assert isinstance(observations, np.ndarray)
+    return np.asarray(observations[mask])
+
+
 class DeferredValues:
     """
     Values of next observations, computed in large batches so that none is kept for long.
@@ -166,19 +180,20 @@ class DeferredValues:
         self.policy = policy
         self._chunk_size = chunk_size(policy.observation_space)
         self._observations: list[Observations] = []
-        self._destinations: list[np.ndarray] = []
+        self._destinations: list[tuple[np.ndarray, np.ndarray]] = []
         self._n_pending = 0
 
-    def write(self, observations: Observations, destination: np.ndarray) -> None:
+    def write(self, observations: Observations, destination: np.ndarray, mask: np.ndarray) -> None:
         """
         Ask for values.
 
-        :param observations: observations, [E, n, \\*obs_shape] or a dict of such arrays
-        :param destination: array that gets their values, at the latest on ``flush``, [E, n]
+        :param observations: M observations, [M, \\*obs_shape] or a dict of such arrays
+        :param destination: array that gets their values, at the latest on ``flush``
+        :param mask: its M places where they go
         """
         self._observations.append(observations)
-        self._destinations.append(destination)
-        self._n_pending += destination.size
+        self._destinations.append((destination, mask))
+        self._n_pending += int(mask.sum())
         if self._n_pending >= self._chunk_size:
             self.flush()
 
@@ -190,9 +205,10 @@ class DeferredValues:
         with th.no_grad():
             values = self.policy.predict_values(obs).cpu().numpy().ravel()
         start = 0
-        for destination in self._destinations:
-            destination[...] = values[start : start + destination.size].reshape(destination.shape)
-            start += destination.size
+        for destination, mask in self._destinations:
+            end = start + int(mask.sum())
+            destination[mask] = values[start:end]
+            start = end
         self._observations, self._destinations, self._n_pending = [], [], 0
 
 
@@ -200,4 +216,4 @@ def _join(parts: list[Observations]) -> Observations:
     first = parts[0]
     if isinstance(first, dict):
         return {key: _join([part[key] for part in parts]) for key in first}  # type: ignore[misc, call-overload]
-    return np.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])  # type: ignore[union-attr]
+    return np.concatenate(parts)  # type: ignore[arg-type]

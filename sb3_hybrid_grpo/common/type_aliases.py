@@ -157,6 +157,27 @@ class AsyncBrancher(Brancher, Protocol):
         """
 
 
+class RememberingBrancher(Brancher, Protocol):
+    """A brancher that can keep states, to branch from many of them at once later."""
+
+    can_remember: bool
+    """Whether it can: one without this attribute is no ``RememberingBrancher``."""
+
+    def forget(self) -> None:
+        """Forget the states that were remembered."""
+
+    def remember(self) -> None:
+        """Keep the present states, before the committed step."""
+
+    def recall(self) -> Brancher:
+        """
+        Branch from the states that were remembered, and forget them.
+
+        :return: a brancher whose branches start from all T states of an environment: of n branches the first n / T from the
+            first of them, and so on; its outcomes may be observed once all of their committed steps are made
+        """
+
+
 BrancherFactory: TypeAlias = Callable[[VecEnv], Brancher]
 
 

@@ -4,7 +4,6 @@ import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,8 +20,8 @@ from torch.nn import functional as F
 
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.action_sampling import make_action_sampling
-from sb3_hybrid_grpo.common.actors import Actor, make_actor
-from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead
+from sb3_hybrid_grpo.common.actors import make_actor
+from sb3_hybrid_grpo.common.branch_paths import MacroStep, NoiseAhead
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
@@ -30,6 +29,7 @@ from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_actions, evaluate_rollout, predict_values_only
 from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, fuse, normalize, weighted_mean
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
+from sb3_hybrid_grpo.common.rollout_branches import rollout_branches
 from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
@@ -320,6 +320,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(n_envs * n_samples)
         noise = NoiseAhead(self.policy, n_envs, self.branch_horizon)
+        branches = rollout_branches(actor, self._brancher, rollout_buffer, deferred_values if self.uses_critic else None)
 
         callback.on_rollout_start()
 
@@ -331,15 +332,14 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             actions, values, log_probs, _ = self._action_sampling.sample(actor, self._last_obs, noise.now)  # type: ignore[arg-type]
             clipped_actions = to_env_actions(self.policy, actions)
 
-            sources = self._choose_branches(actions)
-            branches = self._branch(actor, clipped_actions, sources, noise.later)
-            step = env.step if branches is None else partial(branches.step_env, env)
-            new_obs, rewards, dones, infos = step(clipped_actions[:, 0])
+            sources, alive = self._choose_branches(actions)
+            branches.begin(clipped_actions[:, 1:], alive, self._last_obs, noise.later)  # type: ignore[arg-type]
+            new_obs, rewards, dones, infos = branches.step_env(env, clipped_actions[:, 0])
             check_outcome(new_obs, rewards)
             noise.advance()
 
             self.num_timesteps += n_envs
-            self.num_simulator_steps += n_envs + (branches.n_simulator_steps if branches else 0)
+            self.num_simulator_steps += n_envs
 
             callback.update_locals(locals())
             if not callback.on_step():
@@ -349,7 +349,6 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
             macro_step = MacroStep(n_envs, n_samples, self.branch_horizon)
             macro_step.commit(rewards, dones, infos, self._terminal_value)
-            branch_observations = macro_step.add(branches, new_obs, infos) if branches else []
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 actions,
@@ -362,14 +361,13 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 alive=macro_step.alive,
                 source=sources,
             )
-            if self.uses_critic:
-                for k, branch_obs in enumerate(branch_observations):
-                    deferred_values.write(branch_obs, rollout_buffer.branch_next_values[n_steps, :, 1:, k])
+            self.num_simulator_steps += branches.finish(new_obs, infos, macro_step.terminated[:, 0, 0])
 
             n_steps += 1
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
 
+        self.num_simulator_steps += branches.finish_all()
         deferred_values.flush()
         if log_probs is None:
             evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
@@ -386,23 +384,23 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _choose_branches(self, actions: np.ndarray) -> np.ndarray:
-        """Return the sample whose outcome each action shares, [E, N]: no action is branched twice at one state."""
+    def _choose_branches(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Return the sample whose outcome each action shares, [E, N], since no action is branched twice at one state, and which
+        actions beside the committed one are branched, [E, N - 1].
+        """
         n_envs, n_samples = actions.shape[:2]
+        own = np.arange(n_samples)
         if isinstance(self.action_space, spaces.Box) or n_samples == 1:
-            return np.arange(n_samples)[None].repeat(n_envs, axis=0)
-        return first_occurrences(actions)
-
-    def _branch(self, actor: Actor, actions: np.ndarray, sources: np.ndarray, noise: list[np.ndarray]) -> BranchPaths | None:
-        if self._brancher is None:
-            return None
-        own = np.arange(sources.shape[1])
+            sources = own[None].repeat(n_envs, axis=0)
+        else:
+            sources = first_occurrences(actions)
         alive = sources[:, 1:] == own[1:]
         if self.branch_fraction < 1:
-            skipped = self._branch_rng.random(len(actions)) >= self.branch_fraction
+            skipped = self._branch_rng.random(n_envs) >= self.branch_fraction
             alive[skipped] = False
             sources[skipped] = own
-        return BranchPaths(actor, self._brancher, actions[:, 1:], alive, self._last_obs, noise)  # type: ignore[arg-type]
+        return sources, alive
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():

@@ -1,0 +1,221 @@
+"""The branches of a rollout: followed at each state, or put off until they are many."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_hybrid_grpo.common.actors import Actor
+from sb3_hybrid_grpo.common.branch_paths import BranchPaths
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.diagnostics import check_outcome
+from sb3_hybrid_grpo.common.evaluation import DeferredValues, select_observations
+from sb3_hybrid_grpo.common.type_aliases import Brancher, Committed, Observations, RememberingBrancher
+
+_BRANCHES_AT_ONCE = 2048
+
+
+class RolloutBranches(Protocol):
+    """
+    Branches of one macro-step after the other: ``begin``, ``step_env``, then ``finish`` when the buffer has the macro-step. At
+    the end of the rollout ``finish_all`` completes the buffer.
+    """
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
+        """
+        Branch at the present states.
+
+        :param actions: first actions for the environments, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param obs: observations of the states
+        :param noise: the policy's noise in each further step, [E, \\*noise_dims] each
+        """
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """
+        Take the committed step.
+
+        :param env: the training environment
+        :param actions: committed actions, [E, \\*action_shape]
+        :return: what the environment returns
+        """
+
+    def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
+        """
+        Complete the macro-step in the buffer, or put that off.
+
+        :param new_obs: observations that the committed step returned
+        :param infos: the environments' infos
+        :param terminated: whether the committed step ended the episode in a terminal state, [E]
+        :return: number of simulator steps that branches have taken since the last time
+        :raises InvalidOutcomeError: if there is NaN or infinity among the outcomes
+        """
+
+    def finish_all(self) -> int:
+        """
+        Complete all macro-steps.
+
+        :return: number of simulator steps that branches have taken since the last time
+        :raises InvalidOutcomeError: if there is NaN or infinity among the outcomes
+        """
+
+
+def rollout_branches(
+    actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, values: DeferredValues | None
+) -> RolloutBranches:
+    """
+    Prepare the branches of a rollout.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: source of the outcomes, ``None`` if nothing is branched
+    :param buffer: the rollout's buffer
+    :param values: values the next observations, if they are needed
+    :return: late branches if the brancher can remember states, else prompt ones
+    """
+    if getattr(brancher, "can_remember", False):
+        return LateBranches(actor, cast(RememberingBrancher, brancher), buffer, values)
+    return PromptBranches(actor, brancher, buffer, values)
+
+
+class PromptBranches:
+    """
+    Branches at each state before its committed step, see ``RolloutBranches``.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: source of the outcomes, ``None`` if nothing is branched
+    :param buffer: the rollout's buffer
+    :param values: values the next observations, if they are needed
+    """
+
+    _paths: BranchPaths
+
+    def __init__(
+        self, actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, values: DeferredValues | None
+    ) -> None:
+        self._actor = actor
+        self._brancher = brancher
+        self._buffer = buffer
+        self._values = values
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
+        """Follow the branches, or have workers begin with it."""
+        self._paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise)
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """Take the committed step, which workers begin as soon as they have branched."""
+        return self._paths.step_env(env, actions)
+
+    def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
+        """Complete the macro-step."""
+        last = self._buffer.pos - 1
+        committed = Committed(_next_observations(new_obs, infos), terminated)
+        _store(self._paths, slice(last, last + 1), committed, self._buffer, self._values)
+        return self._paths.n_simulator_steps
+
+    def finish_all(self) -> int:
+        """Do nothing: they are complete."""
+        return 0
+
+
+class _Waiting(NamedTuple):
+    actions: np.ndarray
+    alive: np.ndarray
+    noise: list[np.ndarray]
+
+
+class LateBranches:
+    """
+    Remembers states and branches from many of them at once, see ``RolloutBranches``: what a step of a branch costs beside the
+    simulator is shared by thousands.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: keeps the states
+    :param buffer: the rollout's buffer
+    :param values: values the next observations, if they are needed
+    """
+
+    def __init__(
+        self, actor: Actor, brancher: RememberingBrancher, buffer: MultiSampleMixin, values: DeferredValues | None
+    ) -> None:
+        self._actor = actor
+        self._brancher = brancher
+        self._buffer = buffer
+        self._values = values
+        self._waiting: list[_Waiting] = []
+        brancher.forget()
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
+        """Remember the present states."""
+        self._brancher.remember()
+        self._waiting.append(_Waiting(actions, alive, noise))
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """Take the committed step."""
+        return env.step(actions)
+
+    def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
+        """Complete macro-steps if the branches that wait are many."""
+        n_waiting = len(self._waiting) * self._waiting[0].alive.size
+        return self.finish_all() if n_waiting >= _BRANCHES_AT_ONCE else 0
+
+    def finish_all(self) -> int:
+        """Follow all branches that wait."""
+        if not self._waiting:
+            return 0
+        actions, alive, noise = zip(*self._waiting, strict=True)
+        self._waiting = []
+        paths = BranchPaths(
+            self._actor,
+            self._brancher.recall(),
+            _merge(np.stack(actions, axis=1), 1),
+            _merge(np.stack(alive, axis=1), 1),
+            noise=[_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
+        )
+        end = self._buffer.pos
+        _store(paths, slice(end - len(alive), end), None, self._buffer, self._values)
+        return paths.n_simulator_steps
+
+
+def _merge(array: np.ndarray, axis: int) -> np.ndarray:
+    """Merge an axis with the next one."""
+    return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+
+
+def _store(
+    paths: BranchPaths, rows: slice, committed: Committed | None, buffer: MultiSampleMixin, values: DeferredValues | None
+) -> None:
+    """Write branches [E, T · n] of T macro-steps into their rows of the buffer."""
+    for k, step in enumerate(paths.steps):
+        outcome = paths.observed(k, committed)
+        check_outcome(outcome.observations, outcome.rewards)
+
+        def places_in(stored: np.ndarray, k: int = k) -> np.ndarray:
+            places: np.ndarray = stored[rows, :, 1:, k].swapaxes(0, 1)
+            return places
+
+        alive = step.alive.reshape(places_in(buffer.branch_alive).shape)
+        places_in(buffer.branch_alive)[...] = alive
+        places_in(buffer.branch_rewards)[...] = outcome.rewards.reshape(alive.shape)
+        places_in(buffer.branch_terminated)[...] = outcome.terminated.reshape(alive.shape)
+        if values is not None:
+            values.write(select_observations(outcome.observations, step.alive), places_in(buffer.branch_next_values), alive)
+
+
+def _next_observations(new_obs: Observations, infos: Sequence[dict[str, Any]]) -> Observations:
+    """Replace the first observations of new episodes by the last ones of those before."""
+    last = {idx: info["terminal_observation"] for idx, info in enumerate(infos) if "terminal_observation" in info}
+    if not last:
+        return new_obs
+    if isinstance(new_obs, dict):
+        return {key: _replaced(part, {idx: obs[key] for idx, obs in last.items()}) for key, part in new_obs.items()}
+    assert isinstance(new_obs, np.ndarray)
+    return _replaced(new_obs, last)
+
+
+def _replaced(observations: np.ndarray, rows: dict[int, Any]) -> np.ndarray:
+    result: np.ndarray = observations.copy()
+    for idx, row in rows.items():
+        result[idx] = row
+    return result

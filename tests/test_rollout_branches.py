@@ -1,0 +1,187 @@
+"""Branches that wait are the ones that would have been followed at once."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import wrappers
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
+
+from sb3_hybrid_grpo import HybridGRPO
+from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher
+from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
+from sb3_hybrid_grpo.common import rollout_branches
+
+TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "Ant-v5", "Humanoid-v5"]
+UNUSUAL = {
+    "HalfCheetah-v5": {"exclude_current_positions_from_observation": False, "ctrl_cost_weight": 0.7},
+    "Hopper-v5": {"terminate_when_unhealthy": False, "forward_reward_weight": 2.5},
+    "Swimmer-v5": {"frame_skip": 2},
+    "Ant-v5": {"include_cfrc_ext_in_observation": False, "healthy_z_range": (0.3, 0.7)},
+    "Humanoid-v5": {"include_cvel_in_observation": False, "contact_cost_range": (0.0, 1e-3)},
+}
+SETTINGS = [(task, {}) for task in TASKS] + list(UNUSUAL.items())
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def n_threads(request):
+    before = th.get_num_threads()
+    th.set_num_threads(request.param)
+    yield request.param
+    th.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("n_threads")
+@pytest.mark.parametrize("env_id, kwargs", SETTINGS, ids=[f"{task} {list(kwargs)}" for task, kwargs in SETTINGS])
+def test_a_task_takes_the_steps_of_its_environment(env_id, kwargs):
+    env = wrappers.TimeLimit(gym.make(env_id, **kwargs).unwrapped, 30)
+    task = TaskSimulator.of(env)
+    assert task is not None
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions, expected, goes_on = [], [], []
+    for _ in range(200):
+        task.remember()
+        actions.append(env.action_space.sample())
+        *outcome, _ = env.step(actions[-1].copy())
+        expected.append(outcome)
+        goes_on.append(not (outcome[2] or outcome[3]))
+        if not goes_on[-1]:
+            env.reset()
+    states = task.recall()
+    next_states, *outcomes = task.step(states, np.array(actions))
+    for computed, returned in zip(outcomes, zip(*expected, strict=True), strict=True):
+        np.testing.assert_array_equal(computed, np.array(returned))
+    assert 0 < sum(goes_on) < 200
+    # The state after a step is the one before the next step, with all that the task reads of it.
+    before_next = np.flatnonzero(goes_on[:-1])
+    np.testing.assert_array_equal(next_states.physics[before_next], states.physics[before_next + 1])
+    for name, values in states.quantities.items():
+        np.testing.assert_array_equal(next_states.quantities[name][before_next], values[before_next + 1])
+
+
+class KeepRollout(BaseCallback):
+    """Keeps the arrays of the last rollout as they were before the update."""
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.arrays = {
+            name: np.copy(value) for name, value in vars(self.model.rollout_buffer).items() if isinstance(value, np.ndarray)
+        }
+
+
+def prompt(venv):
+    brancher = VecEnvBrancher(venv)
+    assert brancher.can_remember
+    brancher.can_remember = False
+    return brancher
+
+
+def rollout(brancher, env_id, wrap=lambda venv: venv, **kwargs):
+    venv = wrap(make_vec_env(env_id, 2, seed=0))
+    model = HybridGRPO(
+        "MlpPolicy",
+        venv,
+        **{"n_steps": 60, "batch_size": 60, "n_epochs": 1, "seed": 0, "device": "cpu", "brancher": brancher, **kwargs},
+    )
+    keep = KeepRollout()
+    model.learn(120, callback=keep)
+    return {**keep.arrays, "simulator_steps": np.array(model.num_simulator_steps)}
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Ant-v5"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"branch_fraction": 0.3},
+        {"branch_horizon": 4},
+        {"branch_horizon": 4, "branch_fraction": 0.3, "branch_lambda": 0.9},
+        {"branch_horizon": 3, "use_sde": True, "sde_sample_freq": 7},
+    ],
+    ids=str,
+)
+def test_late_branches_are_those_that_are_followed_at_once(monkeypatch, env_id, kwargs):
+    monkeypatch.setattr(rollout_branches, "_BRANCHES_AT_ONCE", 50)
+    at_once, late = rollout(prompt, env_id, **kwargs), rollout("auto", env_id, **kwargs)
+    assert at_once.keys() == late.keys()
+    for name, expected in at_once.items():
+        # Batches of another size are rounded differently by the actor and the critic.
+        np.testing.assert_allclose(late[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+    if "branch_horizon" not in kwargs:
+        np.testing.assert_array_equal(late["branch_rewards"], at_once["branch_rewards"])
+
+
+@pytest.mark.parametrize("wrap_kwargs", [{}, {"norm_obs": False}, {"norm_reward": False}], ids=str)
+def test_late_outcomes_are_normalised_with_the_statistics_of_their_own_step(wrap_kwargs):
+    def wrap(venv):
+        return VecNormalize(venv, **wrap_kwargs)
+
+    at_once, late = rollout(prompt, "Hopper-v5", wrap), rollout("auto", "Hopper-v5", wrap)
+    for name, expected in at_once.items():
+        np.testing.assert_allclose(late[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+    np.testing.assert_array_equal(late["branch_rewards"], at_once["branch_rewards"])
+
+
+def test_what_an_interrupted_rollout_remembered_is_forgotten():
+    class StopAt(BaseCallback):
+        def _on_step(self):
+            return self.n_calls < 25
+
+    venv = make_vec_env("Hopper-v5", 1, seed=0)
+    settings = {"n_steps": 60, "batch_size": 60, "n_epochs": 1, "seed": 0, "device": "cpu"}
+    model = HybridGRPO("MlpPolicy", venv, **settings)
+    model.learn(60, callback=StopAt())
+    keep = KeepRollout()
+    model.learn(60, callback=keep, reset_num_timesteps=False)
+    assert keep.arrays["branch_alive"].all()
+    assert model.num_simulator_steps == 25 + 4 * 60
+
+
+class Bonus(HalfCheetahEnv):
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward + 1, terminated, truncated, info
+
+
+def test_an_environment_of_ones_own_is_branched_by_its_own_step():
+    venv = make_vec_env(lambda: wrappers.TimeLimit(Bonus(), 100), 1)
+    assert not make_brancher("auto", venv).can_remember
+
+
+@pytest.mark.parametrize("name", ["_get_obs", "_get_rew", "control_cost"])
+def test_a_patched_task_is_branched_by_its_own_step(monkeypatch, name):
+    original = getattr(HalfCheetahEnv, name)
+
+    def doubled(self, *arguments):
+        result = original(self, *arguments)
+        return (2 * result[0], *result[1:]) if isinstance(result, tuple) else 2 * result
+
+    monkeypatch.setattr(HalfCheetahEnv, name, doubled)
+    venv = make_vec_env("HalfCheetah-v5", 1, seed=0)
+    brancher = make_brancher("auto", venv)
+    assert not brancher.can_remember
+    venv.reset()
+    action = np.array([venv.action_space.sample()])
+    outcome = brancher.open(action[:, None], np.ones((1, 1), dtype=bool), 1)
+    obs, rewards, _, _ = venv.step(action)
+    np.testing.assert_array_equal(outcome.observations[:, 0], obs)
+    np.testing.assert_array_equal(outcome.rewards[:, 0], rewards)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: VecFrameStack(make_vec_env("Hopper-v5", 1), 2), lambda: make_vec_env("Hopper-v4", 1)]
+)
+def test_what_cannot_wait_is_branched_at_once(make):
+    assert not make_brancher("auto", make()).can_remember
+
+
+def test_workers_branch_at_once():
+    venv = make_vec_env("Hopper-v5", 1, vec_env_cls=SubprocVecEnv)
+    assert not make_brancher("auto", venv).can_remember
+    venv.close()
