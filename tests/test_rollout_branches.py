@@ -8,9 +8,9 @@ from gymnasium import wrappers
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_hybrid_grpo import HybridGRPO
+from sb3_hybrid_grpo import BranchError, HybridGRPO
 from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher
 from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
 from sb3_hybrid_grpo.common import rollout_branches
@@ -82,8 +82,8 @@ def prompt(venv):
     return brancher
 
 
-def rollout(brancher, env_id, wrap=lambda venv: venv, **kwargs):
-    venv = wrap(make_vec_env(env_id, 2, seed=0))
+def rollout(brancher, env_id, wrap=lambda venv: venv, vec_env_cls=DummyVecEnv, **kwargs):
+    venv = wrap(make_vec_env(env_id, 2, seed=0, vec_env_cls=vec_env_cls))
     model = HybridGRPO(
         "MlpPolicy",
         venv,
@@ -91,6 +91,7 @@ def rollout(brancher, env_id, wrap=lambda venv: venv, **kwargs):
     )
     keep = KeepRollout()
     model.learn(120, callback=keep)
+    venv.close()
     return {**keep.arrays, "simulator_steps": np.array(model.num_simulator_steps)}
 
 
@@ -115,6 +116,13 @@ def test_late_branches_are_those_that_are_followed_at_once(monkeypatch, env_id, 
         np.testing.assert_allclose(late[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
     if "branch_horizon" not in kwargs:
         np.testing.assert_array_equal(late["branch_rewards"], at_once["branch_rewards"])
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"branch_horizon": 3, "branch_fraction": 0.5}], ids=str)
+def test_workers_remember_and_branch_late(kwargs):
+    local, remote = (rollout("auto", "Hopper-v5", vec_env_cls=cls, **kwargs) for cls in (DummyVecEnv, SubprocVecEnv))
+    for name, expected in local.items():
+        np.testing.assert_allclose(remote[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("wrap_kwargs", [{}, {"norm_obs": False}, {"norm_reward": False}], ids=str)
@@ -181,7 +189,21 @@ def test_what_cannot_wait_is_branched_at_once(make):
     assert not make_brancher("auto", make()).can_remember
 
 
-def test_workers_branch_at_once():
-    venv = make_vec_env("Hopper-v5", 1, vec_env_cls=SubprocVecEnv)
-    assert not make_brancher("auto", venv).can_remember
-    venv.close()
+def test_branches_with_a_time_limit_cannot_wait():
+    assert not make_brancher("auto", make_vec_env("Hopper-v5", 1), timeout=1.0).can_remember
+
+
+def test_a_worker_that_dies_while_branches_wait_ends_the_run_with_one_error():
+    class Kill(BaseCallback):
+        def _on_step(self):
+            if self.n_calls == 5:
+                process = self.training_env.processes[1]
+                process.kill()
+                process.join()
+            return True
+
+    venv = make_vec_env("Hopper-v5", 2, vec_env_cls=SubprocVecEnv)
+    model = HybridGRPO("MlpPolicy", venv, n_steps=60, batch_size=60, device="cpu")
+    with pytest.raises(BranchError, match="environment 1"):
+        model.learn(120, callback=Kill())
+    assert not any(process.is_alive() for process in venv.processes)

@@ -10,6 +10,7 @@ import numpy as np
 
 from sb3_hybrid_grpo.branching import randomness
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome
+from sb3_hybrid_grpo.branching.remembered import TaskStates
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.time_limit import time_limit
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
@@ -19,8 +20,8 @@ class LocalBrancher:
     """
     Branches environments of this process from exact snapshots.
 
-    Every environment is probed when this is made: a few steps are taken, undone and taken again. If they ``can_remember``,
-    ``tasks`` step from many states at once.
+    Every environment is probed when this is made: a few steps are taken, undone and taken again. ``remembered`` keeps states
+    to branch from later, where that is possible for all environments.
 
     :param envs: the environments, as a vectorised environment holds them
     :param as_returned: keep the precision in which environments return observations and rewards, as ``SubprocVecEnv``
@@ -45,8 +46,9 @@ class LocalBrancher:
             self._shares_generators |= uses_global_generators
             if as_returned:
                 self._example = example
-        self.tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
-        self.can_remember = len(self.tasks) == len(envs) and not as_returned
+        tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
+        can_remember = timeout is None and len(tasks) == len(envs)
+        self.remembered = TaskStates(tasks, self._observation_space, self._reward_dtype) if can_remember else None
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()

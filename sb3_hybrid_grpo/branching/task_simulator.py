@@ -158,12 +158,12 @@ class TaskSimulator:
         n_threads = min(th.get_num_threads(), len(actions))
         self._make_data(n_threads)
         if n_threads <= 1:
-            self._simulate_rows(range(len(actions)), states, actions, after, self._data[0])
+            self._simulate_rows(slice(None), states, actions, after, self._data[0])
             return
         bounds = np.linspace(0, len(actions), n_threads + 1, dtype=int).tolist()
         with ThreadPoolExecutor(n_threads) as threads:
             parts = [
-                threads.submit(self._simulate_rows, range(*rows), states, actions, after, data)
+                threads.submit(self._simulate_rows, slice(*rows), states, actions, after, data)
                 for rows, data in zip(pairwise(bounds), self._data, strict=False)
             ]
         for part in parts:
@@ -178,18 +178,19 @@ class TaskSimulator:
         while len(self._data) < max(n_threads, 1):
             self._data.append(mujoco.MjData(model))
 
-    def _simulate_rows(self, rows: range, states: States, actions: np.ndarray, after: States, data: Any) -> None:
-        import mujoco
+    def _simulate_rows(self, rows: slice, states: States, actions: np.ndarray, after: States, data: Any) -> None:
+        from mujoco import mj_getState, mj_rnePostConstraint, mj_setState, mj_step
 
-        env, kind, ctrl = self._env, self._kind, data.ctrl
+        env, kind, ctrl, needs_contact_forces = self._env, self._kind, data.ctrl, self._task.needs_contact_forces
         model, n_frames = env.model, env.frame_skip
-        readings = [(after.quantities[name], read) for name, read in self._task.quantities.items()]
-        for row in rows:
-            mujoco.mj_setState(model, data, states.physics[row], kind)
-            ctrl[:] = actions[row]
-            mujoco.mj_step(model, data, nstep=n_frames)
-            if self._task.needs_contact_forces:
-                mujoco.mj_rnePostConstraint(model, data)
-            mujoco.mj_getState(model, data, after.physics[row], kind)
+        readings = [(after.quantities[name][rows], read) for name, read in self._task.quantities.items()]
+        steps = zip(states.physics[rows], actions[rows], after.physics[rows], strict=True)
+        for row, (state, action, next_state) in enumerate(steps):
+            mj_setState(model, data, state, kind)
+            ctrl[:] = action
+            mj_step(model, data, n_frames)
+            if needs_contact_forces:
+                mj_rnePostConstraint(model, data)
+            mj_getState(model, data, next_state, kind)
             for values, read in readings:
                 values[row] = read(env, data)

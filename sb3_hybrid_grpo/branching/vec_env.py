@@ -5,6 +5,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -12,10 +13,9 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_hybrid_grpo.branching.env import LocalBrancher
 from sb3_hybrid_grpo.branching.local import EnvBrancher, choose_brancher
 from sb3_hybrid_grpo.branching.outcomes import join
-from sb3_hybrid_grpo.branching.recalled import RecalledBranches
+from sb3_hybrid_grpo.branching.remembered import RecalledBranches, RememberedStates
 from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_wrappers import recallable, view_of
@@ -54,9 +54,9 @@ class VecEnvBrancher:
         self._has_memory = any(view.has_memory for view in self._views)
         self._simulators, announcement = _branch_simulators(venv, timeout, name)
         self.has_workers = isinstance(self._simulators, _SubprocBrancher)
-        self._observation_space = venv.observation_space
         self._recallable = recallable(self._views)
-        self.can_remember = getattr(self._simulators, "can_remember", False) and self._recallable is not None
+        self._remembered: RememberedStates | None = getattr(self._simulators, "remembered", None)
+        self.can_remember = self._remembered is not None and self._recallable is not None
         if announcement is not None:
             warnings.warn(announcement, stacklevel=2)
 
@@ -131,21 +131,24 @@ class VecEnvBrancher:
             path = view(path)
         return path[-1]
 
-    def forget(self) -> None:
-        """Forget the states that were remembered."""
-        assert isinstance(self._simulators, LocalBrancher) and self._recallable is not None
-        for view in self._recallable:
-            view.forget()
-        for task in self._simulators.tasks:
-            task.forget()
-
     def remember(self) -> None:
-        """Keep the present states, before the committed step."""
-        assert isinstance(self._simulators, LocalBrancher) and self._recallable is not None
+        """Keep the present states, before the committed step; workers need not have done so before ``confirm``."""
+        assert self._remembered is not None and self._recallable is not None
         for view in self._recallable:
             view.remember()
-        for task in self._simulators.tasks:
-            task.remember()
+        self._remembered.remember()
+
+    def confirm(self) -> None:
+        """Wait until the states are kept."""
+        assert self._remembered is not None
+        self._remembered.confirm()
+
+    def forget(self) -> None:
+        """Forget the states that were remembered."""
+        assert self._remembered is not None and self._recallable is not None
+        for view in self._recallable:
+            view.forget()
+        self._remembered.forget()
 
     def recall(self) -> RecalledBranches:
         """
@@ -153,9 +156,8 @@ class VecEnvBrancher:
 
         :return: a brancher of all of them at once
         """
-        assert isinstance(self._simulators, LocalBrancher) and self._recallable is not None
-        views = [view.recall() for view in self._recallable]
-        return RecalledBranches(self._simulators.tasks, views, self._observation_space)
+        assert self._remembered is not None and self._recallable is not None
+        return RecalledBranches(self._remembered, self._recallable)
 
 
 class _WorkerBranches:
@@ -177,7 +179,8 @@ class _WorkerBranches:
         """
         Call a method of the worker's brancher.
 
-        :param method: its name, ``"__init__"`` to make the brancher and return what the user should know about it
+        :param method: its name, ``"__init__"`` to make the brancher and return what the user should know about it, and
+            whether it can remember states
         :param arguments: its arguments
         :return: its result, or a ``_Raised``: an exception would end the worker
         """
@@ -185,20 +188,20 @@ class _WorkerBranches:
             if method == "__init__":
                 # The one caller is SB3's worker loop, and it offers no other way to its environment.
                 return self._make_brancher(sys._getframe(1).f_locals["env"])
-            return getattr(self._brancher, method)(*arguments)
+            return attrgetter(method)(self._brancher)(*arguments)
         except HybridGRPOError as error:
             return _Raised(type(error), str(error))
         except Exception:
             return _Raised(BranchError, traceback.format_exc())
 
-    def _make_brancher(self, env: gym.Env[Any, Any]) -> str | None:
+    def _make_brancher(self, env: gym.Env[Any, Any]) -> tuple[str | None, bool]:
         codecs, wrappers = self._registered.var
         for cls, codec in codecs.items():
             register_codec(cls, codec)
         for wrapper_class in wrappers:
             register_transparent_wrapper(wrapper_class)
         self._brancher, announcement = choose_brancher(self._name, [env], as_returned=True, timeout=self._timeout)
-        return announcement
+        return announcement, getattr(self._brancher, "remembered", None) is not None
 
 
 class _Raised(NamedTuple):
@@ -213,12 +216,13 @@ class _SubprocBrancher:
     """Sends each worker its actions, then collects the outcomes: the workers branch at the same time."""
 
     def __init__(self, venv: SubprocVecEnv, timeout: float | None, name: str) -> None:
-        self._venv = venv
+        self.venv = venv
         self._timeout = timeout
         registered = CloudpickleWrapper((user_codecs(), transparent_wrappers()))
         venv.set_attr(_WORKER_ATTRIBUTE, _WorkerBranches(registered, timeout, name))
-        announcements = self._call("__init__", [() for _ in venv.remotes])
+        announcements, can_remember = zip(*self.call("__init__", [() for _ in venv.remotes]), strict=True)
         self.announcement: str | None = next(filter(None, announcements), None)
+        self.remembered = _WorkerStates(self) if all(can_remember) else None
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         self.start(actions, alive, horizon)
@@ -226,33 +230,36 @@ class _SubprocBrancher:
 
     def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
         rows = zip(actions, alive, strict=True)
-        self._send("open", [(row[None], row_alive[None], horizon) for row, row_alive in rows])
+        self.send("open", [(row[None], row_alive[None], horizon) for row, row_alive in rows])
 
     def wait(self) -> BranchOutcome:
-        return join(self._receive())
+        return join(self.receive())
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        return self.step("advance", actions, alive)
+
+    def step(self, method: str, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         rows = zip(actions, alive, strict=True)
-        return join(self._call("advance", [(row[None], row_alive[None]) for row, row_alive in rows]))
+        return join(self.call(method, [(row[None], row_alive[None]) for row, row_alive in rows]))
 
     def close(self) -> None:
         """Do nothing: a worker forgets its branches when the next ones are opened."""
 
-    def _call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        self._send(method, arguments)
-        return self._receive()
+    def call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self.send(method, arguments)
+        return self.receive()
 
-    def _send(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> None:
+    def send(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> None:
         try:
-            for remote, row in zip(self._venv.remotes, arguments, strict=True):
+            for remote, row in zip(self.venv.remotes, arguments, strict=True):
                 remote.send(("env_method", (_WORKER_ATTRIBUTE, (method, *row), {})))
         except OSError as error:
             raise BranchError(self._give_up("died in a branch")) from error
 
-    def _receive(self) -> list[Any]:
+    def receive(self) -> list[Any]:
         answers: list[Any] = []
         try:
-            for remote in self._venv.remotes:
+            for remote in self.venv.remotes:
                 # The worker itself interrupts an environment that hangs, unless that never returns to Python.
                 if self._timeout is not None and not remote.poll(2 * self._timeout + _GRACE_SECONDS):
                     raise BranchTimeoutError(self._give_up(f"did not answer within branch_timeout={self._timeout} s"))
@@ -269,15 +276,15 @@ class _SubprocBrancher:
 
     def _give_up(self, problem: str) -> str:
         """End all workers, since one of them is lost, and return a description."""
-        processes = self._venv.processes
+        processes = self.venv.processes
         for process in processes:
             process.join(timeout=0.1)
         lost = {idx: process.exitcode for idx, process in enumerate(processes) if process.exitcode is not None}
-        for process, remote in zip(processes, self._venv.remotes, strict=True):
+        for process, remote in zip(processes, self.venv.remotes, strict=True):
             process.kill()
             process.join()
             remote.close()
-        self._venv.closed = True
+        self.venv.closed = True
         who = ", ".join(f"{idx} (exit code {exitcode})" for idx, exitcode in lost.items())
         return (
             f"The worker process of an environment {problem}: environment {who or 'unknown'}. All workers were ended and the "
@@ -286,10 +293,32 @@ class _SubprocBrancher:
 
     def _drain(self, n_received: int) -> None:
         """Take the answers that are still due, so that the next command gets its own."""
-        for remote in self._venv.remotes[n_received:]:
+        for remote in self.venv.remotes[n_received:]:
             with contextlib.suppress(EOFError, OSError):
                 if remote.poll(_GRACE_SECONDS):
                     remote.recv()
+
+
+class _WorkerStates:
+    """Has workers remember their states, see ``RememberedStates``."""
+
+    def __init__(self, workers: _SubprocBrancher) -> None:
+        self._workers = workers
+
+    def remember(self) -> None:
+        self._workers.send("remembered.remember", [() for _ in self._workers.venv.remotes])
+
+    def confirm(self) -> None:
+        self._workers.receive()
+
+    def forget(self) -> None:
+        self._workers.call("remembered.forget", [() for _ in self._workers.venv.remotes])
+
+    def open(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        return self._workers.step("remembered.open", actions, alive)
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        return self._workers.step("remembered.advance", actions, alive)
 
 
 def _branch_simulators(venv: VecEnv, timeout: float | None, name: str) -> tuple[EnvBrancher | _SubprocBrancher, str | None]:

@@ -88,17 +88,13 @@ class BranchPaths:
         if self._started is None:
             return env.step(actions)
         try:
-            # That a worker is dead, its missing answer tells better.
-            with contextlib.suppress(OSError):
-                env.step_async(actions)
-            self.steps.append(BranchStep(cast(AsyncBrancher, self._brancher).wait(), self._started))
-        except BaseException:
-            with contextlib.suppress(Exception):
-                env.step_wait()
-            raise
+            return step_behind(self._wait, env, actions)
         finally:
             self._brancher.close()
-        return env.step_wait()
+
+    def _wait(self) -> None:
+        assert self._started is not None
+        self.steps.append(BranchStep(self._brancher.wait(), self._started))
 
     def observed(self, k: int, committed: Committed | None) -> BranchOutcome:
         """
@@ -115,6 +111,27 @@ class BranchPaths:
     def n_simulator_steps(self) -> int:
         """Number of simulator steps taken."""
         return sum(int(step.alive.sum()) for step in self.steps if self._brancher.uses_simulator)
+
+
+def step_behind(wait: Callable[[], None], env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+    """
+    Ask for the committed step when workers are still to answer something before it.
+
+    :param wait: takes these answers
+    :param env: the training environment
+    :param actions: committed actions, [E, \\*action_shape]
+    :return: what the environment returns
+    """
+    try:
+        # That a worker is dead, its missing answer tells better.
+        with contextlib.suppress(OSError):
+            env.step_async(actions)
+        wait()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            env.step_wait()
+        raise
+    return env.step_wait()
 
 
 class NoiseAhead:

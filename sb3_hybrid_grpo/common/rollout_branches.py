@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_hybrid_grpo.common.actors import Actor
-from sb3_hybrid_grpo.common.branch_paths import BranchPaths
+from sb3_hybrid_grpo.common.branch_paths import BranchPaths, step_behind
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.common.diagnostics import check_outcome
 from sb3_hybrid_grpo.common.evaluation import DeferredValues, select_observations
@@ -152,8 +152,8 @@ class LateBranches:
         self._waiting.append(_Waiting(actions, alive, noise))
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
-        """Take the committed step."""
-        return env.step(actions)
+        """Take the committed step, which workers begin as soon as they have kept their states."""
+        return step_behind(self._brancher.confirm, env, actions)
 
     def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
         """Complete macro-steps if the branches that wait are many."""

@@ -163,11 +163,14 @@ class RememberingBrancher(Brancher, Protocol):
     can_remember: bool
     """Whether it can: one without this attribute is no ``RememberingBrancher``."""
 
+    def remember(self) -> None:
+        """Keep the present states, before the committed step; workers need not have done so before ``confirm``."""
+
+    def confirm(self) -> None:
+        """Wait until the states are kept. The committed step may be asked for before."""
+
     def forget(self) -> None:
         """Forget the states that were remembered."""
-
-    def remember(self) -> None:
-        """Keep the present states, before the committed step."""
 
     def recall(self) -> Brancher:
         """

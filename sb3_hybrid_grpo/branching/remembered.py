@@ -1,0 +1,164 @@
+"""States of the past, and branches that start from many of them at once."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_hybrid_grpo.branching.outcomes import empty_outcome
+from sb3_hybrid_grpo.branching.task_simulator import States, TaskSimulator
+from sb3_hybrid_grpo.branching.vec_wrappers import RecallableView
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Committed, Observations
+
+
+class RememberedStates(Protocol):
+    """
+    States of E environments that were kept. Branches start from all T of them: of n branches of an environment the first n / T
+    from its first state, and so on.
+    """
+
+    def remember(self) -> None:
+        """Keep the present states; workers need not have done so before ``confirm``."""
+
+    def confirm(self) -> None:
+        """Wait until the states are kept."""
+
+    def forget(self) -> None:
+        """Forget the states that were kept."""
+
+    def open(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """
+        Open branches at the states that were kept, forget these, and take the first steps.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :return: the outcomes, zero where not ``alive``
+        """
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """
+        Take a further step in the open branches.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which branches go on, [E, n]
+        :return: the outcomes, zero where not ``alive``
+        """
+
+
+class TaskStates:
+    """
+    Remembers states of this process's environments, see ``RememberedStates``.
+
+    :param tasks: the environments
+    :param observation_space: their observation space
+    :param reward_dtype: data type of rewards in outcomes
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskSimulator],
+        observation_space: spaces.Space[Any],
+        reward_dtype: type[np.floating[Any]],
+    ) -> None:
+        self._tasks = tasks
+        self._observation_space = observation_space
+        self._reward_dtype = reward_dtype
+        self._branches: list[tuple[np.ndarray, States]] = []
+
+    def remember(self) -> None:
+        """Keep the present states."""
+        for task in self._tasks:
+            task.remember()
+
+    def confirm(self) -> None:
+        """Do nothing: they are kept."""
+
+    def forget(self) -> None:
+        """Forget the states that were kept."""
+        for task in self._tasks:
+            task.forget()
+
+    def open(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """Open branches, see ``RememberedStates``."""
+        self._branches = []
+        for task, is_alive in zip(self._tasks, alive, strict=True):
+            states, rows = task.recall(), np.flatnonzero(is_alive)
+            self._branches.append((rows, states.select(rows // (len(is_alive) // len(states.physics)))))
+        return self._step(actions, alive)
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """Take a further step in the open branches, see ``RememberedStates``."""
+        for env_idx, (rows, states) in enumerate(self._branches):
+            goes_on = alive[env_idx, rows]
+            self._branches[env_idx] = rows[goes_on], states.select(goes_on)
+        return self._step(actions, alive)
+
+    def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        outcome = empty_outcome(self._observation_space, alive.shape, reward_dtype=self._reward_dtype)
+        assert isinstance(outcome.observations, np.ndarray)
+        for env_idx, (task, (rows, states)) in enumerate(zip(self._tasks, self._branches, strict=True)):
+            if len(rows) == 0:
+                continue
+            stepped = task.step(states, actions[env_idx, rows])
+            outcome.observations[env_idx, rows] = stepped.observations
+            outcome.rewards[env_idx, rows] = stepped.rewards
+            outcome.terminated[env_idx, rows] = stepped.terminated
+            outcome.truncated[env_idx, rows] = stepped.truncated
+            self._branches[env_idx] = rows, stepped.states
+        return outcome
+
+
+class RecalledBranches:
+    """
+    A ``Brancher`` from all states that were remembered. The environments themselves are not touched.
+
+    :param states: the states
+    :param views: what vectorised wrappers do to the outcomes
+    """
+
+    uses_simulator = True
+
+    def __init__(self, states: RememberedStates, views: Sequence[RecallableView]) -> None:
+        self._states = states
+        self._views = [view.recall() for view in views]
+
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int, obs: Observations | None = None) -> BranchOutcome:
+        """
+        Open branches at the remembered states and take their first steps.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param horizon: not needed
+        :param obs: not needed
+        :return: their outcomes as the simulators return them, zero where not ``alive``
+        """
+        return self._states.open(actions, alive)
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """
+        Take a further step in the open branches.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which branches go on, [E, n]
+        :return: the outcomes as the simulators return them, zero where not ``alive``
+        """
+        return self._states.advance(actions, alive)
+
+    def close(self) -> None:
+        """Do nothing: the branches are forgotten when the next ones are opened."""
+
+    def observed(
+        self, outcome: BranchOutcome, earlier: Sequence[BranchOutcome] = (), committed: Committed | None = None
+    ) -> BranchOutcome:
+        """
+        Send simulator outcomes through the vectorised wrappers, each with the statistics after its own macro-step.
+
+        :param outcome: what ``open`` or ``advance`` returned
+        :param earlier: not needed
+        :param committed: not needed
+        :return: what the wrappers would return for it
+        """
+        for view in self._views:
+            (outcome,) = view([outcome])
+        return outcome
