@@ -37,8 +37,10 @@ def task_of(env: Any) -> Task | None:
     return _TASKS.get(kind_of(env))
 
 
-def _control_costs(env: Any, actions: np.ndarray) -> np.ndarray:
-    return np.asarray(env._ctrl_cost_weight * np.square(actions).sum(axis=-1))
+def _control_costs(actions: np.ndarray, weight: float) -> np.ndarray:
+    """Weigh as a scalar is weighed: versions 1 and 2 of NumPy differ in the precision of that."""
+    sums = np.square(actions).sum(axis=-1)
+    return np.asarray(sums.astype((sums.dtype.type(1) * weight).dtype) * weight)
 
 
 def _velocities(env: Any, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -61,7 +63,7 @@ def _within(limits: tuple[float, float], values: np.ndarray) -> np.ndarray:
 
 def _runner(env: Any, before: Quantities, after: Quantities, actions: np.ndarray, n_positions: int) -> TaskOutcome:
     velocities = _velocities(env, before["qpos"][:, 0], after["qpos"][:, 0])
-    rewards = env._forward_reward_weight * velocities - _control_costs(env, actions)
+    rewards = env._forward_reward_weight * velocities - _control_costs(actions, env._ctrl_cost_weight)
     return _joints(env, after, n_positions, after["qvel"]), rewards, _never(rewards)
 
 
@@ -89,14 +91,15 @@ def _hopper(env: Any, before: Quantities, after: Quantities, actions: np.ndarray
 
 def _legged(env: Any, before: Quantities, after: Quantities, actions: np.ndarray, is_healthy: np.ndarray) -> TaskOutcome:
     velocities = _velocities(env, before["qpos"][:, 0], after["qpos"][:, 0])
-    rewards = env._forward_reward_weight * velocities + is_healthy * env._healthy_reward - _control_costs(env, actions)
+    rewards = env._forward_reward_weight * velocities + is_healthy * env._healthy_reward
+    rewards -= _control_costs(actions, env._ctrl_cost_weight)
     observations = _joints(env, after, 1, np.clip(after["qvel"], -10, 10))
     return observations, rewards, ~is_healthy & env._terminate_when_unhealthy
 
 
 def _ant(env: Any, before: Quantities, after: Quantities, actions: np.ndarray) -> TaskOutcome:
     forces = np.clip(after["cfrc_ext"], *env._contact_force_range)
-    costs = _control_costs(env, actions) + env._contact_cost_weight * _square_sums(forces)
+    costs = _control_costs(actions, env._ctrl_cost_weight) + env._contact_cost_weight * _square_sums(forces)
     positions, (low, high) = after["qpos"], env._healthy_z_range
     is_healthy = np.isfinite(positions).all(axis=1) & np.isfinite(after["qvel"]).all(axis=1)
     is_healthy &= (low <= positions[:, 2]) & (positions[:, 2] <= high)
@@ -110,7 +113,7 @@ def _ant(env: Any, before: Quantities, after: Quantities, actions: np.ndarray) -
 
 def _humanoid(env: Any, before: Quantities, after: Quantities, actions: np.ndarray) -> TaskOutcome:
     impacts = np.clip(env._contact_cost_weight * _square_sums(after["cfrc_ext"]), *env._contact_cost_range)
-    costs = _control_costs(env, actions.astype(np.float64)) + impacts
+    costs = _control_costs(actions.astype(np.float64), env._ctrl_cost_weight) + impacts
     is_healthy = _within(env._healthy_z_range, after["qpos"][:, 2])
     velocities = _velocities(env, before["center"][:, 0], after["center"][:, 0])
     rewards = env._forward_reward_weight * velocities + is_healthy * env._healthy_reward - costs
@@ -125,8 +128,7 @@ def _reacher(env: Any, before: Quantities, after: Quantities, actions: np.ndarra
     positions, distances = after["qpos"], after["fingertip"] - after["target"]
     # The norm of one vector is rounded differently from that of many.
     norms = np.array([np.linalg.norm(distance) for distance in distances])
-    costs = np.square(actions).sum(axis=-1) * env._reward_control_weight
-    rewards = -norms * env._reward_dist_weight + -costs
+    rewards = -norms * env._reward_dist_weight - _control_costs(actions, env._reward_control_weight)
     parts = (np.cos(positions[:, :2]), np.sin(positions[:, :2]), positions[:, 2:], after["qvel"][:, :2], distances[:, :2])
     return np.concatenate(parts, axis=1), rewards, _never(rewards)
 

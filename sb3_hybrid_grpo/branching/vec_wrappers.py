@@ -114,15 +114,21 @@ class _RecalledNormalizeView(_NormalizeView):
         self._statistics = statistics
 
     def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
-        n_branches = outcome.rewards.shape[1] // len(self._statistics)
-        attributes = vars(self.wrapper)
+        n_steps, attributes = len(self._statistics), vars(self.wrapper)
         current = attributes.copy()
         try:
-            for name in self._statistics[0]:
-                attributes[name] = _stack([statistics[name] for statistics in self._statistics], n_branches)
-            return super()._transform(outcome)
+            rewards = []
+            for statistics, part in zip(self._statistics, np.split(outcome.rewards, n_steps, axis=1), strict=True):
+                attributes.update(statistics)
+                rewards.append(self.wrapper.normalize_reward(part))
+            if "obs_rms" in attributes:
+                n_branches = outcome.rewards.shape[1] // n_steps
+                attributes["obs_rms"] = _stack([statistics["obs_rms"] for statistics in self._statistics], n_branches)
+            assert isinstance(outcome.observations, np.ndarray)
+            observations = self.wrapper.normalize_obs(outcome.observations)
         finally:
             attributes.update(current)
+        return outcome._replace(observations=observations, rewards=np.concatenate(rewards, axis=1))
 
 
 def _stack(statistics: Sequence[RunningMeanStd], repeats: int) -> RunningMeanStd:

@@ -18,11 +18,20 @@ from sb3_hybrid_grpo.branching.snapshot import (
     register_builtin,
     register_fallback,
 )
+from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
 _DATA = "mujoco._structs.MjData"
 
 # Making an MjData takes a hundred times as long as copying one: copies that are no longer needed are used again.
 _spare_copies: "WeakKeyDictionary[Any, list[Any]]" = WeakKeyDictionary()
+
+
+def _copy_data(destination: Any, source: Any) -> None:
+    import mujoco
+
+    if not hasattr(mujoco, "mj_copyData"):
+        raise UnbranchableEnvError(f"MuJoCo {mujoco.__version__} cannot copy its state: pip install 'mujoco>=3.5' mends that.")
+    mujoco.mj_copyData(destination, source.model, source)
 
 
 class _Copy:
@@ -39,7 +48,7 @@ class _Copy:
             spare = _spare_copies[source] = []
         self.spare = spare
         self.data = spare.pop() if spare else mujoco.MjData(model)
-        mujoco.mj_copyData(self.data, model, source)
+        _copy_data(self.data, source)
 
     def __del__(self) -> None:
         if hasattr(self, "data"):
@@ -47,9 +56,7 @@ class _Copy:
 
 
 def _restore(obj: Any, state: _Copy) -> None:
-    import mujoco
-
-    mujoco.mj_copyData(obj, obj.model, state.data)
+    _copy_data(obj, state.data)
 
 
 class PrivateStates:
@@ -106,7 +113,7 @@ class PrivateStates:
             self._model, self._data = model, []
         while len(self._data) <= idx:
             self._data.append(mujoco.MjData(model))
-        mujoco.mj_copyData(self._data[idx], model, data)
+        _copy_data(self._data[idx], data)
         return self._data[idx]
 
     def keep(self, idx: int) -> None:
