@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, fuse, normalize, weighted_mean
+from sb3_hybrid_grpo.common.losses import approximate_kl, clip_gradients, clipped_policy_loss, fuse, normalize, weighted_mean
 
 WEIGHTS = th.tensor([[0.5, 0.5], [0.5, 0.5]])
 
@@ -56,6 +56,18 @@ def test_approximate_kl():
     expected = np.mean(np.exp(log_ratio.numpy()) - 1 - log_ratio.numpy())
     assert approximate_kl(log_ratio, WEIGHTS).item() == pytest.approx(expected, rel=1e-5)
     assert approximate_kl(th.zeros(2, 2), WEIGHTS).item() == 0.0
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_gradients_are_clipped_as_by_pytorch(max_norm):
+    groups = [[th.nn.Parameter(th.ones(3, 4)), th.nn.Parameter(th.ones(5)), th.nn.Parameter(th.ones(()))] for _ in range(2)]
+    for group in groups:
+        (group[0] ** 2).sum().add(group[1].cumsum(0).sum()).backward()
+    clip_gradients(groups[0], max_norm)
+    th.nn.utils.clip_grad_norm_(groups[1], max_norm)
+    for ours, expected in zip(groups[0][:2], groups[1][:2], strict=True):
+        th.testing.assert_close(ours.grad, expected.grad)
+    assert groups[0][2].grad is None
 
 
 def test_fused_adam_is_adam():

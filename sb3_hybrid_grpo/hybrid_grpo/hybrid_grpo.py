@@ -27,7 +27,7 @@ from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_actions, evaluate_rollout, predict_values_only
-from sb3_hybrid_grpo.common.losses import approximate_kl, clipped_policy_loss, fuse, normalize, weighted_mean
+from sb3_hybrid_grpo.common.losses import approximate_kl, clip_gradients, clipped_policy_loss, fuse, normalize, weighted_mean
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.rollout_branches import rollout_branches
 from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
@@ -442,7 +442,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 metrics["loss"].append(loss.item())
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+                clip_gradients(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
 
             self._n_updates += 1
