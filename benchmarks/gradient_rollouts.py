@@ -100,10 +100,10 @@ class Rollout:
         :param normalized: whether A is standardised over the batch before, as in training
         :return: the gradient with respect to all parameters of the actor, one vector
         """
-        flat, weights = (th.from_numpy(np.float32(part).reshape(-1, len(columns))) for part in advantages)
+        flat, weights = (np.float32(part).reshape(-1, len(columns)) for part in advantages)
         if normalized:
             flat = normalize(flat, weights)
         coefficients = th.zeros_like(self._log_probs)
-        coefficients[:, th.from_numpy(columns)] = weights * flat / len(flat)
+        coefficients[:, th.from_numpy(columns)] = th.from_numpy(weights * flat / len(flat))
         parts = th.autograd.grad(self._log_probs, self._parameters, coefficients, retain_graph=True, allow_unused=True)
         return th.cat([part.flatten() for part in parts if part is not None]).numpy()

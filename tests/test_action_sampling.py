@@ -27,9 +27,8 @@ def gradient(log_prob, parameters, sampling, estimator, estimates, tails):
     """Gradient of the objective at the policy that sampled, over a batch of groups [B, N]."""
     relative = RELATIVE_ADVANTAGES[sampling](estimates[:, None], log_prob.detach().numpy()[:, None])
     advantages, weights = ESTIMATORS[estimator](estimates[:, None], estimates[:, None], relative, tails[:, None], 1.0)
-    ratio = th.exp(log_prob - log_prob.detach())
-    loss = clipped_policy_loss(ratio, th.as_tensor(advantages[:, 0]), th.as_tensor(weights[:, 0]), clip_range=0.2)
-    return [-part.numpy() for part in th.autograd.grad(loss, parameters)]
+    loss = clipped_policy_loss(np.ones_like(weights[:, 0]), advantages[:, 0], weights[:, 0], clip_range=0.2)
+    return [-part.numpy() for part in th.autograd.grad(log_prob, parameters, th.as_tensor(loss.gradient).to(log_prob))]
 
 
 def softmax_gradient(groups, sampling, estimator):

@@ -1,61 +1,120 @@
 import numpy as np
 import pytest
 import torch as th
+from torch.nn import functional as F
 
-from sb3_hybrid_grpo.common.losses import approximate_kl, clip_gradients, clipped_policy_loss, fuse, normalize, weighted_mean
+from sb3_hybrid_grpo.common.losses import (
+    approximate_kl,
+    clip_gradients,
+    clipped_policy_loss,
+    entropy_loss,
+    fuse,
+    normalize,
+    value_loss,
+    weighted_mean,
+)
 
-WEIGHTS = th.tensor([[0.5, 0.5], [0.5, 0.5]])
+WEIGHTS = np.array([[0.5, 0.5], [0.5, 0.5]])
 
 
 def test_weighted_mean():
-    assert weighted_mean(th.tensor([[1.0, 3.0], [0.0, 6.0]]), WEIGHTS).item() == 2.5
-    assert weighted_mean(th.tensor([[1.0, 3.0], [0.0, 6.0]]), th.tensor([[1.0, 0.0], [0.0, 1.0]])).item() == 3.5
+    assert weighted_mean(np.array([[1.0, 3.0], [0.0, 6.0]]), WEIGHTS) == 2.5
+    assert weighted_mean(np.array([[1.0, 3.0], [0.0, 6.0]]), np.eye(2)) == 3.5
 
 
 def test_clipped_policy_loss_is_the_mean_of_n_clipped_terms():
-    ratio = th.tensor([[1.5, 0.5], [1.5, 0.5]])
-    advantages = th.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    ratio = np.array([[1.5, 0.5], [1.5, 0.5]])
+    advantages = np.array([[1.0, 1.0], [-1.0, -1.0]])
     # min(1.5, 1.2), min(0.5, 0.8) | min(-1.5, -1.2), min(-0.5, -0.8)
-    expected = -np.mean([1.2, 0.5, -1.5, -0.8])
-    assert clipped_policy_loss(ratio, advantages, WEIGHTS, clip_range=0.2).item() == pytest.approx(expected, rel=1e-5)
+    loss = clipped_policy_loss(ratio, advantages, WEIGHTS, clip_range=0.2)
+    assert loss.value == pytest.approx(-np.mean([1.2, 0.5, -1.5, -0.8]))
+    np.testing.assert_allclose(loss.gradient, [[0, -0.125], [0.375, 0]])
 
 
 def test_at_the_old_policy_the_objective_is_the_mean_advantage():
-    advantages = th.tensor([[1.0, 2.0], [-4.0, 0.5]])
-    assert clipped_policy_loss(th.ones(2, 2), advantages, WEIGHTS, 0.2).item() == pytest.approx(0.125)
+    advantages = np.array([[1.0, 2.0], [-4.0, 0.5]])
+    loss = clipped_policy_loss(np.ones((2, 2)), advantages, WEIGHTS, 0.2)
+    assert loss.value == pytest.approx(0.125)
+    np.testing.assert_allclose(loss.gradient, -advantages / 4)
+
+
+def batch(rng, n_states=16, n_samples=4):
+    """Advantages, weights, and log-probabilities before and after, [B, N], as in training."""
+    advantages, old_log_prob, change = rng.normal(size=(3, n_states, n_samples)).astype(np.float32)
+    return advantages, rng.dirichlet(np.ones(n_samples), n_states).astype(np.float32), old_log_prob, 0.3 * change
+
+
+def test_gradient_of_the_policy_loss_is_that_of_autograd():
+    advantages, weights, old_log_prob, change = batch(np.random.default_rng(0))
+    log_prob = th.tensor(old_log_prob + change, requires_grad=True)
+    ratio = th.exp(log_prob - th.as_tensor(old_log_prob))
+    terms = th.min(ratio * th.as_tensor(advantages), ratio.clamp(0.8, 1.2) * th.as_tensor(advantages))
+    expected = -(terms * th.as_tensor(weights)).sum(dim=1).mean()
+    expected.backward()
+    loss = clipped_policy_loss(ratio.detach().numpy(), advantages, weights, 0.2)
+    assert loss.of == "log_prob" and loss.gradient.dtype == np.float32
+    assert loss.value == pytest.approx(expected.item(), rel=1e-5)
+    np.testing.assert_allclose(loss.gradient, log_prob.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("clip_range", [None, 0.5])
+def test_gradient_of_the_value_loss_is_that_of_autograd(clip_range):
+    old_values, returns, change = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
+    values = th.tensor(old_values + change, requires_grad=True)
+    old = th.as_tensor(old_values)
+    predicted = values if clip_range is None else old + th.clamp(values - old, -clip_range, clip_range)
+    expected = F.mse_loss(th.as_tensor(returns), predicted)
+    expected.backward()
+    loss = value_loss(values.detach().numpy(), old_values, returns, clip_range).scaled(0.25)
+    assert loss.of == "values" and loss.gradient.dtype == np.float32
+    assert loss.value == pytest.approx(0.25 * expected.item(), rel=1e-5)
+    np.testing.assert_allclose(loss.gradient, 0.25 * values.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_entropy_loss():
+    log_prob, entropy = np.array([[-1.0, -3.0], [0.0, -2.0]]), np.array([1.0, 2.0])
+    loss = entropy_loss(entropy, log_prob, WEIGHTS)
+    assert loss.of == "entropy" and loss.value == -1.5
+    np.testing.assert_array_equal(loss.gradient, [-0.5, -0.5])
+
+
+def test_entropy_without_closed_form_is_estimated_from_the_samples():
+    log_prob = np.array([[-1.0, -3.0], [0.0, -2.0]])
+    loss = entropy_loss(None, log_prob, WEIGHTS)
+    assert loss.of == "log_prob" and loss.value == -1.5
+    np.testing.assert_array_equal(loss.gradient, np.full((2, 2), 0.25))
 
 
 def test_normalize_gives_mean_zero_and_unit_weighted_variance():
-    normalized = normalize(th.tensor([[1.0, 2.0], [-4.0, 0.5]]), WEIGHTS)
-    assert weighted_mean(normalized, WEIGHTS).item() == pytest.approx(0.0, abs=1e-6)
-    assert (WEIGHTS * normalized**2).sum().item() == pytest.approx(1.0, rel=1e-5)  # B - 1 = 1
+    normalized = normalize(np.array([[1.0, 2.0], [-4.0, 0.5]]), WEIGHTS)
+    assert weighted_mean(normalized, WEIGHTS) == pytest.approx(0.0, abs=1e-6)
+    assert (WEIGHTS * normalized**2).sum() == pytest.approx(1.0, rel=1e-5)  # B - 1 = 1
 
 
 def test_normalize_measures_spread_by_squared_weights():
-    advantages, weights = th.tensor([[12.0, -1.0], [0.0, -2.0]]), th.tensor([[0.25, 0.75], [0.5, 0.5]])
+    advantages, weights = np.array([[12.0, -1.0], [0.0, -2.0]]), np.array([[0.25, 0.75], [0.5, 0.5]])
     # mean (3 - 0.75 - 1) / 2 = 0.625; squared weights 1/16 and 9/16 of 10/16
     variance = 0.1 * 11.375**2 + 0.9 * 1.625**2 + 0.5 * 0.625**2 + 0.5 * 2.625**2
-    th.testing.assert_close(normalize(advantages, weights), (advantages - 0.625) / variance**0.5)
+    np.testing.assert_allclose(normalize(advantages, weights), (advantages - 0.625) / variance**0.5)
 
 
 def test_normalize_of_single_samples_is_ppos():
-    advantages = th.tensor([[1.0], [2.0], [-4.0]])
-    expected = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    th.testing.assert_close(normalize(advantages, th.ones(3, 1)), expected)
+    advantages = np.array([[1.0], [2.0], [-4.0]])
+    expected = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
+    np.testing.assert_allclose(normalize(advantages, np.ones((3, 1))), expected)
 
 
 def test_normalize_ignores_samples_without_weight():
-    committed = th.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    advantages = th.tensor([[1.0, 50.0], [2.0, -70.0], [-4.0, 3.0]])
-    expected = normalize(advantages[:, :1], th.ones(3, 1))
-    th.testing.assert_close(normalize(advantages, committed)[:, :1], expected)
+    committed = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    advantages = np.array([[1.0, 50.0], [2.0, -70.0], [-4.0, 3.0]])
+    expected = normalize(advantages[:, :1], np.ones((3, 1)))
+    np.testing.assert_allclose(normalize(advantages, committed)[:, :1], expected)
 
 
 def test_approximate_kl():
-    log_ratio = th.tensor([[0.1, -0.2], [0.0, 0.3]])
-    expected = np.mean(np.exp(log_ratio.numpy()) - 1 - log_ratio.numpy())
-    assert approximate_kl(log_ratio, WEIGHTS).item() == pytest.approx(expected, rel=1e-5)
-    assert approximate_kl(th.zeros(2, 2), WEIGHTS).item() == 0.0
+    log_ratio = np.array([[0.1, -0.2], [0.0, 0.3]])
+    assert approximate_kl(log_ratio, WEIGHTS) == pytest.approx(np.mean(np.exp(log_ratio) - 1 - log_ratio))
+    assert approximate_kl(np.zeros((2, 2)), WEIGHTS) == 0.0
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])

@@ -60,7 +60,6 @@ class MultiSampleMixin(RolloutBuffer):
     sources: np.ndarray
     next_values: np.ndarray
     terminated: np.ndarray
-    _tensors: MultiSampleRolloutBufferSamples | None
     estimates: np.ndarray
     averaged_advantages: np.ndarray
     weights: np.ndarray
@@ -226,39 +225,25 @@ class MultiSampleMixin(RolloutBuffer):
         """
         if not self.generator_ready:
             self.weights = self.swap_and_flatten(self.weights)
-            self._tensors = None
         return super().get(batch_size)  # type: ignore[return-value]
-
-    def _as_tensors(self) -> MultiSampleRolloutBufferSamples:
-        """Return the whole rollout as one minibatch on the CPU, in the memory of the arrays where types allow it."""
-        observations: Any = self.observations
-        if isinstance(observations, dict):
-            observations = {key: th.from_numpy(stored) for key, stored in observations.items()}
-        else:
-            observations = th.from_numpy(observations)
-        return MultiSampleRolloutBufferSamples(
-            observations,
-            actions=th.from_numpy(self.actions.astype(np.float32, copy=False)),
-            old_values=th.from_numpy(self.values.ravel()),
-            old_log_prob=th.from_numpy(self.log_probs),
-            advantages=th.from_numpy(self.advantages),
-            returns=th.from_numpy(self.returns.ravel()),
-            weights=th.from_numpy(self.weights),
-        )
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
     ) -> MultiSampleRolloutBufferSamples:
-        if self._tensors is None:
-            self._tensors = self._as_tensors()
-        indices = th.from_numpy(batch_inds)
-
         def select(stored: Any) -> Any:
             if isinstance(stored, dict):
                 return {key: select(part) for key, part in stored.items()}
-            return stored[indices].to(self.device)
+            return th.from_numpy(stored[batch_inds]).to(self.device)
 
-        return MultiSampleRolloutBufferSamples(*map(select, self._tensors))
+        return MultiSampleRolloutBufferSamples(
+            select(self.observations),
+            actions=select(self.actions).float(),
+            old_values=self.values[batch_inds, 0],
+            old_log_prob=self.log_probs[batch_inds],
+            advantages=self.advantages[batch_inds],
+            returns=self.returns[batch_inds, 0],
+            weights=self.weights[batch_inds],
+        )
 
 
 class MultiSampleRolloutBuffer(MultiSampleMixin, RolloutBuffer):

@@ -186,7 +186,7 @@ BrancherFactory: TypeAlias = Callable[[VecEnv], Brancher]
 
 class MultiSampleRolloutBufferSamples(NamedTuple):
     """
-    A minibatch of B states with N sampled actions each.
+    A minibatch of B states with N sampled actions each: tensors for the policy, arrays for the losses.
 
     :param observations: states, [B, \\*obs_shape] or a dict of such tensors
     :param actions: sampled actions, index 0 is the committed one, [B, N, action_dim]
@@ -199,8 +199,8 @@ class MultiSampleRolloutBufferSamples(NamedTuple):
 
     observations: th.Tensor | TensorDict
     actions: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-    weights: th.Tensor
+    old_values: np.ndarray
+    old_log_prob: np.ndarray
+    advantages: np.ndarray
+    returns: np.ndarray
+    weights: np.ndarray

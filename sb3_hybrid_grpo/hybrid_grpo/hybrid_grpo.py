@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import torch as th
@@ -16,7 +16,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from torch.nn import functional as F
 
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.action_sampling import make_action_sampling
@@ -26,8 +25,19 @@ from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
-from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_actions, evaluate_rollout, predict_values_only
-from sb3_hybrid_grpo.common.losses import approximate_kl, clip_gradients, clipped_policy_loss, fuse, normalize, weighted_mean
+from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_rollout
+from sb3_hybrid_grpo.common.evaluators import Evaluator
+from sb3_hybrid_grpo.common.losses import (
+    Loss,
+    approximate_kl,
+    clip_gradients,
+    clipped_policy_loss,
+    entropy_loss,
+    fuse,
+    normalize,
+    value_loss,
+    weighted_mean,
+)
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.rollout_branches import rollout_branches
 from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
@@ -40,6 +50,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
 from sb3_hybrid_grpo.hybrid_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
+Metrics: TypeAlias = dict[str, list[float]]
 
 PAPER_SETTINGS: Mapping[str, Any] = {"advantage": "averaged", "reward_transform": "tanh"}
 """Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
@@ -406,6 +417,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         with th.no_grad():
             return self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0]).item()
 
+    @np.errstate(over="ignore", invalid="ignore")  # a policy that diverges gives infinities, and no warnings, as in PyTorch
     def train(self) -> None:
         """
         Update the policy with the mean of N clipped terms per state, and the critic with PPO's targets.
@@ -413,8 +425,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         fuse(self.policy.optimizer)
+        evaluator = Evaluator(self.policy)
         parameters = list(self.policy.parameters())
-        metrics: defaultdict[str, list[float]] = defaultdict(list)
+        metrics: Metrics = defaultdict(list)
         train_policy = True
         n_policy_updates = 0
 
@@ -422,10 +435,10 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             if train_policy:
                 metrics["approx_kl"].clear()
             for rollout_data in self.rollout_buffer.get(self.batch_size):
-                losses = []
+                losses: list[Loss] = []
                 if train_policy:
-                    values, log_prob, entropy = evaluate_actions(self.policy, rollout_data.observations, rollout_data.actions)
-                    losses.append(self._policy_loss(rollout_data, log_prob, entropy, metrics))
+                    values, log_prob, entropy = evaluator.evaluate_actions(rollout_data.observations, rollout_data.actions)
+                    losses += self._policy_losses(rollout_data, log_prob, entropy, metrics)
                     if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
                         train_policy = False
                         losses.clear()
@@ -433,15 +446,14 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                         n_policy_updates += 1
                 if self.uses_critic:
                     if not train_policy:
-                        values = predict_values_only(self.policy, rollout_data.observations)
-                    losses.append(self.vf_coef * self._value_loss(rollout_data, values, metrics))
+                        values = evaluator.predict_values(rollout_data.observations)
+                    losses.append(self._value_loss(rollout_data, values, metrics))
                 if not losses:
                     break
 
-                loss = th.stack(losses).sum()
-                metrics["loss"].append(loss.item())
+                metrics["loss"].append(sum(loss.value for loss in losses))
                 self.policy.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                evaluator.backward(losses)
                 clip_gradients(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
 
@@ -449,42 +461,34 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
         self._log_update(metrics, n_policy_updates)
 
-    def _policy_loss(
+    def _policy_losses(
         self,
         rollout_data: MultiSampleRolloutBufferSamples,
-        log_prob: th.Tensor,
-        entropy: th.Tensor | None,
-        metrics: defaultdict[str, list[float]],
-    ) -> th.Tensor:
+        log_prob: np.ndarray,
+        entropy: np.ndarray | None,
+        metrics: Metrics,
+    ) -> list[Loss]:
         advantages, weights = rollout_data.advantages, rollout_data.weights
         if self.normalize_advantage and len(advantages) > 1:
             advantages = normalize(advantages, weights)
 
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         log_ratio = log_prob - rollout_data.old_log_prob
-        ratio = th.exp(log_ratio)
-        policy_loss = clipped_policy_loss(ratio, advantages, weights, clip_range)
-        # Approximate the entropy when it has no closed form
-        entropy_loss = weighted_mean(log_prob, weights) if entropy is None else -th.mean(entropy)
+        ratio = np.exp(log_ratio)
+        policy = clipped_policy_loss(ratio, advantages, weights, clip_range)
+        exploration = entropy_loss(entropy, log_prob, weights)
 
-        with th.no_grad():
-            metrics["policy_gradient_loss"].append(policy_loss.item())
-            metrics["entropy_loss"].append(entropy_loss.item())
-            metrics["clip_fraction"].append(weighted_mean((th.abs(ratio - 1) > clip_range).float(), weights).item())
-            metrics["approx_kl"].append(approximate_kl(log_ratio, weights).item())
-        return policy_loss + self.ent_coef * entropy_loss
+        metrics["policy_gradient_loss"].append(policy.value)
+        metrics["entropy_loss"].append(exploration.value)
+        metrics["clip_fraction"].append(weighted_mean(abs(ratio - 1) > clip_range, weights))
+        metrics["approx_kl"].append(approximate_kl(log_ratio, weights))
+        return [policy, exploration.scaled(self.ent_coef)] if self.ent_coef else [policy]
 
-    def _value_loss(
-        self, rollout_data: MultiSampleRolloutBufferSamples, values: th.Tensor, metrics: defaultdict[str, list[float]]
-    ) -> th.Tensor:
-        if self.clip_range_vf is not None:
-            # NOTE: this depends on the reward scaling
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-            change = th.clamp(values - rollout_data.old_values, -clip_range_vf, clip_range_vf)
-            values = rollout_data.old_values + change
-        value_loss = F.mse_loss(rollout_data.returns, values)
-        metrics["value_loss"].append(value_loss.item())
-        return value_loss
+    def _value_loss(self, rollout_data: MultiSampleRolloutBufferSamples, values: np.ndarray, metrics: Metrics) -> Loss:
+        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        critic = value_loss(values, rollout_data.old_values, rollout_data.returns, clip_range_vf)
+        metrics["value_loss"].append(critic.value)
+        return critic.scaled(self.vf_coef)
 
     def _exceeds_target_kl(self, approx_kl: float, epoch: int) -> bool:
         if self.target_kl is None or approx_kl <= 1.5 * self.target_kl:
@@ -493,7 +497,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             print(f"Policy updates stopped in epoch {epoch}: KL divergence {approx_kl:.2f}")
         return True
 
-    def _log_update(self, metrics: dict[str, list[float]], n_policy_updates: int) -> None:
+    def _log_update(self, metrics: Metrics, n_policy_updates: int) -> None:
         last_loss = metrics.pop("loss")[-1]
         for name, values in metrics.items():
             self.logger.record(f"train/{name}", np.mean(values))

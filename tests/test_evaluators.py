@@ -1,0 +1,82 @@
+"""Gradients in closed form are those of autograd through SB3's own distributions."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_hybrid_grpo.common.evaluators import Evaluator
+from sb3_hybrid_grpo.common.losses import Loss
+
+OBS = spaces.Box(-1, 1, (3,))
+B, N = 6, 4
+SPACES = [spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)]
+
+
+def make_policy(action_space, **kwargs):
+    th.manual_seed(0)
+    return ActorCriticPolicy(OBS, action_space, lambda _: 1e-3, ortho_init=False, **kwargs)
+
+
+def minibatch(policy):
+    """States, actions as the buffer keeps them, and any gradients of values, log-probabilities and entropies."""
+    obs, values, log_prob, entropy = th.randn(B, 3), th.randn(B), th.randn(B, N), th.randn(B)
+    with th.no_grad():
+        distribution = policy.get_distribution(obs)
+        actions = th.stack([distribution.sample() for _ in range(N)], dim=1).reshape(B, N, -1).float()
+    return obs, actions, {"values": values, "log_prob": log_prob, "entropy": entropy}
+
+
+def gradients(policy):
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def straightforward(policy, obs, actions):
+    """One pass through the policy for each sample, by SB3's own code."""
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.squeeze(-1).long()
+    values, _, entropy = policy.evaluate_actions(obs, actions[:, 0])
+    log_prob = th.stack([policy.evaluate_actions(obs, actions[:, i])[1] for i in range(N)], dim=1)
+    return {"values": values.flatten(), "log_prob": log_prob, "entropy": entropy}
+
+
+@pytest.mark.parametrize("of", [["log_prob"], ["log_prob", "entropy"], ["log_prob", "entropy", "values"], ["values"]], ids=str)
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"share_features_extractor": False},
+        {"activation_fn": th.nn.ReLU, "net_arch": {"pi": [8], "vf": []}},
+        {"activation_fn": th.nn.ELU},
+    ],
+    ids=["default", "apart", "relu", "elu"],
+)
+@pytest.mark.parametrize("action_space", SPACES, ids=str)
+def test_gradients_are_those_of_autograd(action_space, kwargs, of):
+    policy = make_policy(action_space, **kwargs)
+    obs, actions, loss_gradients = minibatch(policy)
+    outputs = straightforward(policy, obs, actions)
+    sum((outputs[name] * loss_gradients[name]).sum() for name in of).backward()
+    expected = gradients(policy)
+
+    policy.zero_grad()
+    evaluator = Evaluator(policy)
+    evaluated = evaluator.evaluate_actions(obs, actions)
+    for name, numbers in zip(("values", "log_prob", "entropy"), evaluated, strict=True):
+        np.testing.assert_allclose(numbers, outputs[name].detach(), rtol=1e-5, atol=1e-6)
+    evaluator.backward([Loss(0.0, name, loss_gradients[name].double().numpy()) for name in of])  # as of rewards in float64
+    actual = gradients(policy)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        th.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda msg, name=name: f"{name}: {msg}")
+
+
+def test_frozen_parameters_stay_without_gradient():
+    policy = make_policy(SPACES[0])
+    policy.log_std.requires_grad_(False)
+    obs, actions, loss_gradients = minibatch(policy)
+    evaluator = Evaluator(policy)
+    evaluator.evaluate_actions(obs, actions)
+    evaluator.backward([Loss(0.0, name, gradient.numpy()) for name, gradient in loss_gradients.items()])
+    assert policy.log_std.grad is None and policy.action_net.weight.grad is not None
