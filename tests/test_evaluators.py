@@ -6,7 +6,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_hybrid_grpo.common.evaluators import Evaluator
+from sb3_hybrid_grpo.common.evaluators import Evaluator, MlpEvaluator, make_evaluator
 from sb3_hybrid_grpo.common.losses import Loss
 
 OBS = spaces.Box(-1, 1, (3,))
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_autograd(action_space, kwargs, of):
     expected = gradients(policy)
 
     policy.zero_grad()
-    evaluator = Evaluator(policy)
+    evaluator = make_evaluator(policy)
     evaluated = evaluator.evaluate_actions(obs, actions)
     for name, numbers in zip(("values", "log_prob", "entropy"), evaluated, strict=True):
         np.testing.assert_allclose(numbers, outputs[name].detach(), rtol=1e-5, atol=1e-6)
@@ -76,7 +76,29 @@ def test_frozen_parameters_stay_without_gradient():
     policy = make_policy(SPACES[0])
     policy.log_std.requires_grad_(False)
     obs, actions, loss_gradients = minibatch(policy)
-    evaluator = Evaluator(policy)
+    evaluator = make_evaluator(policy)
     evaluator.evaluate_actions(obs, actions)
     evaluator.backward([Loss(0.0, name, gradient.numpy()) for name, gradient in loss_gradients.items()])
     assert policy.log_std.grad is None and policy.action_net.weight.grad is not None
+
+
+class _OwnEvaluation(ActorCriticPolicy):
+    def evaluate_actions(self, obs, actions):
+        return super().evaluate_actions(obs, actions)
+
+
+@pytest.mark.parametrize(
+    "policy_class, action_space, kwargs, evaluator_class",
+    [
+        (ActorCriticPolicy, SPACES[0], {}, MlpEvaluator),
+        (ActorCriticPolicy, SPACES[1], {}, MlpEvaluator),
+        (ActorCriticPolicy, SPACES[0], {"activation_fn": th.nn.ReLU, "net_arch": {"pi": [8], "vf": []}}, MlpEvaluator),
+        (ActorCriticPolicy, SPACES[0], {"activation_fn": th.nn.ELU}, Evaluator),
+        (ActorCriticPolicy, SPACES[2], {}, Evaluator),
+        (ActorCriticPolicy, SPACES[0], {"use_sde": True}, Evaluator),
+        (_OwnEvaluation, SPACES[0], {}, Evaluator),
+    ],
+)
+def test_choice_of_evaluator(policy_class, action_space, kwargs, evaluator_class):
+    policy = policy_class(OBS, action_space, lambda _: 1e-3, **kwargs)
+    assert type(make_evaluator(policy)) is evaluator_class

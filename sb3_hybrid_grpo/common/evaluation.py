@@ -1,23 +1,22 @@
 """Log-probabilities and values from few large passes through SB3's policies."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.heads import HEADS
 from sb3_hybrid_grpo.common.type_aliases import Observations
 
 _CHUNK_BYTES = 2**24
 _MAX_CHUNK = 4096
-_HALF_LOG_TAU = 0.5 * math.log(math.tau)
 
 
 def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
@@ -42,54 +41,40 @@ def evaluate_actions(
     :param actions: actions as the buffer keeps them, [B, N, action_dim]
     :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
     """
+    if keeps_distribution(policy) and type(policy.action_dist) in HEADS:
+        values, outputs = _predict_outputs(policy, obs)
+        return values, *HEADS[type(policy.action_dist)](policy).evaluate(outputs, actions)
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().squeeze(dim=-1)
-    if not _keeps_distribution(policy):
+    if not keeps_distribution(policy):
         values, log_prob, entropy = policy.evaluate_actions(obs, actions[:, 0])
         others = [policy.evaluate_actions(obs, sample)[1] for sample in actions.transpose(0, 1)[1:]]
         return values.flatten(), th.stack([log_prob, *others], dim=1), entropy
-    closed_form = _CLOSED_FORMS.get(type(policy.action_dist))
-    if closed_form is None:
-        values, _, entropy = policy.evaluate_actions(obs, actions[:, 0])
-        return values.flatten(), log_probs(policy.action_dist, actions), entropy
-    latent_pi, latent_vf = _latents(policy, obs)
-    return policy.value_net(latent_vf).flatten(), *closed_form(policy, policy.action_net(latent_pi), actions)
+    values, _, entropy = policy.evaluate_actions(obs, actions[:, 0])
+    return values.flatten(), log_probs(policy.action_dist, actions), entropy
 
 
-def _keeps_distribution(policy: ActorCriticPolicy) -> bool:
-    """Tell whether ``evaluate_actions`` leaves the distribution in ``action_dist``, as SB3's own policies do."""
+def keeps_distribution(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether a policy's ``evaluate_actions`` leaves the distribution in ``action_dist``, as SB3's own policies do.
+
+    :param policy: the policy
+    :return: whether it does
+    """
     return all(
         getattr(type(policy), name) is getattr(ActorCriticPolicy, name)
         for name in ("evaluate_actions", "_get_action_dist_from_latent")
     )
 
 
-def _latents(policy: ActorCriticPolicy, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+def _predict_outputs(policy: ActorCriticPolicy, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
     features: Any = policy.extract_features(obs)
     if policy.share_features_extractor:
-        latents: tuple[th.Tensor, th.Tensor] = policy.mlp_extractor(features)
-        return latents
-    pi_features, vf_features = features
-    return policy.mlp_extractor.forward_actor(pi_features), policy.mlp_extractor.forward_critic(vf_features)
-
-
-def _evaluate_gaussian(policy: ActorCriticPolicy, means: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """log N(a; μ, σ²) = -½ Σ ((a - μ)/σ)² - Σ log σ - ½ A log 2π, and its entropy Σ log σ + ½ A (1 + log 2π)"""
-    deviations = (actions - means[:, None]) * th.exp(-policy.log_std)
-    sum_log_std, n_dims = policy.log_std.sum(), means.shape[-1]
-    log_prob = -0.5 * (deviations * deviations).sum(dim=-1) - (sum_log_std + _HALF_LOG_TAU * n_dims)
-    return log_prob, (sum_log_std + (0.5 + _HALF_LOG_TAU) * n_dims).expand(len(means))
-
-
-def _evaluate_categorical(policy: ActorCriticPolicy, logits: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    log_softmax = th.log_softmax(logits, dim=-1)
-    return log_softmax.gather(dim=1, index=actions), -(log_softmax.exp() * log_softmax).sum(dim=-1)
-
-
-_CLOSED_FORMS: dict[type, Callable[[ActorCriticPolicy, th.Tensor, th.Tensor], tuple[th.Tensor, th.Tensor]]] = {
-    DiagGaussianDistribution: _evaluate_gaussian,
-    CategoricalDistribution: _evaluate_categorical,
-}
+        latent_pi, latent_vf = policy.mlp_extractor(features)
+    else:
+        latent_pi = policy.mlp_extractor.forward_actor(features[0])
+        latent_vf = policy.mlp_extractor.forward_critic(features[1])
+    return policy.value_net(latent_vf).flatten(), policy.action_net(latent_pi)
 
 
 def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs) -> th.Tensor:

@@ -26,7 +26,7 @@ from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_rollout
-from sb3_hybrid_grpo.common.evaluators import Evaluator
+from sb3_hybrid_grpo.common.evaluators import make_evaluator
 from sb3_hybrid_grpo.common.losses import (
     Loss,
     approximate_kl,
@@ -425,7 +425,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         fuse(self.policy.optimizer)
-        evaluator = Evaluator(self.policy)
+        evaluator = make_evaluator(self.policy)
         parameters = list(self.policy.parameters())
         metrics: Metrics = defaultdict(list)
         train_policy = True
