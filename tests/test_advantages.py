@@ -17,6 +17,7 @@ from sb3_hybrid_grpo.common.advantages import (
     hybrid_advantages,
     leave_one_out_advantages,
     leave_pair_out_advantages,
+    relative_precision,
     value_boosted_estimates,
 )
 
@@ -184,6 +185,13 @@ def test_leave_pair_out_advantages():
     estimates = np.array([[[1.0, 2.0, 6.0, 4.0]]])
     np.testing.assert_allclose(leave_pair_out_advantages(estimates), [[[1 - 3.0, 2 - 3.5, 6 - 3.0, 4 - 3.5]]])
     np.testing.assert_array_equal(leave_pair_out_advantages(estimates[..., :2]), estimates[..., :2])
+
+
+def test_relative_precision():
+    branched = Advantages(np.array([[1.0, -1.0], [3.0, -3.0]]), np.full((2, 2), 0.5))
+    assert relative_precision(branched, np.array([5.0, -5.0, 0.0])) == pytest.approx(2.5 / (50 / 3))
+    assert relative_precision(branched, np.zeros(3)) == 1
+    assert relative_precision(branched._replace(advantages=np.zeros((2, 2))), np.array([1.0, -1.0])) == 0
 
 
 def test_group_normalized_advantages():

@@ -129,7 +129,10 @@ def test_reward_transform_is_fitted_and_applied():
 
 
 def test_states_without_branches_carry_ppos_advantage():
-    """Both kinds of states share the buffer: branched ones are what they are without the others, the rest is GAE."""
+    """
+    Both kinds of states share the buffer: branched ones are what they are without the others, the rest is GAE, which counts by
+    its precision.
+    """
     buffer, *_, last_values, dones = filled(np.random.default_rng(7), advantage="per_action")
     everywhere = buffer.advantages.copy()
     branched = np.random.default_rng(8).random((T, E)) < 0.5
@@ -138,7 +141,10 @@ def test_states_without_branches_carry_ppos_advantage():
     np.testing.assert_array_equal(buffer.branched, branched)
     np.testing.assert_allclose(buffer.advantages[branched], everywhere[branched], rtol=1e-5)
     gae = (buffer.returns - buffer.values)[~branched]
-    np.testing.assert_allclose(buffer.advantages[~branched, 0], gae - gae.mean(), rtol=1e-4, atol=1e-5)
+    centred = gae - gae.mean()
+    noise = np.mean([sum((advantage / N) ** 2 for advantage in group) for group in everywhere[branched]])
+    expected = centred * noise / np.mean(centred**2)
+    np.testing.assert_allclose(buffer.advantages[~branched, 0], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(buffer.weights[~branched], np.tile([1, 0, 0], (np.sum(~branched), 1)))
     np.testing.assert_allclose(buffer.weights[branched], 1 / N)
     np.testing.assert_array_equal(buffer.averaged_advantages[~branched], buffer.estimates[~branched, 0])

@@ -243,6 +243,23 @@ def hybrid_advantages(relative: Advantages, tails: Floats, tail_coef: float = 1.
     return Advantages(advantages, weights)
 
 
+def relative_precision(branched: Advantages, unbranched: Floats) -> float:
+    """
+    Return how much a state without branches should count beside one with branches: the ratio of their variances.
+
+    c = mean_s Σᵢ (w[s,i] A[s,i])² / mean_s' A[s']²
+
+    Both estimate the same policy gradient, state by state, with noise in proportion to what their advantages multiply: the
+    score of every sampled action. Weights inverse to the variance give the mean of least variance.
+
+    :param branched: advantages and weights of branched states, [S, N]
+    :param unbranched: centred advantages of the committed actions of the others, [S']
+    :return: c
+    """
+    noise = np.square(branched.weights * branched.advantages).sum(axis=-1).mean()
+    return float(noise / np.square(unbranched).mean()) if unbranched.any() else 1.0
+
+
 def group_normalized_advantages(rewards: Floats, epsilon: float = 1e-8) -> Floats:
     """
     Return GRPO's critic-free advantage: rewards normalised within their group.

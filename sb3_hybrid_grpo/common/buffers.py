@@ -17,6 +17,7 @@ from sb3_hybrid_grpo.common.advantages import (
     committed_estimates,
     gae_tails,
     generalized_advantages,
+    relative_precision,
     value_boosted_estimates,
 )
 from sb3_hybrid_grpo.common.checks import check_name, check_positive_integer
@@ -171,7 +172,7 @@ class MultiSampleMixin(RolloutBuffer):
         Fit the reward transform, then compute estimates, advantages and the critic's targets.
 
         The targets are PPO's: GAE(λ) of the committed trajectory plus values. States that were not branched carry PPO's
-        advantage on their committed action, centred like the tails.
+        advantage on their committed action, centred like the tails, and count as much less as it is noisier.
 
         :param last_values: values of the states after the last macro-step, [E] or [E, 1]
         :param dones: whether the last macro-step ended the episode, [E]
@@ -207,11 +208,13 @@ class MultiSampleMixin(RolloutBuffer):
         if branched.any():
             estimates = self.estimates[branched]
             relative = RELATIVE_ADVANTAGES[self.action_sampling](estimates, self.log_probs[branched])
-            self.advantages[branched], self.weights[branched] = ESTIMATORS[self.advantage](
-                rewards[branched], estimates, relative, tails[branched], self.tail_coef
-            )
+            advantages = ESTIMATORS[self.advantage](rewards[branched], estimates, relative, tails[branched], self.tail_coef)
+            self.advantages[branched], self.weights[branched] = advantages
         if not branched.all():
-            self.advantages[~branched, 0] = gae[~branched] - gae[~branched].mean()
+            unbranched = gae[~branched] - gae[~branched].mean()
+            if branched.any():
+                unbranched *= relative_precision(advantages, unbranched)
+            self.advantages[~branched, 0] = unbranched
             self.weights[~branched, 0] = 1.0
 
     def get(  # type: ignore[override]
