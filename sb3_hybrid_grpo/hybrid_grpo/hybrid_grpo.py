@@ -114,7 +114,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     :param action_sampling: How the N actions of a state are chosen: ``"iid"`` (independent samples), ``"enumerate"`` (all
         actions of a discrete space, weighted with their probabilities: needs N of at least their number, and branches each
         once), ``"antithetic"`` (pairs reflected at the mean of a Gaussian policy), or ``"auto"`` (enumerate where possible)
-    :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage
+    :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
+        much less as it is noisier
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), or a callable that makes a
