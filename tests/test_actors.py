@@ -88,3 +88,11 @@ def test_method_replaced_on_the_instance_is_not_plain():
     policy = make_policy(OBS, spaces.Discrete(2))
     policy.get_distribution = lambda obs: None
     assert type(make_actor(policy)) is Actor
+
+
+def test_hooks_of_the_user_are_called():
+    policy = make_policy(*PLAIN[0][:2])
+    hook = policy.mlp_extractor.policy_net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert type(make_actor(policy)) is Actor
+    hook.remove()
+    assert type(make_actor(policy)) is MlpActor

@@ -124,6 +124,7 @@ class MlpActor(Actor):
             and type(policy.mlp_extractor) is MlpExtractor
             and all(type(module) in _LAYERS for module in (*policy.mlp_extractor.policy_net, policy.action_net))
             and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
+            and not any(getattr(module, name) for module in policy.modules() for name in _HOOKS)
         )
 
     def sample(self, obs: Observations, n_samples: int, noise: np.ndarray | None = None) -> Samples:
@@ -185,6 +186,9 @@ def make_actor(policy: ActorCriticPolicy) -> Actor:
 
 def _is_overridden(policy: ActorCriticPolicy, name: str) -> bool:
     return getattr(getattr(policy, name), "__func__", None) is not getattr(ActorCriticPolicy, name)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _linear(module: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
