@@ -3,7 +3,6 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch as th
 from gymnasium import wrappers
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from stable_baselines3.common.callbacks import BaseCallback
@@ -26,17 +25,9 @@ UNUSUAL = {
 SETTINGS = [(task, {}) for task in TASKS] + list(UNUSUAL.items())
 
 
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def n_threads(request):
-    before = th.get_num_threads()
-    th.set_num_threads(request.param)
-    yield request.param
-    th.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("n_threads")
+@pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("env_id, kwargs", SETTINGS, ids=[f"{task} {list(kwargs)}" for task, kwargs in SETTINGS])
-def test_a_task_takes_the_steps_of_its_environment(env_id, kwargs):
+def test_a_task_takes_the_steps_of_its_environment(env_id, kwargs, n_threads):
     env = wrappers.TimeLimit(gym.make(env_id, **kwargs).unwrapped, 30)
     task = TaskSimulator.of(env)
     assert task is not None
@@ -52,7 +43,7 @@ def test_a_task_takes_the_steps_of_its_environment(env_id, kwargs):
         if not goes_on[-1]:
             env.reset()
     states = task.recall()
-    next_states, *outcomes = task.step(states, np.array(actions))
+    next_states, *outcomes = task.step(states, np.array(actions), n_threads)
     for computed, returned in zip(outcomes, zip(*expected, strict=True), strict=True):
         np.testing.assert_array_equal(computed, np.array(returned))
     assert 0 < sum(goes_on) < 200

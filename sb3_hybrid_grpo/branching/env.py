@@ -48,7 +48,7 @@ class LocalBrancher:
                 self._example = example
         tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
         can_remember = timeout is None and len(tasks) == len(envs)
-        self.remembered = TaskStates(tasks, self._observation_space, self._reward_dtype) if can_remember else None
+        self.remembered = TaskStates(tasks, self._observation_space, is_worker=as_returned) if can_remember else None
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()

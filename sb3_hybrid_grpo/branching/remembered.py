@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome
@@ -52,18 +53,14 @@ class TaskStates:
 
     :param tasks: the environments
     :param observation_space: their observation space
-    :param reward_dtype: data type of rewards in outcomes
+    :param is_worker: whether this process is one of many, with the precision of ``SubprocVecEnv`` and a thread for each; else
+        branches run in as many threads as PyTorch uses
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[TaskSimulator],
-        observation_space: spaces.Space[Any],
-        reward_dtype: type[np.floating[Any]],
-    ) -> None:
+    def __init__(self, tasks: Sequence[TaskSimulator], observation_space: spaces.Space[Any], is_worker: bool = False) -> None:
         self._tasks = tasks
         self._observation_space = observation_space
-        self._reward_dtype = reward_dtype
+        self._is_worker = is_worker
         self._branches: list[tuple[np.ndarray, States]] = []
 
     def remember(self) -> None:
@@ -95,12 +92,13 @@ class TaskStates:
         return self._step(actions, alive)
 
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        outcome = empty_outcome(self._observation_space, alive.shape, reward_dtype=self._reward_dtype)
+        reward_dtype, n_threads = (np.float64, 1) if self._is_worker else (np.float32, th.get_num_threads())
+        outcome = empty_outcome(self._observation_space, alive.shape, reward_dtype=reward_dtype)
         assert isinstance(outcome.observations, np.ndarray)
         for env_idx, (task, (rows, states)) in enumerate(zip(self._tasks, self._branches, strict=True)):
             if len(rows) == 0:
                 continue
-            stepped = task.step(states, actions[env_idx, rows])
+            stepped = task.step(states, actions[env_idx, rows], n_threads)
             outcome.observations[env_idx, rows] = stepped.observations
             outcome.rewards[env_idx, rows] = stepped.rewards
             outcome.terminated[env_idx, rows] = stepped.terminated

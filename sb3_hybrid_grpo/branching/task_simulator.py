@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch as th
 
 from sb3_hybrid_grpo.branching.branch_states import known_layers
 from sb3_hybrid_grpo.branching.mujoco_tasks import Quantities, Task, task_of
@@ -59,8 +58,8 @@ class TaskSimulator:
     """
     Keeps states of an environment as MuJoCo's few numbers, and steps from many of them at once.
 
-    The physics is MuJoCo's own, in as many threads as PyTorch uses; observations and rewards are arrays of the whole batch.
-    The environment is only read: its attributes count as they are when a step is made.
+    The physics is MuJoCo's own; observations and rewards are arrays of the whole batch. The environment is only read: its
+    attributes count as they are when a step is made.
 
     :param layers: time limits and the environment, outermost first
     :param task: the environment's task
@@ -113,12 +112,13 @@ class TaskSimulator:
         arrays = {name: np.array(values) for name, values in named}
         return States(np.array(physics), arrays, np.array(elapsed, dtype=int).reshape(len(physics), -1))
 
-    def step(self, states: States, actions: np.ndarray) -> TaskOutcomes:
+    def step(self, states: States, actions: np.ndarray, n_threads: int = 1) -> TaskOutcomes:
         """
         Take an action at each of M states.
 
         :param states: the states
         :param actions: the actions, [M, n]
+        :param n_threads: number of threads to simulate in
         :return: their outcomes
         """
         after = States(
@@ -126,7 +126,7 @@ class TaskSimulator:
             {name: np.empty_like(values) for name, values in states.quantities.items()},
             states.elapsed + 1,
         )
-        self._simulate(states, actions, after)
+        self._simulate(states, actions, after, min(n_threads, len(actions)))
         before_and_after = self._with_joints(states), self._with_joints(after)
         observations, rewards, terminated = self._task.outcome(self._env, *before_and_after, actions)
         limits = np.array([limit._max_episode_steps for limit in self._limits])
@@ -154,8 +154,7 @@ class TaskSimulator:
         positions, velocities = physics[:, 1:end_of_positions], physics[:, end_of_positions : end_of_positions + model.nv]
         return {"qpos": positions, "qvel": velocities, **states.quantities}
 
-    def _simulate(self, states: States, actions: np.ndarray, after: States) -> None:
-        n_threads = min(th.get_num_threads(), len(actions))
+    def _simulate(self, states: States, actions: np.ndarray, after: States, n_threads: int) -> None:
         self._make_data(n_threads)
         if n_threads <= 1:
             self._simulate_rows(slice(None), states, actions, after, self._data[0])
