@@ -175,7 +175,7 @@ class NoiseAhead:
 
 class MacroStep:
     """
-    What the N actions of one macro-step led to, as the buffer takes it.
+    What the committed actions of one macro-step led to, as the buffer takes it: with room for the branches.
 
     :param n_envs: number of environments E
     :param n_samples: number of samples N
