@@ -7,12 +7,13 @@ from gymnasium import wrappers
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecFrameStack, VecNormalize
 
 from sb3_hybrid_grpo import BranchError, HybridGRPO
 from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher
 from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
 from sb3_hybrid_grpo.common import rollout_branches
+from sb3_hybrid_grpo.common.branch_paths import step_behind
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "Ant-v5", "Humanoid-v5"]
 UNUSUAL = {
@@ -198,3 +199,16 @@ def test_a_worker_that_dies_while_branches_wait_ends_the_run_with_one_error():
     with pytest.raises(BranchError, match="environment 1"):
         model.learn(120, callback=Kill())
     assert not any(process.is_alive() for process in venv.processes)
+
+
+def test_a_step_that_a_wrapper_refuses_is_not_taken():
+    """Neither with these actions nor with those of the step before, and the answers that are due are taken."""
+    venv = VecCheckNan(make_vec_env("Hopper-v5", 1, seed=0), raise_exception=True)
+    venv.reset()
+    venv.step(np.zeros((1, 3), dtype=np.float32))
+    before = venv.envs[0].unwrapped.data.time
+    answers = []
+    with pytest.raises(ValueError, match="nan"):
+        step_behind(lambda: answers.append("taken"), venv, np.full((1, 3), np.nan, dtype=np.float32))
+    assert venv.envs[0].unwrapped.data.time == before
+    assert answers == ["taken"]

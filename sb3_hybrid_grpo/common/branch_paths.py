@@ -126,6 +126,12 @@ def step_behind(wait: Callable[[], None], env: VecEnv, actions: np.ndarray) -> V
         # That a worker is dead, its missing answer tells better.
         with contextlib.suppress(OSError):
             env.step_async(actions)
+    except BaseException:
+        # Nothing was asked for: there is no step to wait for.
+        with contextlib.suppress(Exception):
+            wait()
+        raise
+    try:
         wait()
     except BaseException:
         with contextlib.suppress(Exception):
