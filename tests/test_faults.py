@@ -283,14 +283,28 @@ def test_branch_and_committed_step_stay_in_step(vec_env_cls, actions):
 
 
 @posix
-def test_worker_that_dies_before_the_committed_step():
+def test_worker_that_dies_in_a_branch():
     vec_env, brancher = make(SubprocVecEnv)
     vec_env.reset()
+    os.kill(vec_env.processes[1].pid, signal.SIGSTOP)
     branches = paths(brancher, [HARMLESS], [HARMLESS])
     vec_env.processes[1].kill()
     vec_env.processes[1].join()
     with pytest.raises(BranchError, match="died in a branch"):
-        for _ in range(3):
-            branches.step_env(vec_env, np.zeros((2, 2), dtype=np.float32))
-            branches = paths(brancher, [HARMLESS], [HARMLESS])
+        branches.step_env(vec_env, np.zeros((2, 2), dtype=np.float32))
+    assert not any(process.is_alive() for process in vec_env.processes)
+
+
+@posix
+def test_worker_that_dies_before_the_committed_step():
+    vec_env, brancher = make(SubprocVecEnv)
+    vec_env.reset()
+    branches = paths(brancher, [HARMLESS], [HARMLESS])
+    assert all(remote.poll(10) for remote in vec_env.remotes)
+    vec_env.processes[1].kill()
+    vec_env.processes[1].join()
+    with pytest.raises(OSError):
+        branches.step_env(vec_env, np.zeros((2, 2), dtype=np.float32))
+    with pytest.raises(BranchError, match="died in a branch"):
+        paths(brancher, [HARMLESS], [HARMLESS])
     assert not any(process.is_alive() for process in vec_env.processes)

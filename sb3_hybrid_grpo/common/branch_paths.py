@@ -121,11 +121,14 @@ def step_behind(wait: Callable[[], None], env: VecEnv, actions: np.ndarray) -> V
     :param env: the training environment
     :param actions: committed actions, [E, \\*action_shape]
     :return: what the environment returns
+    :raises OSError: if a worker died after it had answered, as SB3 raises it
     """
+    lost_worker: OSError | None = None
     try:
-        # That a worker is dead, its missing answer tells better.
-        with contextlib.suppress(OSError):
-            env.step_async(actions)
+        env.step_async(actions)
+    except OSError as error:
+        # If it died before it answered, the missing answer tells better.
+        lost_worker = error
     except BaseException:
         # Nothing was asked for: there is no step to wait for.
         with contextlib.suppress(Exception):
@@ -137,6 +140,8 @@ def step_behind(wait: Callable[[], None], env: VecEnv, actions: np.ndarray) -> V
         with contextlib.suppress(Exception):
             env.step_wait()
         raise
+    if lost_worker is not None:
+        raise lost_worker
     return env.step_wait()
 
 
