@@ -22,7 +22,7 @@ LAYERS = [
     },
     {"common.buffers"},
     {"common.sampling", "common.diagnostics", "common.evaluation"},
-    {"common.actors"},
+    {"common.actors", "common.critic"},
     {"common.action_sampling", "common.branch_paths", "common.evaluators"},
     {"common.rollout_branches"},
     {"hybrid_grpo", "grpo"},

@@ -24,6 +24,7 @@ from sb3_hybrid_grpo.common.branch_paths import MacroStep, NoiseAhead
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
+from sb3_hybrid_grpo.common.critic import has_linear_head, refit_value_head
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_rollout
 from sb3_hybrid_grpo.common.evaluators import make_evaluator
@@ -116,6 +117,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         once), ``"antithetic"`` (pairs reflected at the mean of a Gaussian policy), or ``"auto"`` (enumerate where possible)
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
         much less as it is noisier
+    :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update: gradient descent
+        lags behind returns that grow, and branches end in the critic's values
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), or a callable that makes a
@@ -174,6 +177,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         branch_lambda: float = 1.0,
         branch_fraction: float = 1.0,
         action_sampling: str = "auto",
+        refit_critic: bool = False,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
     ) -> None:
@@ -215,6 +219,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.branch_lambda = branch_lambda
         self.branch_fraction = branch_fraction
         self.action_sampling = action_sampling
+        self.refit_critic = refit_critic
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
@@ -282,6 +287,12 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
         if self.branch_horizon > 1:
             check_common_noise(self.policy)
+        self._has_linear_head = has_linear_head(self.policy)
+        if self.refit_critic and not self._has_linear_head:
+            warnings.warn(
+                f"`refit_critic` has no effect: the values of {self.policy_class.__name__} are no outputs of a linear layer.",
+                stacklevel=3,
+            )
         self._branch_rng = np.random.default_rng(self.seed)
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -460,6 +471,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
             self._n_updates += 1
 
+        if self.refit_critic and self._has_linear_head:
+            refit_value_head(self.policy, self.rollout_buffer)
         self._log_update(metrics, n_policy_updates)
 
     def _policy_losses(

@@ -1,0 +1,69 @@
+"""The last layer of the critic, solved by least squares where gradient descent lags behind returns that grow."""
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.evaluation import chunk_size
+from sb3_hybrid_grpo.common.type_aliases import Floats
+
+RIDGE = 3e-3
+"""Penalty ρ of a change of the last layer, in units of the features' mean variance."""
+
+
+def least_squares_change(features: Floats, residuals: Floats, ridge: float = RIDGE) -> tuple[Floats, float]:
+    """
+    Return the change of a linear layer that explains what it has left unexplained.
+
+    (Δw, Δb) = argmin Σ_s (y[s] - φ[s]·Δw - Δb)² + S ρ σ² |Δw|²,    σ² = 1/d Σ_j var(φ_j)
+
+    Source: ridge regression around the weights that gradient descent has found, as in Least Squares DQN
+    (https://arxiv.org/abs/1705.07461).
+
+    :param features: inputs φ of the layer, [S, d]
+    :param residuals: targets minus its present outputs y, [S]
+    :param ridge: ρ
+    :return: Δw, [d], and Δb
+    """
+    deviations = features - features.mean(axis=0)
+    covariance = deviations.T @ deviations / len(features)
+    variance = covariance.trace() / len(covariance)
+    if variance == 0:
+        return np.zeros(len(covariance)), float(residuals.mean())
+    moments = deviations.T @ (residuals - residuals.mean()) / len(features)
+    weight: Floats = np.linalg.solve(covariance + ridge * variance * np.eye(len(covariance)), moments)
+    return weight, float(residuals.mean() - features.mean(axis=0) @ weight)
+
+
+def has_linear_head(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether the values of a policy are the outputs of a linear layer, as in SB3's own policies.
+
+    :param policy: the policy
+    :return: whether its critic can be refitted
+    """
+    return type(policy).predict_values is ActorCriticPolicy.predict_values and type(policy.value_net) is nn.Linear
+
+
+@th.no_grad()
+def refit_value_head(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> None:
+    """
+    Solve the critic's last layer for the returns of a rollout. What comes before it stays as it is, and so does the actor.
+
+    :param policy: a policy that ``has_linear_head``
+    :param buffer: the rollout, with returns
+    """
+    features: list[np.ndarray] = []
+    residuals: list[np.ndarray] = []
+    hook = policy.value_net.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu().numpy()))
+    try:
+        for rollout_data in buffer.get(chunk_size(policy.observation_space)):
+            residuals.append(rollout_data.returns - policy.predict_values(rollout_data.observations).cpu().numpy().ravel())
+    finally:
+        hook.remove()
+    weight, bias = least_squares_change(np.concatenate(features).astype(np.float64), np.concatenate(residuals))
+    head = policy.value_net
+    head.weight.add_(th.from_numpy(weight).to(head.weight))
+    head.bias.add_(bias)

@@ -1,0 +1,102 @@
+"""The critic's last layer, solved by least squares."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_hybrid_grpo import HybridGRPO
+from sb3_hybrid_grpo.common.buffers import MultiSampleDictRolloutBuffer, MultiSampleRolloutBuffer
+from sb3_hybrid_grpo.common.critic import least_squares_change, refit_value_head
+
+
+def test_change_by_hand():
+    """φ has mean 0 and variance 1, y has mean 1 and covariance 2 with φ: Δw = 2 / (1 + ρ)."""
+    features, residuals = np.array([[-1.0], [1.0]]), np.array([-1.0, 3.0])
+    for ridge, expected in ((0.0, 2.0), (1.0, 1.0), (3.0, 0.5)):
+        weight, bias = least_squares_change(features, residuals, ridge)
+        np.testing.assert_allclose((*weight, bias), (expected, 1.0))
+
+
+def test_change_minimises_its_objective():
+    rng = np.random.default_rng(0)
+    features, residuals, ridge = rng.normal(size=(50, 3)) + 2, rng.normal(size=50), 0.1
+
+    def objective(change):
+        errors = residuals - [sum(f * w for f, w in zip(row, change[:3], strict=True)) for row in features] - change[3]
+        return (errors**2).sum() + 50 * ridge * features.var(axis=0).mean() * sum(w**2 for w in change[:3])
+
+    weight, bias = least_squares_change(features, residuals, ridge)
+    best = np.array([*weight, bias])
+    for direction in (*np.eye(4), *rng.normal(size=(20, 4))):
+        assert objective(best + 1e-3 * direction) > objective(best)
+
+
+@pytest.mark.parametrize("features", [np.ones((4, 2)), np.zeros((4, 2))])
+def test_features_that_tell_nothing_move_the_bias_only(features):
+    weight, bias = least_squares_change(features, np.array([1.0, 2.0, 3.0, 4.0]))
+    np.testing.assert_array_equal(weight, [0, 0])
+    assert bias == pytest.approx(2.5)
+
+
+def rollout(space, buffer_class):
+    buffer = buffer_class(16, space, spaces.Discrete(2), device="cpu", n_envs=2)
+    for _ in range(16):
+        obs = (
+            {key: part.sample()[None].repeat(2, axis=0) for key, part in space.items()}
+            if isinstance(space, spaces.Dict)
+            else (np.stack([space.sample(), space.sample()]))
+        )
+        zeros = np.zeros((2, 1), dtype=np.float32)
+        buffer.add(obs, zeros, zeros, np.zeros(2), th.zeros(2), th.zeros(2, 1), next_value=zeros, terminated=zeros)
+    buffer.compute_returns_and_advantage(th.zeros(2), np.zeros(2))
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("space", "buffer_class", "policy"),
+    [
+        (spaces.Box(-1, 1, (3,)), MultiSampleRolloutBuffer, "MlpPolicy"),
+        (spaces.Dict(a=spaces.Box(-1, 1, (3,)), b=spaces.Discrete(2)), MultiSampleDictRolloutBuffer, "MultiInputPolicy"),
+    ],
+)
+def test_refit_explains_returns_and_leaves_the_rest(space, buffer_class, policy):
+    space.seed(0)
+    buffer = rollout(space, buffer_class)
+    policy = HybridGRPO.policy_aliases[policy](space, spaces.Discrete(2), lambda _: 1e-3)
+    observed = space["a"] if isinstance(space, spaces.Dict) else space
+    stored = buffer.observations["a"] if isinstance(space, spaces.Dict) else buffer.observations
+    assert stored.shape[-1:] == observed.shape
+    buffer.returns = 100 + 50 * stored[..., 0]
+    before = copy.deepcopy(policy.state_dict())
+    refit_value_head(policy, buffer)
+    errors = [
+        data.returns - policy.predict_values(data.observations).detach().numpy().ravel() for data in buffer.get(batch_size=8)
+    ]
+    assert np.square(errors).mean() < 0.1 * buffer.returns.var()
+    assert abs(np.mean(errors)) < 1e-3
+    changed = {name for name, tensor in policy.state_dict().items() if not th.equal(tensor, before[name])}
+    assert changed == {"value_net.weight", "value_net.bias"}
+
+
+@pytest.mark.parametrize("refit_critic", [False, True])
+def test_refit_follows_the_update(refit_critic):
+    plain, refitted = (
+        HybridGRPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, refit_critic=refit).learn(64).policy.state_dict()
+        for refit in (False, refit_critic)
+    )
+    changed = {name for name, tensor in plain.items() if not th.equal(tensor, refitted[name])}
+    assert changed == ({"value_net.weight", "value_net.bias"} if refit_critic else set())
+
+
+def test_policy_without_linear_head():
+    class OwnValues(ActorCriticPolicy):
+        def predict_values(self, obs):
+            return super().predict_values(obs) ** 2
+
+    with pytest.warns(UserWarning, match="`refit_critic` has no effect: the values of OwnValues"):
+        model = HybridGRPO(OwnValues, "CartPole-v1", n_steps=64, n_epochs=1, refit_critic=True)
+    model.learn(64)
