@@ -46,7 +46,8 @@ class MultiSampleMixin(RolloutBuffer):
     :param n_envs: number of environments E
     :param n_samples: number of sampled actions N
     :param advantage: name of the estimator: ``"hybrid"``, ``"per_action"``, ``"averaged"`` or ``"group_normalized"``
-    :param tail_coef: weight of the λ-tail in the ``"hybrid"`` estimator
+    :param tail_coef: weight of the λ-tail in the ``"hybrid"`` estimator; by default 1 beside branches of one step or none, 0 beside
+        longer ones
     :param reward_transform: name, function or ``RewardTransform`` applied to all rewards
     :param branch_horizon: number of steps K that a branch may take
     :param branch_lambda: λ of the mix of a branch's prefixes
@@ -76,7 +77,7 @@ class MultiSampleMixin(RolloutBuffer):
         n_envs: int = 1,
         n_samples: int = 1,
         advantage: str = "hybrid",
-        tail_coef: float = 1.0,
+        tail_coef: float | None = None,
         reward_transform: AnyRewardTransform = "identity",
         branch_horizon: int = 1,
         branch_lambda: float = 1.0,
@@ -88,7 +89,7 @@ class MultiSampleMixin(RolloutBuffer):
         check_name("action_sampling", action_sampling, RELATIVE_ADVANTAGES)
         self.n_samples = n_samples
         self.advantage = advantage
-        self.tail_coef = tail_coef
+        self.tail_coef = float(n_samples == 1 or branch_horizon == 1) if tail_coef is None else tail_coef
         self.reward_transform = make_reward_transform(reward_transform)
         self.branch_horizon = branch_horizon
         self.branch_lambda = branch_lambda

@@ -12,6 +12,9 @@ from sb3_hybrid_grpo.common.type_aliases import Floats
 RIDGE = 3e-3
 """Penalty ρ of a change of the last layer, in units of the features' mean variance."""
 
+MIN_STATES_PER_FEATURE = 5
+"""With fewer states a rollout's noise would be fitted."""
+
 
 def least_squares_change(features: Floats, residuals: Floats, ridge: float = RIDGE) -> tuple[Floats, float]:
     """
@@ -52,18 +55,22 @@ def refit_value_head(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> Non
     """
     Solve the critic's last layer for the returns of a rollout. What comes before it stays as it is, and so does the actor.
 
+    A rollout of fewer than five states per input of the layer changes nothing.
+
     :param policy: a policy that ``has_linear_head``
     :param buffer: the rollout, with returns
     """
+    head = policy.value_net
+    if buffer.returns.size < MIN_STATES_PER_FEATURE * head.in_features:
+        return
     features: list[np.ndarray] = []
     residuals: list[np.ndarray] = []
-    hook = policy.value_net.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu().numpy()))
+    hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu().numpy()))
     try:
         for rollout_data in buffer.get(chunk_size(policy.observation_space)):
             residuals.append(rollout_data.returns - policy.predict_values(rollout_data.observations).cpu().numpy().ravel())
     finally:
         hook.remove()
     weight, bias = least_squares_change(np.concatenate(features).astype(np.float64), np.concatenate(residuals))
-    head = policy.value_net
     head.weight.add_(th.from_numpy(weight).to(head.weight))
     head.bias.add_(bias)

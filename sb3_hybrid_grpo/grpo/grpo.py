@@ -120,6 +120,8 @@ class GRPO(HybridGRPO):
             advantage="group_normalized",
             reward_transform=reward_transform,
             reward_transform_kwargs=reward_transform_kwargs,
+            branch_horizon=1,
+            refit_critic=False,
             brancher=brancher,
             branch_timeout=branch_timeout,
         )

@@ -53,7 +53,12 @@ from sb3_hybrid_grpo.hybrid_grpo.policies import CnnPolicy, MlpPolicy, MultiInpu
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
 Metrics: TypeAlias = dict[str, list[float]]
 
-PAPER_SETTINGS: Mapping[str, Any] = {"advantage": "averaged", "reward_transform": "tanh"}
+PAPER_SETTINGS: Mapping[str, Any] = {
+    "advantage": "averaged",
+    "reward_transform": "tanh",
+    "branch_horizon": 1,
+    "refit_critic": False,
+}
 """Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
 
 
@@ -102,10 +107,11 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param n_samples: Number of actions N sampled at each state. With 1 nothing is branched, and with
-        ``advantage="hybrid"`` and ``reward_transform="identity"`` the algorithm is PPO.
+        ``reward_transform="identity"`` and ``refit_critic=False`` the algorithm is PPO.
     :param advantage: How N estimates become advantages: ``"hybrid"``, ``"per_action"`` or ``"averaged"`` (the paper's), see
         ``sb3_hybrid_grpo.common.advantages``
-    :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage
+    :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage. By default 1 beside branches of one
+        step, 0 beside longer ones, which need none, and 1 with ``n_samples=1``
     :param reward_transform: Function of rewards applied before advantages are computed: ``"identity"``, ``"tanh"`` (the
         paper's), ``"scaled_tanh"``, ``"zscore"``, a ``RewardTransform`` or a function on arrays
     :param reward_transform_kwargs: Keyword arguments of a named reward transform
@@ -117,8 +123,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         once), ``"antithetic"`` (pairs reflected at the mean of a Gaussian policy), or ``"auto"`` (enumerate where possible)
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
         much less as it is noisier
-    :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update: gradient descent
-        lags behind returns that grow, and branches end in the critic's values
+    :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout has
+        at least five states per unit before it: gradient descent lags behind returns that grow, and branches end in the
+        critic's values
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), or a callable that makes a
@@ -168,16 +175,16 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        n_samples: int = 4,
+        n_samples: int = 2,
         advantage: str = "hybrid",
-        tail_coef: float = 1.0,
+        tail_coef: float | None = None,
         reward_transform: AnyRewardTransform = "scaled_tanh",
         reward_transform_kwargs: dict[str, Any] | None = None,
-        branch_horizon: int = 1,
+        branch_horizon: int = 8,
         branch_lambda: float = 1.0,
         branch_fraction: float = 1.0,
         action_sampling: str = "auto",
-        refit_critic: bool = False,
+        refit_critic: bool = True,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
     ) -> None:
@@ -237,7 +244,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         check_positive_integer("n_samples", self.n_samples)
         check_positive_integer("branch_horizon", self.branch_horizon)
         check_name("advantage", self.advantage, self.advantage_names)
-        check_number("tail_coef", self.tail_coef)
+        if self.tail_coef is not None:
+            check_number("tail_coef", self.tail_coef)
         check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
         check_number("branch_fraction", self.branch_fraction, above=0, at_most=1)
         if self.branch_timeout is not None:
