@@ -46,8 +46,7 @@ class MultiSampleMixin(RolloutBuffer):
     :param n_envs: number of environments E
     :param n_samples: number of sampled actions N
     :param advantage: name of the estimator: ``"hybrid"``, ``"per_action"``, ``"averaged"`` or ``"group_normalized"``
-    :param tail_coef: weight of the λ-tail in the ``"hybrid"`` estimator; by default 1 beside branches of one step or none, 0 beside
-        longer ones
+    :param tail_coef: weight of the λ-tail in the ``"hybrid"`` estimator; by default 0 beside branches of several steps, else 1
     :param reward_transform: name, function or ``RewardTransform`` applied to all rewards
     :param branch_horizon: number of steps K that a branch may take
     :param branch_lambda: λ of the mix of a branch's prefixes

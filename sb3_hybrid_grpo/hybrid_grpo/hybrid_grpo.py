@@ -110,8 +110,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         ``reward_transform="identity"`` and ``refit_critic=False`` the algorithm is PPO.
     :param advantage: How N estimates become advantages: ``"hybrid"``, ``"per_action"`` or ``"averaged"`` (the paper's), see
         ``sb3_hybrid_grpo.common.advantages``
-    :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage. By default 1 beside branches of one
-        step, 0 beside longer ones, which need none, and 1 with ``n_samples=1``
+    :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage; by default 0 beside branches of
+        several steps, which need none, else 1
     :param reward_transform: Function of rewards applied before advantages are computed: ``"identity"``, ``"tanh"`` (the
         paper's), ``"scaled_tanh"``, ``"zscore"``, a ``RewardTransform`` or a function on arrays
     :param reward_transform_kwargs: Keyword arguments of a named reward transform
@@ -123,8 +123,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         once), ``"antithetic"`` (pairs reflected at the mean of a Gaussian policy), or ``"auto"`` (enumerate where possible)
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
         much less as it is noisier
-    :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout has
-        at least five states per unit before it: gradient descent lags behind returns that grow, and branches end in the
+    :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout
+        has at least five states per unit before it: gradient descent lags behind returns that grow, and branches end in the
         critic's values
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
