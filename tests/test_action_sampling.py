@@ -204,7 +204,9 @@ def test_sampling_survives_a_checkpoint(tmp_path):
 
 
 def test_antithetic_pairs_learn():
-    model = HybridGRPO("MlpPolicy", "Pendulum-v1", n_steps=64, n_samples=4, action_sampling="antithetic", seed=0)
+    model = HybridGRPO(
+        "MlpPolicy", "Pendulum-v1", n_steps=64, n_samples=4, branch_horizon=1, action_sampling="antithetic", seed=0
+    )
     model.learn(128)
     assert np.isfinite(model.rollout_buffer.advantages).all()
     assert model.num_simulator_steps == 4 * 128

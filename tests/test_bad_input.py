@@ -94,10 +94,13 @@ class Faulty(Walk):
         return obs, reward, *rest
 
 
-@pytest.mark.parametrize("threshold, where", [(-2, "committed step"), (0.9, "committed step|branch")])
 @pytest.mark.parametrize("fault", ["reward", "observation"])
-def test_environment_that_returns_nan(fault, threshold, where):
-    model = HybridGRPO("MlpPolicy", make_vec_env(lambda: gym.wrappers.TimeLimit(Faulty(fault, threshold), 20), 2), **SMALL)
+@pytest.mark.parametrize(
+    "threshold, horizon, where", [(-2, 1, "committed step"), (-2, 8, "branch"), (0.9, 1, "committed step|branch")]
+)
+def test_environment_that_returns_nan(fault, threshold, horizon, where):
+    vec_env = make_vec_env(lambda: gym.wrappers.TimeLimit(Faulty(fault, threshold), 20), 2)
+    model = HybridGRPO("MlpPolicy", vec_env, branch_horizon=horizon, **SMALL)
     model.env.env_method("arm")
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     with pytest.raises(InvalidOutcomeError, match=f"Environment [01] returned NaN or infinity as {fault} in a ({where})"):

@@ -59,7 +59,8 @@ def test_runs_and_resumes(tmp_path, capsys):
         (start, *_), (*end, _) = row.curve[0], row.curve[-1]
         assert start == 0
         assert end[0] == 256 == int(row.columns["committed_steps"])
-        assert end[1] == int(row.columns["simulator_steps"]) == (512 if hybrid else 256)
+        assert end[1] == int(row.columns["simulator_steps"])
+        assert (end[1] > 256) == hybrid
         assert 0 < end[2] == float(row.columns["training_cpu_seconds"]) < float(row.columns["wall_seconds"])
 
     assert run.main(arguments(suite, output)) == 0
@@ -99,7 +100,7 @@ def test_a_kill_leaves_whole_rows(tmp_path):
 
 def test_rows_are_found_under_any_name_and_only_with_their_settings(tmp_path):
     path = tmp_path / "other.csv"
-    write_row(path, "n4", CARTPOLE, 0, [(0, 0, 0.0, 1.0)])
+    write_row(path, "n2", CARTPOLE, 0, [(0, 0, 0.0, 1.0)])
     (wanted,) = [found for found in runs_of(load_suite(str(write_suite(tmp_path, ["hybrid_grpo"]))), 1)]
     rows = read_rows(tmp_path)
     assert find_row(wanted, rows) == rows[0]

@@ -38,7 +38,9 @@ def copied(model):
     ids=str,
 )
 def test_action_spaces(algorithm, n_samples, action_space):
-    model = algorithm("MlpPolicy", make_vec_env(limited(action_space=action_space), 2), n_samples=n_samples, **SMALL)
+    settings = {"branch_horizon": 1} if algorithm is HybridGRPO else {}
+    vec_env = make_vec_env(limited(action_space=action_space), 2)
+    model = algorithm("MlpPolicy", vec_env, n_samples=n_samples, **settings, **SMALL)
     before = copied(model)
     model.learn(64)
     assert model.num_timesteps == 64
@@ -100,6 +102,7 @@ def test_gsde_samples_are_distinct(n_envs, squash_output):
         make_vec_env("Pendulum-v1", n_envs),
         use_sde=True,
         sde_sample_freq=8,
+        n_samples=4,
         policy_kwargs={"squash_output": squash_output, "log_std_init": -1.0},
         **SMALL,
     )
@@ -125,7 +128,7 @@ def test_gsde_noise_is_kept_between_resamplings():
         def step(self, action):
             return np.ones(2, dtype=np.float32), 0.0, False, False, {}
 
-    model = HybridGRPO("MlpPolicy", Standing(), use_sde=True, **SMALL)
+    model = HybridGRPO("MlpPolicy", Standing(), use_sde=True, n_samples=4, **SMALL)
     model.learn(32)
     for sample in range(4):
         assert np.ptp(model.rollout_buffer.actions[:, sample]) < 1e-5
@@ -141,7 +144,7 @@ def test_reward_transforms(settings):
 
 def test_paper_settings_are_the_seeds_formula():
     """A_T = 1/N Σ [tanh(R) + γ V(s') - V(s)], on the committed action alone, recomputed from the buffer."""
-    model = HybridGRPO("MlpPolicy", limited()(), gamma=0.9, **PAPER_SETTINGS, **SMALL)
+    model = HybridGRPO("MlpPolicy", limited()(), gamma=0.9, n_samples=4, **PAPER_SETTINGS, **SMALL)
     buffers = {}
 
     class Keep(BaseCallback):
@@ -218,7 +221,7 @@ def test_branching_does_not_change_the_committed_trajectory():
     def trajectory(n_samples):
         actions = np.random.default_rng(0).normal(size=(64, 2, 1, 2)).astype(np.float32)
         vec_env = make_vec_env(limited(), 2, seed=1)
-        model = HybridGRPO("MlpPolicy", vec_env, n_samples=n_samples, n_steps=64, batch_size=16, seed=0)
+        model = HybridGRPO("MlpPolicy", vec_env, n_samples=n_samples, branch_horizon=1, n_steps=64, batch_size=16, seed=0)
         steps = iter(actions)
         # The committed action is fixed, the others are the policy's
         model.policy.get_distribution = lambda obs: _Fixed(next(steps), n_samples)
@@ -285,7 +288,7 @@ def test_logged_metrics():
 
     model.learn(192, callback=Keep(), log_interval=100)
     logged.update(model.logger.name_to_value)
-    assert 192 < logged["time/simulator_steps"] <= 192 * 2
+    assert 192 < logged["time/simulator_steps"] <= 192 * (1 + 8)
     assert logged["rollout/group_std"] > 0
     assert np.isfinite(logged["rollout/averaged_advantage_mean"])
     assert logged["train/policy_updates_stopped_at"] == 2 * 4
@@ -348,7 +351,7 @@ def test_same_seed_same_result_other_seed_other_result():
 
 
 def test_set_env_branches_the_new_environment():
-    model = HybridGRPO("MlpPolicy", limited()(), **SMALL).learn(32)
+    model = HybridGRPO("MlpPolicy", limited()(), n_samples=4, branch_horizon=1, **SMALL).learn(32)
     steps = []
 
     class Counting(Walk):
@@ -368,7 +371,7 @@ def test_refused_environment_leaves_the_model_with_its_own():
             super().__init__()
             self.lock = threading.Lock()
 
-    model = HybridGRPO("MlpPolicy", limited()(), brancher="snapshot", **SMALL)
+    model = HybridGRPO("MlpPolicy", limited()(), n_samples=4, branch_horizon=1, brancher="snapshot", **SMALL)
     env, brancher = model.env, model._brancher
     with pytest.raises(UnbranchableEnvError, match="lock"):
         model.set_env(Locked())

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_hybrid_grpo.common.actors import Actor
+from sb3_hybrid_grpo.common.diagnostics import check_outcome
 from sb3_hybrid_grpo.common.evaluation import select_observations
 from sb3_hybrid_grpo.common.sampling import draw_noise
 from sb3_hybrid_grpo.common.type_aliases import AsyncBrancher, Brancher, BranchOutcome, Committed, Observations
@@ -32,7 +33,8 @@ class BranchPaths:
     """
     The branches of one macro-step, followed until the policy's noise is used up or all of them have ended.
 
-    The environments are left as they were, also if something raises.
+    The environments are left as they were, also if something raises: ``InvalidOutcomeError`` if the policy would have to go on
+    from NaN or infinity.
 
     :param actor: the policy that goes on after the first step
     :param brancher: source of the outcomes, needed if anything is branched
@@ -68,6 +70,8 @@ class BranchPaths:
                 alive = alive & ~(outcome.terminated | outcome.truncated)
                 if not alive.any():
                     break
+                # Only finite observations are for the policy.
+                check_outcome(outcome.observations, outcome.rewards)
                 obs = select_observations(self.observed(len(self.steps) - 1, None).observations, alive)
                 noise_of_branches = step_noise.repeat(alive.size // len(step_noise), axis=0)
                 actions = actions.copy()

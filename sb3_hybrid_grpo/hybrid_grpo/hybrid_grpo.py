@@ -269,6 +269,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self.reward_transform = make_reward_transform(self.reward_transform, self.reward_transform_kwargs)
+        self._horizon = 1 if self.n_samples == 1 else self.branch_horizon
         self._action_sampling = make_action_sampling(
             self.action_sampling,
             self.n_samples,
@@ -285,7 +286,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             "advantage": self.advantage,
             "tail_coef": self.tail_coef,
             "reward_transform": self.reward_transform,
-            "branch_horizon": self.branch_horizon,
+            "branch_horizon": self._horizon,
             "branch_lambda": self.branch_lambda,
             "action_sampling": self._action_sampling.name,
             **chosen_kwargs,
@@ -293,7 +294,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         super()._setup_model()
         self.rollout_buffer_class, self.rollout_buffer_kwargs = chosen_class, chosen_kwargs
 
-        if self.branch_horizon > 1:
+        if self._horizon > 1:
             check_common_noise(self.policy)
         self._has_linear_head = has_linear_head(self.policy)
         if self.refit_critic and not self._has_linear_head:
@@ -350,7 +351,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         rollout_buffer.reset()
         if self.use_sde:
             self.policy.reset_noise(n_envs * n_samples)
-        noise = NoiseAhead(self.policy, n_envs, self.branch_horizon)
+        noise = NoiseAhead(self.policy, n_envs, self._horizon)
         branches = rollout_branches(actor, self._brancher, rollout_buffer, deferred_values if self.uses_critic else None)
 
         callback.on_rollout_start()
@@ -378,7 +379,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
             self._update_info_buffer(infos, dones)
 
-            macro_step = MacroStep(n_envs, n_samples, self.branch_horizon)
+            macro_step = MacroStep(n_envs, n_samples, self._horizon)
             macro_step.commit(rewards, dones, infos, self._terminal_value)
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
