@@ -100,7 +100,7 @@ def test_every_algorithm_gets_the_shared_settings(algo, expected):
         assert model.advantage == PAPER_SETTINGS["advantage"]
 
 
-@pytest.mark.parametrize(("algo", "branches"), [("ppo", 1), ("hybrid_grpo", 2)])
+@pytest.mark.parametrize(("algo", "branches"), [("ppo", 1), ("hybrid_grpo", 1 + 8)])
 def test_evaluations_follow_the_steps_and_stop_the_clock(algo, branches, monkeypatch):
     evaluate_policy = training.evaluate_policy
 

@@ -20,7 +20,8 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(snapshot, "_user_registry", {})
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     if "print(" in example:
-        assert capsys.readouterr().out == "2048 committed steps, 4096 simulator steps\n"
+        steps = re.fullmatch(r"2048 committed steps, (\d+) simulator steps\n", capsys.readouterr().out)
+        assert 2048 < int(steps[1]) < 2048 * (1 + 8)
 
 
 def test_ten_lines_are_ten_lines():
@@ -35,7 +36,8 @@ def test_table_of_arguments():
         name: default for name, default in defaults.items() if name != "reward_transform_kwargs"
     }
     for name, value in PAPER_SETTINGS.items():
-        assert re.search(rf'^\| `{name}` \| `.+?` \| `"{value}"` \|', README, flags=re.MULTILINE), name
+        written = repr(value).replace("'", '"')
+        assert re.search(rf"^\| `{name}` \| `.+?` \| `{written}` \|", README, flags=re.MULTILINE), name
 
 
 def test_arguments_shared_with_ppo_are_ppos():

@@ -13,7 +13,7 @@ from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError, InvalidOutcomeErro
 from sb3_hybrid_grpo.branching import RewardFunction
 from tests.envs import limited
 
-SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
+SMALL = {"branch_horizon": 1, "n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
 
 
 class Robot(gym.Env):
@@ -51,7 +51,7 @@ class Keep(BaseCallback):
 
 def test_rewards_are_the_functions_and_the_next_value_is_the_committed_one():
     vec_env = make_vec_env(lambda: gym.wrappers.TimeLimit(Robot(), 5), 2, seed=0)
-    model = HybridGRPO("MlpPolicy", vec_env, brancher=RewardFunction(reward_of), **SMALL)
+    model = HybridGRPO("MlpPolicy", vec_env, n_samples=4, brancher=RewardFunction(reward_of), **SMALL)
     keep = Keep()
     model.learn(64, callback=keep)
     arrays = keep.arrays
@@ -106,6 +106,6 @@ def test_it_learns_what_the_function_says():
 )
 def test_bad_functions(function, options, error, message):
     env = Robot()
-    model = HybridGRPO("MlpPolicy", env, brancher=RewardFunction(function), **options, **SMALL)
+    model = HybridGRPO("MlpPolicy", env, n_samples=4, brancher=RewardFunction(function), **{**SMALL, **options})
     with pytest.raises(error, match=message):
         model.learn(32)

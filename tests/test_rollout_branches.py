@@ -74,13 +74,20 @@ def prompt(venv):
     return brancher
 
 
+SETTINGS = {
+    "n_samples": 4,
+    "branch_horizon": 1,
+    "n_steps": 60,
+    "batch_size": 60,
+    "n_epochs": 1,
+    "seed": 0,
+    "device": "cpu",
+}
+
+
 def rollout(brancher, env_id, wrap=lambda venv: venv, vec_env_cls=DummyVecEnv, **kwargs):
     venv = wrap(make_vec_env(env_id, 2, seed=0, vec_env_cls=vec_env_cls))
-    model = HybridGRPO(
-        "MlpPolicy",
-        venv,
-        **{"n_steps": 60, "batch_size": 60, "n_epochs": 1, "seed": 0, "device": "cpu", "brancher": brancher, **kwargs},
-    )
+    model = HybridGRPO("MlpPolicy", venv, **{**SETTINGS, "brancher": brancher, **kwargs})
     keep = KeepRollout()
     model.learn(120, callback=keep)
     venv.close()
@@ -134,8 +141,7 @@ def test_what_an_interrupted_rollout_remembered_is_forgotten():
             return self.n_calls < 25
 
     venv = make_vec_env("Hopper-v5", 1, seed=0)
-    settings = {"n_steps": 60, "batch_size": 60, "n_epochs": 1, "seed": 0, "device": "cpu"}
-    model = HybridGRPO("MlpPolicy", venv, **settings)
+    model = HybridGRPO("MlpPolicy", venv, **SETTINGS)
     model.learn(60, callback=StopAt())
     keep = KeepRollout()
     model.learn(60, callback=keep, reset_num_timesteps=False)

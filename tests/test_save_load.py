@@ -23,7 +23,8 @@ def predictions(model):
 
 @pytest.mark.parametrize("algorithm", [HybridGRPO, GRPO])
 def test_save_load(tmp_path, algorithm):
-    model = algorithm("MlpPolicy", limited()(), n_samples=3, **SMALL).learn(64)
+    settings = {"branch_horizon": 1} if algorithm is HybridGRPO else {}
+    model = algorithm("MlpPolicy", limited()(), n_samples=3, **settings, **SMALL).learn(64)
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=limited()())
     np.testing.assert_array_equal(predictions(loaded), predictions(model))
@@ -35,7 +36,7 @@ def test_save_load(tmp_path, algorithm):
 
 def test_load_without_env_then_set_env():
     file = io.BytesIO()
-    HybridGRPO("MlpPolicy", limited()(), **SMALL).save(file)
+    HybridGRPO("MlpPolicy", limited()(), n_samples=4, branch_horizon=1, **SMALL).save(file)
     file.seek(0)
     loaded = HybridGRPO.load(file)
     loaded.set_env(limited()())
@@ -49,7 +50,7 @@ def test_warm_start_from_ppo(tmp_path, algorithm, policy, observation):
     model = HybridGRPO.load(tmp_path / "ppo", env=limited(observation=observation)())
     obs = model.observation_space.sample()
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], ppo.predict(obs, deterministic=True)[0])
-    assert (model.gamma, model.n_samples, model.num_timesteps) == (0.9, 4, 64)
+    assert (model.gamma, model.n_samples, model.num_timesteps) == (0.9, 2, 64)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     model.learn(32, reset_num_timesteps=False)
     assert model.num_timesteps == 96
@@ -90,14 +91,16 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path):
 
 
 def test_arguments_can_be_changed_on_load(tmp_path):
-    HybridGRPO("MlpPolicy", limited()(), **SMALL).save(tmp_path / "model")
-    loaded = HybridGRPO.load(tmp_path / "model", env=limited()(), n_samples=2, reward_transform="tanh")
-    assert loaded.learn(32).num_simulator_steps == 64
+    HybridGRPO("MlpPolicy", limited()(), branch_horizon=1, **SMALL).save(tmp_path / "model")
+    loaded = HybridGRPO.load(tmp_path / "model", env=limited()(), n_samples=3, reward_transform="tanh")
+    assert loaded.learn(32).num_simulator_steps == 96
     assert repr(loaded.reward_transform) == "Tanh"
 
 
 def test_loading_into_another_number_of_environments(tmp_path):
-    HybridGRPO("MlpPolicy", make_vec_env(limited(), 2), **SMALL).learn(64).save(tmp_path / "model")
+    HybridGRPO("MlpPolicy", make_vec_env(limited(), 2), n_samples=4, branch_horizon=1, **SMALL).learn(64).save(
+        tmp_path / "model"
+    )
     vec_env = make_vec_env(limited(), 3, vec_env_cls=SubprocVecEnv)
     loaded = HybridGRPO.load(tmp_path / "model", env=vec_env)
     assert loaded.learn(96).num_simulator_steps == 96 * 4
