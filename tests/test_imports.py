@@ -21,12 +21,12 @@ LAYERS = [
         "branching",
     },
     {"common.buffers"},
-    {"common.sampling", "common.diagnostics", "common.evaluation"},
+    {"common.sampling", "common.diagnostics", "common.symptoms", "common.evaluation"},
     {"common.actors", "common.critic"},
     {"common.action_sampling", "common.branch_paths", "common.evaluators"},
     {"common.rollout_branches"},
     {"hybrid_grpo", "grpo"},
-    {"", "check", "compare", "hyperparams", "zoo", "__main__"},
+    {"", "check", "compare", "doctor", "hyperparams", "zoo", "__main__"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -9,6 +9,7 @@ from stable_baselines3 import PPO
 
 from sb3_hybrid_grpo import PAPER_SETTINGS, HybridGRPO
 from sb3_hybrid_grpo.branching import snapshot
+from sb3_hybrid_grpo.common.symptoms import SYMPTOMS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -46,3 +47,10 @@ def test_arguments_shared_with_ppo_are_ppos():
     ppos = list(inspect.signature(PPO.__init__).parameters.values())
     assert [(p.name, p.default, p.kind) for p in ours[: len(ppos)]] == [(p.name, p.default, p.kind) for p in ppos]
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(ppos) :])
+
+
+def test_table_of_symptoms():
+    rows = re.findall(r"^\| [^|]+ \| `((?:diagnostics|train)/\w+)` \| ([<>]) (-?[\d.]+)", README, flags=re.MULTILINE)
+    assert {(metric, sign, float(threshold)) for metric, sign, threshold in rows} == {
+        (symptom.metric, ">" if symptom.is_beyond(1e9, 0) else "<", symptom.threshold) for symptom in SYMPTOMS
+    }

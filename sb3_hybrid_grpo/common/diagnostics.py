@@ -3,9 +3,16 @@
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.utils import explained_variance
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.common.type_aliases import InvalidOutcomeError
+from sb3_hybrid_grpo.common.reward_transforms import RewardTransform
+from sb3_hybrid_grpo.common.type_aliases import Floats, InvalidOutcomeError
+
+_SAME_ACTION = 0.01
+_DECIDED = 0.99
+_FLAT = 0.05
 
 
 def rollout_statistics(buffer: MultiSampleMixin) -> dict[str, float]:
@@ -14,12 +21,98 @@ def rollout_statistics(buffer: MultiSampleMixin) -> dict[str, float]:
 
     :param buffer: a rollout with advantages
     :return: ``rollout/averaged_advantage_mean``, the mean of the paper's A_T; ``rollout/group_std``, the mean standard
-        deviation of the estimates within a state
+        deviation of the estimates within a state; and what ``sb3_hybrid_grpo.common.symptoms`` explains:
+        ``diagnostics/advantage_variance`` and that of PPO's advantages on the same data, with their ratio,
+        ``branch_explained_variance``, ``saturated_rewards``, ``coincident_actions``, ``groups_without_signal`` and
+        ``branch_disagreement``
     """
-    return {
+    rewards, branched = buffer.rewards, buffer.branched
+    statistics = {
         "rollout/averaged_advantage_mean": float(buffer.averaged_advantages.mean()),
-        "rollout/group_std": float(buffer.estimates[buffer.branched].std(axis=-1).mean()) if buffer.branched.any() else 0.0,
+        "rollout/group_std": float(buffer.estimates[branched].std(axis=-1).mean()) if branched.any() else 0.0,
+        "diagnostics/saturated_rewards": saturated_share(buffer.reward_transform, rewards[buffer.branch_alive[..., 0]]),
     }
+    if buffer.n_samples == 1 or not branched.any():
+        return statistics
+    estimates = buffer.estimates[branched]
+    ours = advantage_variance(buffer.advantages[branched], buffer.weights[branched])
+    ppos = float((buffer.returns - buffer.values).var())
+    values = np.broadcast_to(buffer.values[branched][:, None], estimates.shape)
+    statistics |= {
+        "diagnostics/advantage_variance": ours,
+        "diagnostics/ppo_advantage_variance": ppos,
+        "diagnostics/advantage_variance_ratio": ours / ppos if ppos > 0 else 0.0,
+        "diagnostics/branch_explained_variance": float(explained_variance(values.ravel(), (values + estimates).ravel())),
+        "diagnostics/groups_without_signal": float((np.ptp(estimates, axis=-1) <= 1e-6 * (1 + abs(values[:, 0]))).mean()),
+    }
+    if buffer.action_sampling == "enumerate":
+        decided = np.exp(buffer.log_probs[branched]).max(axis=-1) > _DECIDED
+        statistics["diagnostics/coincident_actions"] = float(decided.mean())
+    else:
+        sampled = np.take_along_axis(rewards, buffer.sources, axis=-1)[branched]
+        statistics["diagnostics/coincident_actions"] = coincident_share(buffer.actions[branched], buffer.action_space)
+        statistics["diagnostics/branch_disagreement"] = disagreement(sampled)
+    return statistics
+
+
+def advantage_variance(advantages: Floats, weights: Floats) -> float:
+    """
+    Return the variance of what multiplies the scores of a state in the policy gradient.
+
+    1/S Σ_s Σᵢ (w[s,i] A[s,i])²,    with N = 1 that of PPO's centred advantages
+
+    :param advantages: A, [S, N]
+    :param weights: w, [S, N]
+    :return: the variance
+    """
+    return float(np.square(weights * advantages).sum(axis=-1).mean())
+
+
+def saturated_share(transform: RewardTransform, rewards: Floats) -> float:
+    """
+    Return the share of rewards where a transform is flat: its slope is below 5 % of the largest, or of that at 0.
+
+    :param transform: f
+    :param rewards: rewards, [M]
+    :return: the share
+    """
+    scale = float(rewards.std()) or 1.0
+    points = np.append(rewards.astype(np.float64), 0.0)
+    slopes = transform.transform(points + 1e-3 * scale) - transform.transform(points - 1e-3 * scale)
+    return float((slopes[:-1] < _FLAT * slopes.max()).mean())
+
+
+def coincident_share(actions: np.ndarray, space: spaces.Space[Any]) -> float:
+    """
+    Return the share of states whose N actions are the same to the environment: equal, or within 1 % of a bounded range.
+
+    :param actions: actions of the policy, [S, N, action_dim]
+    :param space: the action space
+    :return: the share
+    """
+    if not isinstance(space, spaces.Box):
+        return float((actions == actions[:, :1]).all(axis=(1, 2)).mean())
+    low, high = space.low.ravel(), space.high.ravel()
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return 0.0
+    return float((np.ptp(np.clip(actions, low, high), axis=1) <= _SAME_ACTION * (high - low)).all(axis=1).mean())
+
+
+def disagreement(rewards: Floats) -> float:
+    """
+    Return by how many standard errors branches are rewarded otherwise than committed actions.
+
+    |mean d| / (std d / √S),    d[s] = r[s,0] - mean_{i>0} r[s,i]
+
+    The actions of a state are drawn alike, so that d has mean zero, and does not depend on the d of other states, unless
+    branches lead elsewhere than the environment.
+
+    :param rewards: rewards of the first steps, index 0 committed, [S, N]
+    :return: number of standard errors
+    """
+    differences = rewards[:, 0].astype(np.float64) - rewards[:, 1:].mean(axis=1, dtype=np.float64)
+    error = differences.std() / np.sqrt(len(differences))
+    return float(abs(differences.mean()) / error) if error > 0 else 0.0
 
 
 def check_outcome(observations: Any, rewards: np.ndarray) -> None:

@@ -144,18 +144,20 @@ def approximate_kl(log_ratio: np.ndarray, weights: np.ndarray) -> float:
     return weighted_mean(np.exp(log_ratio) - 1 - log_ratio, weights)
 
 
-def clip_gradients(parameters: Iterable[th.nn.Parameter], max_norm: float) -> None:
+def clip_gradients(parameters: Iterable[th.nn.Parameter], max_norm: float) -> float:
     """
     Scale all gradients such that their norm is at most this: ``clip_grad_norm_`` in half the time.
 
     :param parameters: parameters of one device; those without gradient are left out
     :param max_norm: the largest norm of all gradients together
+    :return: their norm before
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = th.cat([gradient.flatten() for gradient in gradients]).norm()
     scale = th.clamp(max_norm / (norm + 1e-6), max=1)
     for gradient in gradients:
         gradient.mul_(scale)
+    return float(norm)
 
 
 def fuse(optimizer: th.optim.Optimizer) -> None:

@@ -42,6 +42,7 @@ from sb3_hybrid_grpo.common.losses import (
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.rollout_branches import rollout_branches
 from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
+from sb3_hybrid_grpo.common.symptoms import Watch
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
@@ -302,6 +303,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 f"`refit_critic` has no effect: the values of {self.policy_class.__name__} are no outputs of a linear layer.",
                 stacklevel=3,
             )
+        self._watch = Watch()
         self._branch_rng = np.random.default_rng(self.seed)
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -409,8 +411,10 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
         self.logger.record("time/simulator_steps", self.num_simulator_steps)
-        for name, value in rollout_statistics(rollout_buffer).items():
+        statistics = rollout_statistics(rollout_buffer)
+        for name, value in statistics.items():
             self.logger.record(name, value)
+        self._watch.look(statistics)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -475,7 +479,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 metrics["loss"].append(sum(loss.value for loss in losses))
                 self.policy.optimizer.zero_grad()
                 evaluator.backward(losses)
-                clip_gradients(parameters, self.max_grad_norm)
+                metrics["grad_norm"].append(clip_gradients(parameters, self.max_grad_norm))
                 self.policy.optimizer.step()
 
             self._n_updates += 1
@@ -522,12 +526,15 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
     def _log_update(self, metrics: Metrics, n_policy_updates: int) -> None:
         last_loss = metrics.pop("loss")[-1]
-        for name, values in metrics.items():
-            self.logger.record(f"train/{name}", np.mean(values))
-        self.logger.record("train/loss", last_loss)
+        means = {f"train/{name}": float(np.mean(values)) for name, values in metrics.items()}
+        means["train/grad_norm_peak"] = max(metrics["grad_norm"]) / (float(np.median(metrics["grad_norm"])) or 1.0)
         if self.uses_critic:
-            explained_var = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
-            self.logger.record("train/explained_variance", explained_var)
+            buffer = self.rollout_buffer
+            means["train/explained_variance"] = float(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        for name, value in means.items():
+            self.logger.record(name, value)
+        self._watch.look(means)
+        self.logger.record("train/loss", last_loss)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
@@ -569,4 +576,4 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_brancher"]
+        return [*super()._excluded_save_params(), "_brancher", "_watch"]
