@@ -88,6 +88,8 @@ def test_equal_first_actions_lead_along_the_committed_path(action_space, vec_env
     "policy, make_env, wrap, kwargs",
     [
         ("MlpPolicy", limited(), lambda v: v, {"use_sde": True}),
+        ("MlpPolicy", limited(), lambda v: v, {"use_sde": True, "sde_sample_freq": 1}),
+        ("MlpPolicy", limited(), lambda v: v, {"use_sde": True, "sde_sample_freq": 3}),
         ("MlpPolicy", limited(), lambda v: v, {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
         ("MultiInputPolicy", limited(observation="dict"), lambda v: v, {}),
         ("MlpPolicy", limited(), lambda v: VecFrameStack(v, 3), {}),
@@ -106,6 +108,8 @@ def test_equal_first_actions_lead_along_the_committed_path(action_space, vec_env
     ],
     ids=[
         "gsde",
+        "gsde-every-step",
+        "gsde-every-third-step",
         "gsde-squashed",
         "dict",
         "stack",

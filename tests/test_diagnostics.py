@@ -85,6 +85,12 @@ def test_all_metrics_are_logged(kwargs):
         assert ours < ppos
 
 
+def test_committed_actions_of_gsde_are_not_compared_with_the_others():
+    _, logged = learn(n_updates=2, use_sde=True)
+    assert "diagnostics/coincident_actions" in logged[-1]
+    assert "diagnostics/branch_disagreement" not in logged[-1]
+
+
 def test_what_is_shared_with_ppo_is_logged_without_branches():
     model, logged = learn(n_updates=2, n_samples=1)
     assert "diagnostics/saturated_rewards" in logged[-1]

@@ -151,31 +151,44 @@ def step_behind(wait: Callable[[], None], env: VecEnv, actions: np.ndarray) -> V
 
 class NoiseAhead:
     """
-    The noise of the committed actions, drawn K steps ahead.
+    The noise of the committed actions of a rollout, drawn K - 1 steps ahead.
 
     Branches go on with the noise that the committed trajectory will have: what tells them apart is their first action. With
-    a single step nothing is shared, and the policy draws for itself.
+    gSDE that are the matrices of each step to come, which the actions of the trajectory so far have had no part in. With a
+    single step nothing is shared, and the policy draws for itself.
 
     :param policy: the policy
     :param n_envs: number of environments E
+    :param n_samples: number of samples N
     :param horizon: number of steps K
+    :param sde_sample_freq: number of steps between new noise matrices of gSDE, as in SB3; ``None`` without gSDE
     """
 
-    def __init__(self, policy: ActorCriticPolicy, n_envs: int, horizon: int) -> None:
+    def __init__(
+        self, policy: ActorCriticPolicy, n_envs: int, n_samples: int, horizon: int, sde_sample_freq: int | None
+    ) -> None:
         self._policy = policy
         self._n_envs = n_envs
+        self._n_samples = n_samples
+        self._horizon = horizon
+        self._sde_sample_freq = sde_sample_freq or 0
         self._noise: deque[np.ndarray] = deque(maxlen=horizon)
-        self.reset()
-
-    def reset(self) -> None:
-        """Draw anew, as after gSDE's matrices were sampled."""
-        for _ in range(self._noise.maxlen or 0):
+        self._n_steps = 0
+        if sde_sample_freq is not None:
+            self._reset_matrices()
+        for _ in range(horizon - 1):
             self.advance()
+
+    def _reset_matrices(self) -> None:
+        self._policy.reset_noise(self._n_envs * self._n_samples)
 
     def advance(self) -> None:
         """Go on to the next committed step."""
-        if self._noise.maxlen != 1:
+        if self._sde_sample_freq > 0 and self._n_steps % self._sde_sample_freq == 0:
+            self._reset_matrices()
+        if self._horizon > 1:
             self._noise.append(draw_noise(self._policy.action_dist, self._n_envs))
+        self._n_steps += 1
 
     @property
     def now(self) -> np.ndarray | None:

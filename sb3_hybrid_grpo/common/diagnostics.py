@@ -15,11 +15,12 @@ _DECIDED = 0.99
 _FLAT = 0.05
 
 
-def rollout_statistics(buffer: MultiSampleMixin) -> dict[str, float]:
+def rollout_statistics(buffer: MultiSampleMixin, alike: bool = True) -> dict[str, float]:
     """
     Summarise the estimates of a rollout.
 
     :param buffer: a rollout with advantages
+    :param alike: whether the actions of a state were drawn alike; with gSDE the committed one has its matrix from the past
     :return: ``rollout/averaged_advantage_mean``, the mean of the paper's A_T; ``rollout/group_std``, the mean standard
         deviation of the estimates within a state; and what ``sb3_hybrid_grpo.common.symptoms`` explains:
         ``diagnostics/advantage_variance`` and that of PPO's advantages on the same data, with their ratio,
@@ -49,9 +50,10 @@ def rollout_statistics(buffer: MultiSampleMixin) -> dict[str, float]:
         decided = np.exp(buffer.log_probs[branched]).max(axis=-1) > _DECIDED
         statistics["diagnostics/coincident_actions"] = float(decided.mean())
     else:
-        sampled = np.take_along_axis(rewards, buffer.sources, axis=-1)[branched]
         statistics["diagnostics/coincident_actions"] = coincident_share(buffer.actions[branched], buffer.action_space)
-        statistics["diagnostics/branch_disagreement"] = disagreement(sampled)
+        if alike:
+            sampled = np.take_along_axis(rewards, buffer.sources, axis=-1)[branched]
+            statistics["diagnostics/branch_disagreement"] = disagreement(sampled)
     return statistics
 
 

@@ -351,18 +351,13 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
         n_steps = 0
         rollout_buffer.reset()
-        if self.use_sde:
-            self.policy.reset_noise(n_envs * n_samples)
-        noise = NoiseAhead(self.policy, n_envs, self._horizon)
+        noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
         branches = rollout_branches(actor, self._brancher, rollout_buffer, deferred_values if self.uses_critic else None)
 
         callback.on_rollout_start()
 
         while n_steps < n_rollout_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(n_envs * n_samples)
-                noise.reset()
-
+            noise.advance()
             actions, values, log_probs, _ = self._action_sampling.sample(actor, self._last_obs, noise.now)  # type: ignore[arg-type]
             clipped_actions = to_env_actions(self.policy, actions)
 
@@ -370,7 +365,6 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             branches.begin(clipped_actions[:, 1:], alive, self._last_obs, noise.later)  # type: ignore[arg-type]
             new_obs, rewards, dones, infos = branches.step_env(env, clipped_actions[:, 0])
             check_outcome(new_obs, rewards)
-            noise.advance()
 
             self.num_timesteps += n_envs
             self.num_simulator_steps += n_envs
@@ -411,7 +405,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
         self.logger.record("time/simulator_steps", self.num_simulator_steps)
-        statistics = rollout_statistics(rollout_buffer)
+        statistics = rollout_statistics(rollout_buffer, alike=not self.use_sde)
         for name, value in statistics.items():
             self.logger.record(name, value)
         self._watch.look(statistics)
