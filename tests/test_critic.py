@@ -42,17 +42,15 @@ def test_features_that_tell_nothing_move_the_bias_only(features):
     assert bias == pytest.approx(2.5)
 
 
-def rollout(space, buffer_class):
-    buffer = buffer_class(16, space, spaces.Discrete(2), device="cpu", n_envs=2)
-    for _ in range(16):
-        obs = (
-            {key: part.sample()[None].repeat(2, axis=0) for key, part in space.items()}
-            if isinstance(space, spaces.Dict)
-            else (np.stack([space.sample(), space.sample()]))
-        )
-        zeros = np.zeros((2, 1), dtype=np.float32)
-        buffer.add(obs, zeros, zeros, np.zeros(2), th.zeros(2), th.zeros(2, 1), next_value=zeros, terminated=zeros)
-    buffer.compute_returns_and_advantage(th.zeros(2), np.zeros(2))
+def rollout(space, buffer_class, n_steps=256, n_envs=2):
+    buffer = buffer_class(n_steps, space, spaces.Discrete(2), device="cpu", n_envs=n_envs)
+    for _ in range(n_steps):
+        states = [space.sample() for _ in range(n_envs)]
+        obs = {key: np.stack([state[key] for state in states]) for key in space} if isinstance(space, spaces.Dict) else states
+        zeros = np.zeros((n_envs, 1), dtype=np.float32)
+        starts, values = np.zeros(n_envs), th.zeros(n_envs)
+        buffer.add(obs, zeros, zeros, starts, values, values[:, None], next_value=zeros, terminated=zeros)
+    buffer.compute_returns_and_advantage(th.zeros(n_envs), np.zeros(n_envs))
     return buffer
 
 
@@ -74,7 +72,7 @@ def test_refit_explains_returns_and_leaves_the_rest(space, buffer_class, policy)
     before = copy.deepcopy(policy.state_dict())
     refit_value_head(policy, buffer)
     errors = [
-        data.returns - policy.predict_values(data.observations).detach().numpy().ravel() for data in buffer.get(batch_size=8)
+        data.returns - policy.predict_values(data.observations).detach().numpy().ravel() for data in buffer.get(batch_size=64)
     ]
     assert np.square(errors).mean() < 0.1 * buffer.returns.var()
     assert abs(np.mean(errors)) < 1e-3
@@ -85,7 +83,7 @@ def test_refit_explains_returns_and_leaves_the_rest(space, buffer_class, policy)
 @pytest.mark.parametrize("refit_critic", [False, True])
 def test_refit_follows_the_update(refit_critic):
     plain, refitted = (
-        HybridGRPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, refit_critic=refit).learn(64).policy.state_dict()
+        HybridGRPO("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, refit_critic=refit).learn(256).policy.state_dict()
         for refit in (False, refit_critic)
     )
     changed = {name for name, tensor in plain.items() if not th.equal(tensor, refitted[name])}
@@ -100,3 +98,15 @@ def test_policy_without_linear_head():
     with pytest.warns(UserWarning, match="`refit_critic` has no effect: the values of OwnValues"):
         model = HybridGRPO(OwnValues, "CartPole-v1", n_steps=64, n_epochs=1, refit_critic=True)
     model.learn(64)
+
+
+@pytest.mark.parametrize(("n_states", "is_refitted"), [(256, True), (255, False)])
+def test_rollouts_of_few_states_are_left_alone(n_states, is_refitted):
+    """64 units need 256 states."""
+    space = spaces.Box(-1, 1, (3,), seed=0)
+    buffer = rollout(space, MultiSampleRolloutBuffer, n_states, n_envs=1)
+    policy = HybridGRPO.policy_aliases["MlpPolicy"](space, spaces.Discrete(2), lambda _: 1e-3)
+    buffer.returns = 100 + buffer.observations[..., 0]
+    before = policy.value_net.bias.item()
+    refit_value_head(policy, buffer)
+    assert (policy.value_net.bias.item() != before) == is_refitted

@@ -12,7 +12,7 @@ from sb3_hybrid_grpo.common.type_aliases import Floats
 RIDGE = 3e-3
 """Penalty ρ of a change of the last layer, in units of the features' mean variance."""
 
-MIN_STATES_PER_FEATURE = 5
+MIN_STATES_PER_FEATURE = 4
 """With fewer states a rollout's noise would be fitted."""
 
 
@@ -55,7 +55,7 @@ def refit_value_head(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> Non
     """
     Solve the critic's last layer for the returns of a rollout. What comes before it stays as it is, and so does the actor.
 
-    A rollout of fewer than five states per input of the layer changes nothing.
+    A rollout of fewer than four states per input of the layer changes nothing.
 
     :param policy: a policy that ``has_linear_head``
     :param buffer: the rollout, with returns
