@@ -147,7 +147,7 @@ class TestSettings:
 
         ours = read_settings()
         theirs = yaml.safe_load(files("rl_zoo3").joinpath("hyperparams", "ppo.yml").read_text())
-        adapted = {"n_samples", "branch_fraction", "brancher"}
+        adapted = {"n_samples", "branch_horizon", "branch_fraction", "brancher"}
         compared = 0
         for env_id, entry in ours.items():
             stem = env_id.partition("-v")[0]
