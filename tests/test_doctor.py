@@ -78,7 +78,7 @@ def test_broken_runs(cause, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("formats", [("csv",), ("tensorboard",)])
-@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1", limited()], ids=str)
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1", limited()], ids=["pendulum", "cartpole", "walk"])
 def test_good_runs(env, formats, tmp_path, capsys):
     run(tmp_path, env, formats)
     assert doctor.main([str(tmp_path)]) == 0
