@@ -33,7 +33,7 @@ from tests.lockstep import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
-SMALL = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, "device": "cpu"}
+SMALL = {"branch_horizon": 1, "n_steps": 16, "batch_size": 8, "n_epochs": 1, "device": "cpu"}
 
 
 class Hidden(Walk):
