@@ -7,15 +7,20 @@ LOGDIR is what was passed to ``stable_baselines3.common.logger.configure`` or as
 or TensorBoard file below it is read. A figure of all metrics with their thresholds is written to LOGDIR/doctor.png.
 """
 
+from __future__ import annotations
+
 import argparse
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from sb3_hybrid_grpo.common.symptoms import SYMPTOMS, Symptom
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STEPS = "time/total_timesteps"
 MIN_UPDATES = min(symptom.patience for symptom in SYMPTOMS)
@@ -56,6 +61,8 @@ def read_log(folder: Path) -> pd.DataFrame:
     :return: logged values, a column per metric and a row per dump
     :raises UnreadableLogError: if there is no log of an on-policy algorithm
     """
+    import pandas as pd
+
     files = [folder] if folder.is_file() else [*folder.rglob("progress.csv"), *folder.rglob("events.out.tfevents.*")]
     if not files:
         raise UnreadableLogError(
@@ -77,6 +84,8 @@ def _read_tensorboard(path: Path) -> pd.DataFrame:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ModuleNotFoundError:
         raise UnreadableLogError(f"{path} is a TensorBoard file: pip install tensorboard") from None
+    import pandas as pd
+
     events = EventAccumulator(str(path))
     events.Reload()
     columns = {
@@ -141,6 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("logdir", type=Path, metavar="LOGDIR", help="folder of the logs, or a progress.csv")
     folder: Path = parser.parse_args(argv).logdir
+    for package in ("matplotlib", "pandas"):
+        if importlib.util.find_spec(package) is None:
+            parser.exit(2, f'{package} is missing: pip install "sb3-hybrid-grpo[doctor]" installs what the doctor needs\n')
     try:
         log = read_log(folder)
     except UnreadableLogError as error:

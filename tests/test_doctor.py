@@ -1,7 +1,10 @@
 """The doctor names the planted cause of broken runs, and calls good ones healthy."""
 
+import importlib.util
+
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -88,7 +91,7 @@ def test_good_runs(env, formats, tmp_path, capsys):
 def test_symptoms_that_pass_and_that_last():
     steps, kl = np.arange(1, 31) * 100, np.zeros(30)
     kl[3:8] = kl[20:25] = 1.0
-    log = doctor.pd.DataFrame({doctor.STEPS: steps, "train/approx_kl": kl, "diagnostics/saturated_rewards": 0.5})
+    log = pd.DataFrame({doctor.STEPS: steps, "train/approx_kl": kl, "diagnostics/saturated_rewards": 0.5})
     log.loc[0, "train/approx_kl"] = np.nan
     saturated, unstable = sorted(doctor.diagnose(log), key=lambda finding: finding.symptom.name)
     assert (saturated.first, saturated.last, saturated.lasts) == (100, 3000, True)
@@ -118,3 +121,13 @@ def test_a_log_of_ppo_is_read_as_far_as_it_goes(tmp_path, capsys):
     run(tmp_path, "Pendulum-v1", algorithm=PPO, n_updates=25, vf_coef=0.0, value_scale=0.0)
     assert doctor.main([str(tmp_path)]) == 1
     assert "useless critic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "pandas"])
+def test_missing_extra(package, tmp_path, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    with pytest.raises(SystemExit) as exit_info:
+        doctor.main([str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert f'{package} is missing: pip install "sb3-hybrid-grpo[doctor]"' in capsys.readouterr().err
