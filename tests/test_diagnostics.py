@@ -9,10 +9,11 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_hybrid_grpo import HybridGRPO
+from sb3_hybrid_grpo import GRPO, HybridGRPO
 from sb3_hybrid_grpo.common.diagnostics import advantage_variance, coincident_share, disagreement, saturated_share
 from sb3_hybrid_grpo.common.reward_transforms import Identity, Tanh
 from sb3_hybrid_grpo.common.symptoms import SYMPTOMS, Watch
+from tests.envs import limited
 
 
 def test_advantage_variance_by_hand():
@@ -31,7 +32,7 @@ def test_saturated_share_by_hand():
 
 def test_coincident_share_by_hand():
     box = spaces.Box(-1, 1, (2,))
-    same, apart = [[0.5, 5.0], [0.51, 9.0]], [[0.5, 5.0], [0.53, 5.0]]
+    same, apart = [[0.5, 1.0], [0.51, 1.0]], [[0.5, 1.0], [0.53, 1.0]]
     assert coincident_share(np.array([same, apart]), box) == 0.5
     assert coincident_share(np.array([same, apart]), spaces.Box(-np.inf, np.inf, (2,))) == 0.0
     assert coincident_share(np.array([[[1], [1]], [[1], [0]], [[0], [0]]]), spaces.Discrete(2)) == pytest.approx(2 / 3)
@@ -89,6 +90,30 @@ def test_committed_actions_of_gsde_are_not_compared_with_the_others():
     _, logged = learn(n_updates=2, use_sde=True)
     assert "diagnostics/coincident_actions" in logged[-1]
     assert "diagnostics/branch_disagreement" not in logged[-1]
+
+
+def test_squashed_actions_are_compared_as_the_environment_takes_them():
+    """In [-1, 1] they would all be within 1 % of a range of 2000."""
+    wide = limited(action_space=spaces.Box(-1000, 1000, (2,)))
+    _, logged = learn(env=wide, n_updates=1, use_sde=True, policy_kwargs={"squash_output": True})
+    assert logged[-1]["diagnostics/coincident_actions"] < 0.1
+
+
+def test_grpo_has_no_variance_to_compare_with_ppos():
+    model = GRPO("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0)
+    keep = Keep()
+    model.learn(64, callback=keep, log_interval=1000)
+    assert "diagnostics/groups_without_signal" in keep.logged[-1]
+    assert "diagnostics/advantage_variance_ratio" not in keep.logged[-1]
+
+
+def test_a_users_transform_sees_the_environments_rewards_only():
+    def positive(rewards):
+        assert (rewards >= 0).all()
+        return np.sqrt(rewards)
+
+    _, logged = learn(env="CartPole-v1", n_updates=1, reward_transform=positive)
+    assert "diagnostics/saturated_rewards" not in logged[-1]
 
 
 def test_what_is_shared_with_ppo_is_logged_without_branches():

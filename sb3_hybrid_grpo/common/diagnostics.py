@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.common.reward_transforms import RewardTransform
+from sb3_hybrid_grpo.common.reward_transforms import CallableTransform, RewardTransform
+from sb3_hybrid_grpo.common.sampling import to_env_actions
 from sb3_hybrid_grpo.common.type_aliases import Floats, InvalidOutcomeError
 
 _SAME_ACTION = 0.01
@@ -15,12 +17,12 @@ _DECIDED = 0.99
 _FLAT = 0.05
 
 
-def rollout_statistics(buffer: MultiSampleMixin, alike: bool = True) -> dict[str, float]:
+def rollout_statistics(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> dict[str, float]:
     """
     Summarise the estimates of a rollout.
 
-    :param buffer: a rollout with advantages
-    :param alike: whether the actions of a state were drawn alike; with gSDE the committed one has its matrix from the past
+    :param policy: the policy that collected the rollout
+    :param buffer: the rollout, with advantages
     :return: ``rollout/averaged_advantage_mean``, the mean of the paper's A_T; ``rollout/group_std``, the mean standard
         deviation of the estimates within a state; and what ``sb3_hybrid_grpo.common.symptoms`` explains:
         ``diagnostics/advantage_variance`` and that of PPO's advantages on the same data, with their ratio,
@@ -31,27 +33,35 @@ def rollout_statistics(buffer: MultiSampleMixin, alike: bool = True) -> dict[str
     statistics = {
         "rollout/averaged_advantage_mean": float(buffer.averaged_advantages.mean()),
         "rollout/group_std": float(buffer.estimates[branched].std(axis=-1).mean()) if branched.any() else 0.0,
-        "diagnostics/saturated_rewards": saturated_share(buffer.reward_transform, rewards[buffer.branch_alive[..., 0]]),
     }
+    # A user's function may not bear other rewards than the environment's.
+    if not isinstance(buffer.reward_transform, CallableTransform):
+        known = rewards[buffer.branch_alive[..., 0]]
+        statistics["diagnostics/saturated_rewards"] = saturated_share(buffer.reward_transform, known)
     if buffer.n_samples == 1 or not branched.any():
         return statistics
     estimates = buffer.estimates[branched]
-    ours = advantage_variance(buffer.advantages[branched], buffer.weights[branched])
-    ppos = float((buffer.returns - buffer.values).var())
     values = np.broadcast_to(buffer.values[branched][:, None], estimates.shape)
-    statistics |= {
-        "diagnostics/advantage_variance": ours,
-        "diagnostics/ppo_advantage_variance": ppos,
-        "diagnostics/advantage_variance_ratio": ours / ppos if ppos > 0 else 0.0,
-        "diagnostics/branch_explained_variance": float(explained_variance(values.ravel(), (values + estimates).ravel())),
-        "diagnostics/groups_without_signal": float((np.ptp(estimates, axis=-1) <= 1e-6 * (1 + abs(values[:, 0]))).mean()),
-    }
+    no_spread = np.ptp(estimates, axis=-1) <= 1e-6 * (1 + abs(values[:, 0]))
+    statistics["diagnostics/groups_without_signal"] = float(no_spread.mean())
+    if buffer.advantage != "group_normalized":
+        ours = advantage_variance(buffer.advantages[branched], buffer.weights[branched])
+        ppos = float((buffer.returns - buffer.values).var())
+        statistics |= {
+            "diagnostics/advantage_variance": ours,
+            "diagnostics/ppo_advantage_variance": ppos,
+            "diagnostics/advantage_variance_ratio": ours / ppos if ppos > 0 else 0.0,
+            "diagnostics/branch_explained_variance": float(explained_variance(values.ravel(), (values + estimates).ravel())),
+        }
     if buffer.action_sampling == "enumerate":
         decided = np.exp(buffer.log_probs[branched]).max(axis=-1) > _DECIDED
         statistics["diagnostics/coincident_actions"] = float(decided.mean())
     else:
-        statistics["diagnostics/coincident_actions"] = coincident_share(buffer.actions[branched], buffer.action_space)
-        if alike:
+        actions = buffer.actions[branched].reshape(*estimates.shape, *buffer.action_space.shape)  # type: ignore[misc]
+        coincident = coincident_share(to_env_actions(policy, actions), buffer.action_space)
+        statistics["diagnostics/coincident_actions"] = coincident
+        # With gSDE the committed action has its matrix from the past, and is not drawn like the others.
+        if not policy.use_sde:
             sampled = np.take_along_axis(rewards, buffer.sources, axis=-1)[branched]
             statistics["diagnostics/branch_disagreement"] = disagreement(sampled)
     return statistics
@@ -88,16 +98,17 @@ def coincident_share(actions: np.ndarray, space: spaces.Space[Any]) -> float:
     """
     Return the share of states whose N actions are the same to the environment: equal, or within 1 % of a bounded range.
 
-    :param actions: actions of the policy, [S, N, action_dim]
+    :param actions: actions as the environment takes them, [S, N, \\*action_shape]
     :param space: the action space
     :return: the share
     """
     if not isinstance(space, spaces.Box):
-        return float((actions == actions[:, :1]).all(axis=(1, 2)).mean())
-    low, high = space.low.ravel(), space.high.ravel()
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        same = actions == actions[:, :1]
+    elif space.is_bounded():
+        same = np.ptp(actions, axis=1) <= _SAME_ACTION * (space.high - space.low)
+    else:
         return 0.0
-    return float((np.ptp(np.clip(actions, low, high), axis=1) <= _SAME_ACTION * (high - low)).all(axis=1).mean())
+    return float(same.reshape(len(same), -1).all(axis=1).mean())
 
 
 def disagreement(rewards: Floats) -> float:

@@ -405,7 +405,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
         self.logger.record("time/simulator_steps", self.num_simulator_steps)
-        statistics = rollout_statistics(rollout_buffer, alike=not self.use_sde)
+        statistics = rollout_statistics(self.policy, rollout_buffer)
         for name, value in statistics.items():
             self.logger.record(name, value)
         self._watch.look(statistics)
