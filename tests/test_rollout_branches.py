@@ -1,5 +1,8 @@
 """Branches that wait are the ones that would have been followed at once."""
 
+import copy
+import functools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher
 from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
 from sb3_hybrid_grpo.common import rollout_branches
 from sb3_hybrid_grpo.common.branch_paths import step_behind
+from tests.lockstep import describe
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "Ant-v5", "Humanoid-v5"]
 UNUSUAL = {
@@ -94,7 +98,13 @@ def rollout(brancher, env_id, wrap=lambda venv: venv, vec_env_cls=DummyVecEnv, *
     return {**keep.arrays, "simulator_steps": np.array(model.num_simulator_steps)}
 
 
-@pytest.mark.parametrize("env_id", ["Hopper-v5", "Ant-v5"])
+def noisy_acrobot():
+    env = gym.make("Acrobot-v1")
+    env.unwrapped.torque_noise_max = 0.5
+    return env
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Ant-v5", "Pendulum-v1", noisy_acrobot])
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -107,6 +117,8 @@ def rollout(brancher, env_id, wrap=lambda venv: venv, vec_env_cls=DummyVecEnv, *
     ids=str,
 )
 def test_late_branches_are_those_that_are_followed_at_once(monkeypatch, env_id, kwargs):
+    if env_id is noisy_acrobot:
+        kwargs = {name: value for name, value in kwargs.items() if "sde" not in name}
     monkeypatch.setattr(rollout_branches, "_BRANCHES_AT_ONCE", 50)
     at_once, late = rollout(prompt, env_id, **kwargs), rollout("auto", env_id, **kwargs)
     assert at_once.keys() == late.keys()
@@ -117,9 +129,10 @@ def test_late_branches_are_those_that_are_followed_at_once(monkeypatch, env_id, 
         np.testing.assert_array_equal(late["branch_rewards"], at_once["branch_rewards"])
 
 
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "MountainCarContinuous-v0"])
 @pytest.mark.parametrize("kwargs", [{}, {"branch_horizon": 3, "branch_fraction": 0.5}], ids=str)
-def test_workers_remember_and_branch_late(kwargs):
-    local, remote = (rollout("auto", "Hopper-v5", vec_env_cls=cls, **kwargs) for cls in (DummyVecEnv, SubprocVecEnv))
+def test_workers_remember_and_branch_late(env_id, kwargs):
+    local, remote = (rollout("auto", env_id, vec_env_cls=cls, **kwargs) for cls in (DummyVecEnv, SubprocVecEnv))
     for name, expected in local.items():
         np.testing.assert_allclose(remote[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
@@ -147,6 +160,43 @@ def test_what_an_interrupted_rollout_remembered_is_forgotten():
     model.learn(60, callback=keep, reset_num_timesteps=False)
     assert keep.arrays["branch_alive"].all()
     assert model.num_simulator_steps == 25 + 4 * 60
+
+
+CLASSIC = ["CartPole-v1", "Pendulum-v1", noisy_acrobot, "MountainCar-v0", "MountainCarContinuous-v0"]
+
+
+@pytest.mark.parametrize("env_id", CLASSIC)
+def test_late_branches_of_classic_control_keep_the_laws(env_id):
+    """They leave no trace, and repeat the committed step from its own state, in whatever episode it was."""
+    make = functools.partial(gym.make, env_id) if isinstance(env_id, str) else env_id
+    venv, twin = (make_vec_env(lambda: wrappers.TimeLimit(make(), 12), 2, seed=0) for _ in range(2))
+    brancher = make_brancher("auto", venv)
+    assert brancher.can_remember
+    for each in (venv, twin):
+        each.reset()
+    action_space = copy.deepcopy(venv.action_space)
+    action_space.seed(0)
+    for _ in range(3):
+        sampled = np.array([[action_space.sample() for _ in range(3 * 10)] for _ in range(2)])
+        expected = []
+        for committed in sampled[:, ::3].swapaxes(0, 1):
+            brancher.remember()
+            for each in (twin, venv):
+                outcome = each.step(committed)
+            expected.append(outcome)
+        branches = brancher.recall()
+        alive = np.ones(sampled.shape[:2], dtype=bool)
+        first = branches.open(sampled, alive, 3)
+        alive &= ~(first.terminated | first.truncated)
+        branches.advance(sampled, branches.advance(sampled, alive).terminated < alive)
+        branches.close()
+        for step, (obs, rewards, dones, infos) in enumerate(expected):
+            of_step = (slice(None), 3 * step)
+            obs = np.array([info.get("terminal_observation", row) for info, row in zip(infos, obs, strict=True)])
+            np.testing.assert_array_equal(first.observations[of_step], obs)
+            np.testing.assert_array_equal(first.rewards[of_step], rewards)
+            np.testing.assert_array_equal(first.terminated[of_step] | first.truncated[of_step], dones)
+        assert [describe(env) for env in venv.envs] == [describe(env) for env in twin.envs]
 
 
 class Bonus(HalfCheetahEnv):

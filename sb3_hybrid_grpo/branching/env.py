@@ -10,7 +10,8 @@ import numpy as np
 
 from sb3_hybrid_grpo.branching import randomness
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome
-from sb3_hybrid_grpo.branching.remembered import TaskStates
+from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
+from sb3_hybrid_grpo.branching.remembered import RememberedStates, TaskStates
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.time_limit import time_limit
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
@@ -46,12 +47,17 @@ class LocalBrancher:
             self._shares_generators |= uses_global_generators
             if as_returned:
                 self._example = example
-        tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
-        can_remember = timeout is None and len(tasks) == len(envs)
-        self.remembered = TaskStates(tasks, self._observation_space, is_worker=as_returned) if can_remember else None
+        self.remembered = self._remembered_states(is_worker=as_returned) if timeout is None else None
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()
+
+    def _remembered_states(self, is_worker: bool) -> RememberedStates | None:
+        tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
+        if len(tasks) == len(self._simulators):
+            return TaskStates(tasks, self._observation_space, is_worker)
+        memories = [simulator.memory for simulator in self._simulators if simulator.memory is not None]
+        return _RememberedAttributes(self, self._simulators, memories) if len(memories) == len(self._simulators) else None
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
@@ -64,6 +70,18 @@ class LocalBrancher:
         :raises BranchError: if an environment raises
         """
         self.close()
+        return self.begin(actions, alive, horizon)
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+        """
+        Take the first steps in branches, like ``open``, some of which may be open at other states than the present one.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all
+        :return: the outcomes, zero where not ``alive``
+        :raises BranchError: if an environment raises
+        """
         self._steps_left = horizon
         return self._step(actions, alive)
 
@@ -120,3 +138,44 @@ class LocalBrancher:
                 with nullcontext() if self._timeout is None else time_limit(self._timeout):
                     simulator.step(actions, env_idx, branches, outcome, self._steps_left == 0)
         return outcome
+
+
+class _RememberedAttributes:
+    """
+    Keeps the attributes of the environments of a brancher, see ``RememberedStates``.
+
+    :param brancher: the brancher
+    :param simulators: its environments
+    :param memories: where their attributes are kept
+    """
+
+    def __init__(
+        self, brancher: LocalBrancher, simulators: Sequence[Simulator], memories: Sequence[PrivateAttributes]
+    ) -> None:
+        self._brancher = brancher
+        self._simulators = simulators
+        self._memories = memories
+
+    def remember(self) -> None:
+        """Keep the present states."""
+        for simulator, memory in zip(self._simulators, self._memories, strict=True):
+            with simulator.unwatched():
+                memory.remember()
+
+    def confirm(self) -> None:
+        """Do nothing: they are kept."""
+
+    def forget(self) -> None:
+        """Forget the states that were kept."""
+        for memory in self._memories:
+            memory.forget()
+
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+        """Open branches, see ``RememberedStates``."""
+        for memory in self._memories:
+            memory.recall(alive.shape[1])
+        return self._brancher.begin(actions, alive, horizon)
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """Take a further step in the open branches, see ``RememberedStates``."""
+        return self._brancher.advance(actions, alive)

@@ -28,12 +28,13 @@ class RememberedStates(Protocol):
     def forget(self) -> None:
         """Forget the states that were kept."""
 
-    def open(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
         Open branches at the states that were kept, forget these, and take the first steps.
 
         :param actions: actions as the environments take them, [E, n, \\*action_shape]
         :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all
         :return: the outcomes, zero where not ``alive``
         """
 
@@ -76,7 +77,7 @@ class TaskStates:
         for task in self._tasks:
             task.forget()
 
-    def open(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """Open branches, see ``RememberedStates``."""
         self._branches = []
         for task, is_alive in zip(self._tasks, alive, strict=True):
@@ -127,11 +128,11 @@ class RecalledBranches:
 
         :param actions: actions as the environments take them, [E, n, \\*action_shape]
         :param alive: which of them are branched, [E, n]
-        :param horizon: not needed
+        :param horizon: number of steps that a branch may take in all
         :param obs: not needed
         :return: their outcomes as the simulators return them, zero where not ``alive``
         """
-        return self._states.open(actions, alive)
+        return self._states.open(actions, alive, horizon)
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         """

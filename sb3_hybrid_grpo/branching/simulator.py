@@ -12,6 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
+from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
 from sb3_hybrid_grpo.branching.snapshot import Snapshot
 from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
 from sb3_hybrid_grpo.common.type_aliases import (
@@ -143,6 +144,11 @@ class Simulator:
             finally:
                 _leave_in_any_case(states)
 
+    @property
+    def memory(self) -> PrivateAttributes | None:
+        """What keeps states for branches to come, where that is possible."""
+        return self._states if isinstance(self._states, PrivateAttributes) else None
+
     def include(self, shared_roots: tuple[Any, ...]) -> None:
         """Save these as well from now on, and with the open branches, which have not changed them yet."""
         self._states.include(shared_roots)
@@ -179,7 +185,8 @@ class Simulator:
                     untouched.restore()
                 if not uses_global_generators:
                     self.may_use_global_generators = known_layers(self.root) is None
-                    self._states = codecs.mujoco.PrivateStates.of(self.root) or self._states
+                    private = codecs.mujoco.PrivateStates.of(self.root) or PrivateAttributes.of(self.root)
+                    self._states = private or self._states
             except UnbranchableEnvError as error:
                 raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
             except Exception as error:

@@ -238,9 +238,9 @@ class _SubprocBrancher:
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         return self.step("advance", actions, alive)
 
-    def step(self, method: str, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+    def step(self, method: str, actions: np.ndarray, alive: np.ndarray, *arguments: Any) -> BranchOutcome:
         rows = zip(actions, alive, strict=True)
-        return join(self.call(method, [(row[None], row_alive[None]) for row, row_alive in rows]))
+        return join(self.call(method, [(row[None], row_alive[None], *arguments) for row, row_alive in rows]))
 
     def close(self) -> None:
         """Do nothing: a worker forgets its branches when the next ones are opened."""
@@ -314,8 +314,8 @@ class _WorkerStates:
     def forget(self) -> None:
         self._workers.call("remembered.forget", [() for _ in self._workers.venv.remotes])
 
-    def open(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        return self._workers.step("remembered.open", actions, alive)
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+        return self._workers.step("remembered.open", actions, alive, horizon)
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         return self._workers.step("remembered.advance", actions, alive)

@@ -210,13 +210,25 @@ class _CompositeSpaceCodec(_SpaceCodec):
 _PCG64_STATE_BYTES = 48
 
 
-def _save_bit_generator(obj: np.random.BitGenerator) -> Any:
+def save_bit_generator(obj: np.random.BitGenerator) -> Any:
+    """
+    Save a random generator of NumPy.
+
+    :param obj: the generator
+    :return: its state
+    """
     if type(obj) is _fast_bit_generator:
         return ctypes.string_at(obj.ctypes.state_address, _PCG64_STATE_BYTES)
     return obj.state
 
 
-def _restore_bit_generator(obj: np.random.BitGenerator, state: Any) -> None:
+def restore_bit_generator(obj: np.random.BitGenerator, state: Any) -> None:
+    """
+    Bring a random generator of NumPy back to a state.
+
+    :param obj: the generator
+    :param state: what ``save_bit_generator`` returned
+    """
     if type(state) is bytes:
         ctypes.memmove(obj.ctypes.state_address, state, _PCG64_STATE_BYTES)
     else:
@@ -285,10 +297,10 @@ _CONTENTS: dict[type, Codec] = {
     array.array: LeafCodec(lambda obj: obj[:], lambda obj, state: obj.__setitem__(slice(None), state)),
     np.ndarray: _ArrayCodec(),
     np.random.Generator: LeafCodec(
-        lambda obj: _save_bit_generator(obj.bit_generator),
-        lambda obj, state: _restore_bit_generator(obj.bit_generator, state),
+        lambda obj: save_bit_generator(obj.bit_generator),
+        lambda obj, state: restore_bit_generator(obj.bit_generator, state),
     ),
-    np.random.BitGenerator: LeafCodec(_save_bit_generator, _restore_bit_generator),
+    np.random.BitGenerator: LeafCodec(save_bit_generator, restore_bit_generator),
     np.random.RandomState: LeafCodec(lambda obj: obj.get_state(legacy=False), lambda obj, state: obj.set_state(state)),
     random.Random: LeafCodec(lambda obj: obj.getstate(), lambda obj, state: obj.setstate(state)),
 }
