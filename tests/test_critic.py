@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import HybridGRPO
 from sb3_hybrid_grpo.common.buffers import MultiSampleDictRolloutBuffer, MultiSampleRolloutBuffer
-from sb3_hybrid_grpo.common.critic import held_out_errors, least_squares_changes, refit_value_head
+from sb3_hybrid_grpo.common.critic import held_out_errors, least_squares_changes, made_a_difference, refit_value_head
 
 
 def test_changes_by_hand():
@@ -144,3 +144,25 @@ def test_noise_is_not_fitted():
     before = copy.deepcopy(policy.state_dict())
     refit_value_head(policy, buffer)
     assert all(th.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "is_refitted"),
+    [
+        ("Acrobot-v1", {}, False),
+        ("Acrobot-v1", {"n_samples": 3, "branch_horizon": 1}, False),
+        ("Acrobot-v1", {"n_samples": 1}, True),
+        ("CartPole-v1", {}, True),
+        ("Pendulum-v1", {}, True),
+        ("Pendulum-v1", {"branch_fraction": 0.05}, True),
+    ],
+    ids=str,
+)
+def test_critic_is_refitted_where_actions_make_a_difference(env_id, kwargs, is_refitted):
+    """None does on Acrobot before the goal is reached: each step costs one."""
+    biases = []
+    for refit_critic in (True, False):
+        model = HybridGRPO("MlpPolicy", env_id, n_steps=256, n_epochs=1, seed=0, refit_critic=refit_critic, **kwargs)
+        biases.append(model.learn(256).policy.value_net.bias.item())
+        assert made_a_difference(model.rollout_buffer) == is_refitted
+    assert (biases[0] != biases[1]) == is_refitted

@@ -62,6 +62,19 @@ def held_out_errors(inputs: Floats, residuals: Floats, ridges: Sequence[float]) 
     return np.asarray(errors / len(inputs))
 
 
+def made_a_difference(buffer: MultiSampleMixin) -> bool:
+    """
+    Tell whether any action that was tried changed a reward or ended an episode.
+
+    :param buffer: a rollout
+    :return: whether it did; ``True`` if there is nothing to compare with, as with N = 1
+    """
+    if buffer.n_samples == 1 or buffer.branch_terminated.any():
+        return True
+    differs = buffer.branch_rewards[:, :, 1:, 0] != buffer.branch_rewards[:, :, :1, 0]
+    return bool(differs[buffer.branch_alive[:, :, 1:, 0]].any())
+
+
 def has_linear_head(policy: ActorCriticPolicy) -> bool:
     """
     Tell whether the values of a policy are the outputs of a linear layer, as in SB3's own policies.
@@ -78,13 +91,14 @@ def refit_value_head(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> Non
     Solve the critic's last layer for the returns of a rollout, as far as parts of the rollout predict the others. What comes
     before it stays as it is, and so does the actor.
 
-    A rollout of fewer than four states per input of the layer changes nothing.
+    A rollout of fewer than four states per input of the layer changes nothing. Nor does one in which no action made a
+    difference, as before a sparse reward is found: its returns differ by what the critic has said itself.
 
     :param policy: a policy that ``has_linear_head``
     :param buffer: the rollout, with returns
     """
     head = policy.value_net
-    if buffer.returns.size < MIN_STATES_PER_FEATURE * head.in_features:
+    if buffer.returns.size < MIN_STATES_PER_FEATURE * head.in_features or not made_a_difference(buffer):
         return
     features: list[np.ndarray] = []
     parts: list[np.ndarray] = []
