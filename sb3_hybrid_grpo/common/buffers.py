@@ -230,19 +230,6 @@ class MultiSampleMixin(RolloutBuffer):
             self.weights = self.swap_and_flatten(self.weights)
         return super().get(batch_size)  # type: ignore[return-value]
 
-    def in_order(self, batch_size: int) -> Generator[MultiSampleRolloutBufferSamples, None, None]:
-        """
-        Yield minibatches of all states, trajectory after trajectory.
-
-        :param batch_size: number of states
-        :return: a generator of minibatches
-        """
-        if not self.generator_ready:
-            next(self.get(1))
-        n_states = len(self.returns)
-        for start in range(0, n_states, batch_size):
-            yield self._get_samples(np.arange(start, min(start + batch_size, n_states)))
-
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
     ) -> MultiSampleRolloutBufferSamples:

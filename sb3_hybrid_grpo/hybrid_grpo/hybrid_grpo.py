@@ -125,8 +125,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
         much less as it is noisier
     :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout
-        has at least four states per unit before it, and as far as its parts predict each other: gradient descent lags behind
-        returns that grow, and branches end in the critic's values
+        has at least four states per unit before it and an action in it changed a reward or ended an episode: gradient
+        descent lags behind returns that grow, and branches end in the critic's values
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), or a callable that makes a
