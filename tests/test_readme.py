@@ -2,7 +2,9 @@
 
 import inspect
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from stable_baselines3 import PPO
@@ -15,8 +17,45 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
+class Hub:
+    """Stands for the Hugging Face Hub, which tests cannot reach: what is uploaded can be downloaded."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, token=None):
+        return self
+
+    def create_repo(self, repo_id, exist_ok):
+        (self.folder / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_file(self, path_or_fileobj, path_in_repo, repo_id, **kwargs):
+        shutil.copy(path_or_fileobj, self.folder / repo_id / path_in_repo)
+
+    def download(self, repo_id, filename, **kwargs):
+        return str(self.folder / repo_id / filename)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    package = pytest.importorskip("huggingface_sb3.push_to_hub")
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(package, "HfApi", hub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
+
+
+# PyTorch warns of its own exporter.
+@pytest.mark.filterwarnings("ignore:.*legacy TorchScript-based ONNX export:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning")
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_examples_run(example, tmp_path, monkeypatch, capsys):
+def test_examples_run(example, tmp_path, monkeypatch, capsys, request):
+    if "huggingface" in example:
+        request.getfixturevalue("hub")
+    if "onnx" in example:
+        pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(snapshot, "_user_registry", {})
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
