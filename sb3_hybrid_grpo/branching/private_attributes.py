@@ -47,8 +47,9 @@ class PrivateAttributes:
         :return: ``None`` unless it is one of Gymnasium's classic control, unchanged and in no wrapper but ``TimeLimit``
         """
         layers = known_layers(root)
-        is_served = layers is not None and kind_of(layers[-1]).startswith("gymnasium.envs.classic_control.")
-        return cls(layers) if layers is not None and is_served else None
+        if layers is None or not kind_of(layers[-1]).startswith("gymnasium.envs.classic_control."):
+            return None
+        return cls(layers)
 
     def begin(self) -> None:
         """Look up the present state, see ``BranchStates``."""
