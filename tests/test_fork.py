@@ -82,7 +82,7 @@ def follow(venv, plan, horizons, name="fork"):
         obs, rewards, dones, infos = venv.step(committed)
         for env_idx, outcome in expected.pop(t, []):
             row = [env_idx]
-            outcome = BranchOutcome(pick(outcome.observations, row), *(part[row] for part in outcome[1:]))
+            outcome = BranchOutcome(pick(outcome.observations, row), *(part[row] for part in outcome[1:4]))
             assert_committed_outcome(outcome, pick(obs, row), rewards[row], dones[row], [infos[env_idx]])
         seen.append((obs, rewards, dones, infos))
     seen.append(state_of(venv))

@@ -16,6 +16,7 @@ LAYERS = [
         "common.reward_transforms",
         "common.losses",
         "common.checkpoints",
+        "common.maskable",
         "common.heads",
         "common.networks",
         "branching",

@@ -179,7 +179,7 @@ def walk_into_trap(venv, brancher, actions, alive, env_idx, branch_idx, depth):
 def only(outcome, branch_idx):
     """Return what one branch of each environment led to."""
     columns = np.s_[:, [branch_idx]]
-    return BranchOutcome(pick(outcome.observations, columns), *(part[columns] for part in outcome[1:]))
+    return BranchOutcome(pick(outcome.observations, columns), *(part[columns] for part in outcome[1:4]))
 
 
 def play(venv, seed, plan, n_steps, horizon, committed, brancher=None, traps=types.MappingProxyType({})):

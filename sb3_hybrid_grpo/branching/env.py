@@ -101,6 +101,11 @@ class LocalBrancher:
         for simulator in self._simulators:
             simulator.close()
 
+    def include_masks(self) -> None:
+        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
+        for simulator in self._simulators:
+            simulator.include_masks()
+
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         self._steps_left -= 1
         if self._shares_generators or not self._is_watched:
@@ -129,7 +134,9 @@ class LocalBrancher:
 
     def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         is_filled = bool(alive.all())
-        outcome = empty_outcome(self._observation_space, alive.shape, self._example, self._reward_dtype, is_filled)
+        outcome = empty_outcome(
+            self._observation_space, alive.shape, self._example, self._reward_dtype, is_filled, self._simulators[0].n_masks
+        )
         # Environments may change the actions that they get.
         actions = actions.copy()
         for env_idx, simulator in enumerate(self._simulators):

@@ -100,6 +100,11 @@ class ForkBrancher:
         end(self._family, self._family)
         self._branches.clear()
 
+    def include_masks(self) -> None:
+        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
+        for simulator in self._simulators:
+            simulator.include_masks()
+
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         try:
             outcome = self._step_all(actions, alive)
@@ -113,7 +118,9 @@ class ForkBrancher:
         return outcome
 
     def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        outcome = empty_outcome(self._observation_space, alive.shape, self._example, self._reward_dtype)
+        outcome = empty_outcome(
+            self._observation_space, alive.shape, self._example, self._reward_dtype, n_masks=self._simulators[0].n_masks
+        )
         deadline = None if self._timeout is None else time.monotonic() + self._timeout * np.count_nonzero(alive.any(axis=1))
         pending = [(int(env_idx), int(idx)) for env_idx, idx in np.argwhere(alive)][::-1]
         running: dict[Any, _At] = {}
@@ -137,7 +144,7 @@ class ForkBrancher:
         else:
             simulator = self._simulators[at[0]]
             with simulator.unwatched():
-                child = Child(partial(_live, simulator.root, action, self._steps_left), self._family)
+                child = Child(partial(_live, simulator, action, self._steps_left), self._family)
             self._branches[at] = child
         return child.channel.connection
 
@@ -148,8 +155,10 @@ class ForkBrancher:
             raise BranchError(self._describe(at, actions, f"{error} in the process of a branch")) from error
         if isinstance(answer, Raised):
             raise BranchError(self._describe(at, actions, f"raised {answer.error_class} in a branch: {answer.message}"))
-        obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at] = answer
+        obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], masks = answer
         store_observation(outcome.observations, at, obs)
+        if outcome.action_masks is not None and masks is not None:
+            outcome.action_masks[at] = masks
 
     def _describe(self, at: _At, actions: np.ndarray, problem: str) -> str:
         env_idx = at[0]
@@ -269,16 +278,17 @@ def _make_generators(root: gym.Env[Any, Any]) -> None:
 def _take_steps(simulator: Simulator, channel: Channel) -> None:
     """Play an episode's beginning in a child."""
     action_space = copy.deepcopy(simulator.env.action_space)
-    action_space.seed(0)
     simulator.root.reset()
-    channel.send(simulator.try_actions(*(action_space.sample() for _ in range(PROBE_STEPS))))
+    channel.send(simulator.try_actions(action_space, PROBE_STEPS, seed=0))
 
 
-def _live(root: gym.Env[Any, Any], action: Any, n_steps: int, channel: Channel) -> None:
+def _live(simulator: Simulator, action: Any, n_steps: int, channel: Channel) -> None:
     """Be a branch: take a step, answer, wait for the next action."""
     for steps_left in reversed(range(n_steps)):
-        obs, reward, terminated, truncated, _ = root.step(action)
-        channel.send((obs, reward, terminated, truncated))
-        if terminated or truncated or not steps_left:
+        obs, reward, terminated, truncated, _ = simulator.root.step(action)
+        is_last = terminated or truncated or not steps_left
+        masks = simulator.action_masks() if simulator.n_masks and not is_last else None
+        channel.send((obs, reward, terminated, truncated, masks))
+        if is_last:
             return
         action = channel.receive()

@@ -17,6 +17,7 @@ def empty_outcome(
     example: Any = None,
     reward_dtype: type[np.floating[Any]] = np.float64,
     is_filled: bool = False,
+    n_masks: int = 0,
 ) -> BranchOutcome:
     """
     Allocate an outcome of zeros.
@@ -26,11 +27,13 @@ def empty_outcome(
     :param example: an observation whose data type the outcome must hold as well
     :param reward_dtype: data type of the rewards
     :param is_filled: whether all observations will be stored: then they need not be zero before
+    :param n_masks: number of masks M of each state; 0 if there are none
     :return: the outcome
     """
-    nothing = np.zeros((2, *shape), dtype=bool)
+    terminated, truncated = np.zeros((2, *shape), dtype=bool)
+    masks = np.zeros((*shape, n_masks), dtype=bool) if n_masks else None
     observations = _empty_observations(space, shape, example, np.empty if is_filled else np.zeros)
-    return BranchOutcome(observations, np.zeros(shape, dtype=reward_dtype), *nothing)
+    return BranchOutcome(observations, np.zeros(shape, dtype=reward_dtype), terminated, truncated, masks)
 
 
 def _empty_observations(
@@ -81,9 +84,13 @@ def join(outcomes: Sequence[BranchOutcome]) -> BranchOutcome:
     :param outcomes: outcomes, each of one environment
     :return: the outcome of all of them
     """
-    observations, rewards, terminated, truncated = zip(*outcomes, strict=True)
+    observations, rewards, terminated, truncated, masks = zip(*outcomes, strict=True)
     return BranchOutcome(
-        _concatenate(observations), np.concatenate(rewards), np.concatenate(terminated), np.concatenate(truncated)
+        _concatenate(observations),
+        np.concatenate(rewards),
+        np.concatenate(terminated),
+        np.concatenate(truncated),
+        None if masks[0] is None else np.concatenate(masks),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces, wrappers
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
@@ -98,7 +99,8 @@ class Simulator:
     One environment, without the wrappers that only watch it.
 
     ``may_use_global_generators`` tells whether a step may draw from random generators that the whole process shares; ``task``
-    steps from many of its states at once, where that was found to be the same.
+    steps from many of its states at once, where that was found to be the same; ``n_masks`` is the number of masks of invalid
+    actions that are asked for.
 
     :param env: the environment as a vectorised environment holds it
     """
@@ -112,6 +114,7 @@ class Simulator:
         self._states: BranchStates = SavedStates(*self.roots)
         self.may_use_global_generators = True
         self.task: TaskSimulator | None = None
+        self.n_masks = 0
 
     def unwatched(self) -> _Detours:
         """
@@ -123,7 +126,7 @@ class Simulator:
 
     def step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
         """Step some branches, opening them if they are not open, and fill row ``env_idx`` of the outcome."""
-        observations, rewards, terminated, truncated = outcome
+        observations, rewards, terminated, truncated, masks = outcome
         states, step = self._states, self.root.step
         with self._detours:
             states.begin()
@@ -133,8 +136,11 @@ class Simulator:
                     at = env_idx, idx
                     obs, rewards[at], terminated[at], truncated[at], _ = step(actions[at])
                     store_observation(observations, at, obs)
-                    if not (is_last or terminated[at] or truncated[at]):
-                        states.keep(idx)
+                    if is_last or terminated[at] or truncated[at]:
+                        continue
+                    if masks is not None:
+                        masks[at] = self.action_masks()
+                    states.keep(idx)
             except Exception as error:
                 error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
                 raise error_class(
@@ -143,6 +149,14 @@ class Simulator:
                 ) from error
             finally:
                 _leave_in_any_case(states)
+
+    def include_masks(self) -> None:
+        """Ask for masks of invalid actions from now on, wherever a branch goes on."""
+        self.n_masks = _number_of_masks(self.env.action_space)
+
+    def action_masks(self) -> np.ndarray:
+        """Return which actions are valid in the present state, as sb3-contrib asks for it."""
+        return np.ravel(get_action_masks(self.env))
 
     @property
     def memory(self) -> PrivateAttributes | None:
@@ -167,7 +181,6 @@ class Simulator:
         :raises BranchError: if the environment raises
         """
         action_space = copy.deepcopy(self.env.action_space)
-        action_space.seed(0)
         with self.unwatched(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -178,7 +191,7 @@ class Simulator:
                     self.root.reset()
                     for step in range(PROBE_STEPS):
                         # Other numbers of steps in between, lest a hidden counter comes around to the same value.
-                        example = self._probe_step(action_space, n_others=1 + step % 3)
+                        example = self._probe_step(action_space, step, n_others=1 + step % 3)
                     uses_global_generators = watch.noticed()
                     self.task = self._probe_task(action_space)
                 finally:
@@ -201,14 +214,13 @@ class Simulator:
         """Make the environment's random generator if there is none: each branch would make one of its own."""
         _ = self.root.unwrapped.np_random
 
-    def _probe_step(self, action_space: spaces.Space[Any], n_others: int) -> Any:
-        first, second, *others = (action_space.sample() for _ in range(2 + n_others))
+    def _probe_step(self, action_space: spaces.Space[Any], seed: int, n_others: int) -> Any:
         snapshot = Snapshot(*self.roots, *randomness.GLOBAL_GENERATORS)
-        once, _ = self.try_actions(first, second)
+        once, _ = self.try_actions(action_space, 2, seed)
         snapshot.restore()
-        self.try_actions(*others)
+        self.try_actions(action_space, n_others, PROBE_STEPS + seed)
         snapshot.restore()
-        again, obs = self.try_actions(first, second)
+        again, obs = self.try_actions(action_space, 2, seed)
         for name in ("observations", "rewards", "terminated", "truncated"):
             if not identical(getattr(once, name), getattr(again, name)):
                 raise UnbranchableEnvError(
@@ -237,12 +249,16 @@ class Simulator:
                 self.root.reset()
         return task
 
-    def try_actions(self, *actions: Any) -> tuple[BranchOutcome, Any]:
-        """Step with one action after the other until the episode ends; return also the last observation as it is."""
-        outcome = empty_outcome(self.env.observation_space, (1, len(actions)))
-        for idx, action in enumerate(actions):
+    def try_actions(self, action_space: spaces.Space[Any], n_steps: int, seed: int) -> tuple[BranchOutcome, Any]:
+        """Step with random valid actions until the episode ends; return also the last observation as it is."""
+        outcome = empty_outcome(self.env.observation_space, (1, n_steps))
+        action_space.seed(seed)
+        has_masks = is_masking_supported(self.env) and callable(self.env.get_wrapper_attr("action_masks"))
+        for idx in range(n_steps):
             at = 0, idx
-            obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(copy.copy(action))
+            valid = (_space_mask(action_space, self.action_masks()),) if has_masks else ()
+            action = action_space.sample(*valid)
+            obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(action)
             store_observation(outcome.observations, at, obs)
             if outcome.terminated[at] or outcome.truncated[at]:
                 break
@@ -256,6 +272,23 @@ def _leave_in_any_case(states: BranchStates) -> None:
         # Interrupted, as by Ctrl-C: to do it again is harmless, to stop halfway is not.
         states.leave()
         raise
+
+
+def _space_mask(space: spaces.Space[Any], masks: np.ndarray) -> Any:
+    """Turn sb3-contrib's masks into what Gymnasium's ``sample`` takes."""
+    masks = masks.astype(np.int8)
+    if isinstance(space, spaces.MultiBinary):
+        may_be_zero, may_be_one = masks.reshape(-1, 2).T
+        return may_be_one + (may_be_zero & may_be_one)
+    if isinstance(space, spaces.MultiDiscrete):
+        return tuple(np.split(masks, np.cumsum(space.nvec)[:-1]))
+    return masks
+
+
+def _number_of_masks(space: spaces.Space[Any]) -> int:
+    if isinstance(space, spaces.MultiBinary):
+        return 2 * int(np.prod(space.n))
+    return int(space.n if isinstance(space, spaces.Discrete) else space.nvec.sum())  # type: ignore[attr-defined]
 
 
 def _skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

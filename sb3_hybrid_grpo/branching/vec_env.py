@@ -131,6 +131,10 @@ class VecEnvBrancher:
             path = view(path)
         return path[-1]
 
+    def include_masks(self) -> None:
+        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
+        self._simulators.include_masks()
+
     def remember(self) -> None:
         """Keep the present states, before the committed step; workers need not have done so before ``confirm``."""
         assert self._remembered is not None and self._recallable is not None
@@ -241,6 +245,9 @@ class _SubprocBrancher:
     def step(self, method: str, actions: np.ndarray, alive: np.ndarray, *arguments: Any) -> BranchOutcome:
         rows = zip(actions, alive, strict=True)
         return join(self.call(method, [(row[None], row_alive[None], *arguments) for row, row_alive in rows]))
+
+    def include_masks(self) -> None:
+        self.call("include_masks", [() for _ in self.venv.remotes])
 
     def close(self) -> None:
         """Do nothing: a worker forgets its branches when the next ones are opened."""

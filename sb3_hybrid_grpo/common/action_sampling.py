@@ -27,37 +27,44 @@ class ActionSampling:
     def __init__(self, group_size: int) -> None:
         self.group_size = group_size
 
-    def sample(self, actor: Actor, obs: Observations, noise: np.ndarray | None) -> Samples:
+    def sample(
+        self, actor: Actor, obs: Observations, noise: np.ndarray | None, action_masks: np.ndarray | None = None
+    ) -> Samples:
         """
         Choose N actions at each of E states.
 
         :param actor: samples from the policy
         :param obs: states
         :param noise: noise of the committed actions, drawn by the policy if ``None``, [E, \\*noise_dims]
+        :param action_masks: which actions are valid, [E, M], for a maskable policy
         :return: the actions
         """
-        return actor.sample(obs, self.group_size, noise)
+        return actor.sample(obs, self.group_size, noise, action_masks)
 
 
 class Enumeration(ActionSampling):
     """
     One sample of the policy, which is committed, and then all other actions of a discrete space.
 
-    Weighted with their probabilities they give the expectation over the action exactly.
+    Weighted with their probabilities they give the expectation over the action exactly. Invalid actions are among them, with
+    probability zero.
     """
 
     name = "enumerate"
 
-    def sample(self, actor: Actor, obs: Observations, noise: np.ndarray | None) -> Samples:
+    def sample(
+        self, actor: Actor, obs: Observations, noise: np.ndarray | None, action_masks: np.ndarray | None = None
+    ) -> Samples:
         """
         Choose all actions at each of E states, see ``ActionSampling.sample``.
 
         :param actor: samples from the policy
         :param obs: states
         :param noise: noise of the committed actions
+        :param action_masks: which actions are valid
         :return: the actions
         """
-        committed = actor.sample(obs, 1, noise).actions
+        committed = actor.sample(obs, 1, noise, action_masks).actions
         return Samples((committed + np.arange(self.group_size)) % self.group_size)
 
 
@@ -70,13 +77,16 @@ class AntitheticPairs(ActionSampling):
 
     name = "antithetic"
 
-    def sample(self, actor: Actor, obs: Observations, noise: np.ndarray | None) -> Samples:
+    def sample(
+        self, actor: Actor, obs: Observations, noise: np.ndarray | None, action_masks: np.ndarray | None = None
+    ) -> Samples:
         """
         Choose N/2 pairs of actions at each of E states, see ``ActionSampling.sample``.
 
         :param actor: samples from the policy
         :param obs: states
         :param noise: noise of the committed actions
+        :param action_masks: which actions are valid
         :return: the actions
         """
         samples = actor.sample(obs, self.group_size // 2, noise)

@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
+from sb3_hybrid_grpo.common.maskable import is_maskable, masking
 from sb3_hybrid_grpo.common.sampling import (
     actions_from_noise,
     forward_samples,
@@ -20,7 +21,7 @@ from sb3_hybrid_grpo.common.sampling import (
     sample_actions,
     to_env_actions,
 )
-from sb3_hybrid_grpo.common.type_aliases import Observations
+from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
 
 
 class Samples(NamedTuple):
@@ -49,21 +50,24 @@ class Actor:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
-    def sample(self, obs: Observations, n_samples: int, noise: np.ndarray | None = None) -> Samples:
+    def sample(
+        self, obs: Observations, n_samples: int, noise: np.ndarray | None = None, action_masks: np.ndarray | None = None
+    ) -> Samples:
         """
         Sample N actions at each of E states.
 
         :param obs: states
         :param n_samples: number of samples N
         :param noise: noise of the committed actions, drawn by the policy if ``None``, [E, \\*noise_dims]
+        :param action_masks: which actions are valid, [E, M], for a maskable policy
         :return: the actions
         """
         with th.no_grad():
             obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
             if overrides_forward(type(self.policy)):
-                actions, values, log_probs = forward_samples(self.policy, obs_tensor, n_samples)
+                actions, values, log_probs = forward_samples(self.policy, obs_tensor, n_samples, action_masks)
                 return Samples(self._shaped(actions, n_samples), values, log_probs)
-            distribution = self.policy.get_distribution(obs_tensor)
+            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks))
             actions = sample_actions(distribution, n_samples)
             if noise is not None:
                 actions[:, 0] = actions_from_noise(distribution, noise)
@@ -71,17 +75,26 @@ class Actor:
             means = self._shaped(distribution.mode()) if is_gaussian else None
         return Samples(self._shaped(actions, n_samples), means=means)
 
-    def act(self, obs: Observations, noise: np.ndarray) -> np.ndarray:
+    def act(self, obs: Observations, noise: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
         """
         Sample one action at each of B states with given noise.
 
         :param obs: states
         :param noise: noise, [B, \\*noise_dims]
+        :param action_masks: which actions are valid, [B, M]
         :return: actions for the environment, [B, \\*action_shape]
+        :raises InvalidArgumentError: if the policy is maskable and there are no masks
         """
+        takes_masks = is_maskable(type(self.policy))
+        if takes_masks and action_masks is None:
+            raise InvalidArgumentError(
+                "A maskable policy goes on in branches of several steps, but the outcomes of the brancher have no "
+                "`action_masks`: return them, or use branch_horizon=1."
+            )
         with th.no_grad():
             obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
-            actions = actions_from_noise(self.policy.get_distribution(obs_tensor), noise)
+            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks if takes_masks else None))
+            actions = actions_from_noise(distribution, noise)
         return to_env_actions(self.policy, self._shaped(actions))
 
     def _shaped(self, actions: th.Tensor, *n_samples: int) -> np.ndarray:
@@ -127,13 +140,16 @@ class MlpActor(Actor):
             and not any(getattr(module, name) for module in policy.modules() for name in _HOOKS)
         )
 
-    def sample(self, obs: Observations, n_samples: int, noise: np.ndarray | None = None) -> Samples:
+    def sample(
+        self, obs: Observations, n_samples: int, noise: np.ndarray | None = None, action_masks: np.ndarray | None = None
+    ) -> Samples:
         """
         Sample N actions at each of E states, see ``Actor.sample``.
 
         :param obs: states
         :param n_samples: number of samples N
         :param noise: noise of the committed actions
+        :param action_masks: none
         :return: the actions
         """
         parameters = self._parameters(obs)
@@ -151,12 +167,13 @@ class MlpActor(Actor):
         means = parameters.reshape(-1, *shape) if self._is_gaussian else None
         return Samples(actions.reshape(-1, n_samples, *shape), means=means)
 
-    def act(self, obs: Observations, noise: np.ndarray) -> np.ndarray:
+    def act(self, obs: Observations, noise: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
         """
         Sample one action at each of B states with given noise, see ``Actor.act``.
 
         :param obs: states
         :param noise: noise
+        :param action_masks: not looked at
         :return: actions for the environment
         """
         parameters = self._parameters(obs)

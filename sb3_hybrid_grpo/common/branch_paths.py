@@ -75,7 +75,8 @@ class BranchPaths:
                 obs = select_observations(self.observed(len(self.steps) - 1, None).observations, alive)
                 noise_of_branches = step_noise.repeat(alive.size // len(step_noise), axis=0)
                 actions = actions.copy()
-                actions[alive] = actor.act(obs, noise_of_branches[alive.ravel()])
+                masks = None if outcome.action_masks is None else outcome.action_masks[alive]
+                actions[alive] = actor.act(obs, noise_of_branches[alive.ravel()], masks)
                 self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
         finally:
             brancher.close()

@@ -53,15 +53,20 @@ def rollout_statistics(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> d
             "diagnostics/advantage_variance_ratio": ours / ppos if ppos > 0 else 0.0,
             "diagnostics/branch_explained_variance": float(explained_variance(values.ravel(), (values + estimates).ravel())),
         }
+    has_choice = np.ones(len(estimates), dtype=bool)
+    if buffer.action_masks is not None:
+        has_choice = buffer.action_masks[branched].sum(axis=-1) > buffer.action_dim
+    if not has_choice.any():
+        return statistics
     if buffer.action_sampling == "enumerate":
-        decided = np.exp(buffer.log_probs[branched]).max(axis=-1) > _DECIDED
+        decided = np.exp(buffer.log_probs[branched][has_choice]).max(axis=-1) > _DECIDED
         statistics["diagnostics/coincident_actions"] = float(decided.mean())
     else:
         actions = buffer.actions[branched].reshape(*estimates.shape, *buffer.action_space.shape)  # type: ignore[misc]
-        coincident = coincident_share(to_env_actions(policy, actions), buffer.action_space)
+        coincident = coincident_share(to_env_actions(policy, actions[has_choice]), buffer.action_space)
         statistics["diagnostics/coincident_actions"] = coincident
         # With gSDE the committed action has its matrix from the past, and is not drawn like the others.
-        if not policy.use_sde:
+        if not getattr(policy, "use_sde", False):
             sampled = np.take_along_axis(rewards, buffer.sources, axis=-1)[branched]
             statistics["diagnostics/branch_disagreement"] = disagreement(sampled)
     return statistics

@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.common.heads import HEADS
+from sb3_hybrid_grpo.common.maskable import masking, stock_class
 from sb3_hybrid_grpo.common.type_aliases import Observations
 
 _CHUNK_BYTES = 2**24
@@ -31,7 +32,7 @@ def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
 
 
 def evaluate_actions(
-    policy: ActorCriticPolicy, obs: PyTorchObs, actions: th.Tensor
+    policy: ActorCriticPolicy, obs: PyTorchObs, actions: th.Tensor, action_masks: np.ndarray | th.Tensor | None = None
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
     """
     Evaluate N actions at each of B states with the current policy, from one actor and one critic pass where possible.
@@ -39,6 +40,7 @@ def evaluate_actions(
     :param policy: the policy
     :param obs: states
     :param actions: actions as the buffer keeps them, [B, N, action_dim]
+    :param action_masks: which actions are valid, [B, M], for a maskable policy
     :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
     """
     if keeps_distribution(policy) and type(policy.action_dist) in HEADS:
@@ -47,10 +49,11 @@ def evaluate_actions(
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().squeeze(dim=-1)
     if not keeps_distribution(policy):
-        values, log_prob, entropy = policy.evaluate_actions(obs, actions[:, 0])
-        others = [policy.evaluate_actions(obs, sample)[1] for sample in actions.transpose(0, 1)[1:]]
+        evaluations = [policy.evaluate_actions(obs, sample, **masking(action_masks)) for sample in actions.transpose(0, 1)]
+        values, log_prob, entropy = evaluations[0]
+        others = [evaluation[1] for evaluation in evaluations[1:]]
         return values.flatten(), th.stack([log_prob, *others], dim=1), entropy
-    values, _, entropy = policy.evaluate_actions(obs, actions[:, 0])
+    values, _, entropy = policy.evaluate_actions(obs, actions[:, 0], **masking(action_masks))
     return values.flatten(), log_probs(policy.action_dist, actions), entropy
 
 
@@ -62,7 +65,7 @@ def keeps_distribution(policy: ActorCriticPolicy) -> bool:
     :return: whether it does
     """
     return all(
-        getattr(type(policy), name) is getattr(ActorCriticPolicy, name)
+        getattr(type(policy), name) is getattr(stock_class(type(policy)), name)
         for name in ("evaluate_actions", "_get_action_dist_from_latent")
     )
 
@@ -103,8 +106,10 @@ def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_v
     for rows in _chunks(buffer):
         obs = obs_as_tensor(flatten_observations(buffer.observations, rows), policy.device)  # type: ignore[arg-type]
         actions = buffer.to_torch(buffer.actions[rows].astype(np.float32, copy=False)).flatten(end_dim=1)
+        all_masks = buffer.action_masks
+        masks = None if all_masks is None else all_masks[rows].reshape(-1, all_masks.shape[-1])
         with th.no_grad():
-            values, log_prob, _ = evaluate_actions(policy, obs, actions)
+            values, log_prob, _ = evaluate_actions(policy, obs, actions, masks)
         if with_values:
             buffer.values[rows] = values.cpu().numpy().reshape(-1, buffer.n_envs)
         buffer.log_probs[rows] = log_prob.cpu().numpy().reshape(-1, buffer.n_envs, buffer.n_samples)

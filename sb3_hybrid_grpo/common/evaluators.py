@@ -26,15 +26,18 @@ class Evaluator:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
-    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """
         Evaluate N actions at each of B states.
 
         :param obs: states
         :param actions: actions as the buffer keeps them, [B, N, action_dim]
+        :param action_masks: which actions are valid, [B, M], for a maskable policy
         :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
         """
-        values, log_prob, entropy = evaluate_actions(self.policy, obs, actions)
+        values, log_prob, entropy = evaluate_actions(self.policy, obs, actions, action_masks)
         self._outputs = {"values": values, "log_prob": log_prob}
         if entropy is None:
             return _to_numpy(values), _to_numpy(log_prob), None
@@ -96,12 +99,15 @@ class MlpEvaluator(Evaluator):
         )
 
     @th.no_grad()
-    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         Evaluate N actions at each of B states, see ``Evaluator.evaluate_actions``.
 
         :param obs: states
         :param actions: actions
+        :param action_masks: none
         :return: values, log-probabilities and entropies
         """
         log_prob, entropy = self._head.evaluate(self._actor.forward(_flatten(obs)), actions)

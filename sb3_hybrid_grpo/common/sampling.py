@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -16,6 +17,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_hybrid_grpo.common.maskable import masking, stock_class
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError
 
 
@@ -55,9 +57,9 @@ def draw_noise(distribution: Distribution, n_states: int) -> np.ndarray:
         return matrices.reshape(n_states, -1, *matrices.shape[1:])[:, 0]
     if type(distribution) is DiagGaussianDistribution:
         return th.randn(n_states, distribution.action_dim).numpy()
-    if isinstance(distribution, CategoricalDistribution):
+    if isinstance(distribution, CategoricalDistribution | MaskableCategoricalDistribution):
         return th.rand(n_states).numpy()
-    if isinstance(distribution, MultiCategoricalDistribution):
+    if isinstance(distribution, MultiCategoricalDistribution | MaskableMultiCategoricalDistribution):
         return th.rand(n_states, len(distribution.action_dims)).numpy()
     if isinstance(distribution, BernoulliDistribution):
         return th.rand(n_states, distribution.action_dims).numpy()
@@ -96,25 +98,30 @@ def actions_from_noise(distribution: Distribution, given_noise: np.ndarray) -> t
         return actions if distribution.bijector is None else distribution.bijector.forward(actions)
     if isinstance(distribution, DiagGaussianDistribution):
         return distribution.distribution.mean + distribution.distribution.stddev * noise
-    if isinstance(distribution, CategoricalDistribution):
+    if isinstance(distribution, CategoricalDistribution | MaskableCategoricalDistribution):
         return _inverse_cdf(distribution.distribution.probs, noise)
-    if isinstance(distribution, MultiCategoricalDistribution):
-        parts = zip(distribution.distribution, noise.unbind(dim=1), strict=True)
+    if isinstance(distribution, MultiCategoricalDistribution | MaskableMultiCategoricalDistribution):
+        parts = zip(_parts(distribution), noise.unbind(dim=1), strict=True)
         return th.stack([_inverse_cdf(part.probs, part_noise) for part, part_noise in parts], dim=1)
     assert isinstance(distribution, BernoulliDistribution)
     return (noise < distribution.distribution.probs).float()
 
 
+def _parts(distribution: Any) -> list[Any]:
+    return distribution.distributions if hasattr(distribution, "distributions") else distribution.distribution  # type: ignore[no-any-return]
+
+
 def _parameters_of(distribution: Any) -> th.Tensor:
-    inner = distribution.distribution
+    inner = _parts(distribution)
     parameters = inner[0].probs if isinstance(inner, list) else inner.mean
     return parameters  # type: ignore[no-any-return]
 
 
 def _inverse_cdf(probs: th.Tensor, uniforms: th.Tensor) -> th.Tensor:
-    """Return the class at which the cumulative probability passes the uniform number, [B]."""
-    passed = probs.cumsum(dim=-1) <= uniforms[:, None]
-    return passed.sum(dim=-1).clamp(max=probs.shape[-1] - 1)
+    """Return the class at which the cumulative probability passes the uniform number, [B]: none of probability zero."""
+    cumulative = probs.cumsum(dim=-1)
+    passed = (cumulative <= uniforms[:, None]) & (cumulative < cumulative[:, -1:])
+    return passed.sum(dim=-1)
 
 
 def overrides_forward(policy_class: type[ActorCriticPolicy]) -> bool:
@@ -124,23 +131,27 @@ def overrides_forward(policy_class: type[ActorCriticPolicy]) -> bool:
     :param policy_class: the policy's class
     :return: whether rollouts must call it
     """
-    return policy_class.forward is not ActorCriticPolicy.forward
+    return policy_class.forward is not stock_class(policy_class).forward
 
 
-def forward_samples(policy: ActorCriticPolicy, obs: PyTorchObs, n_samples: int) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+def forward_samples(
+    policy: ActorCriticPolicy, obs: PyTorchObs, n_samples: int, action_masks: np.ndarray | None = None
+) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
     Sample actions at each of E states by ``policy.forward``, with every state repeated N times.
 
     :param policy: the policy
     :param obs: states
     :param n_samples: number of samples N
+    :param action_masks: which actions are valid, [E, M]
     :return: actions [E, N, \\*action_dims], values [E] and log-probabilities [E, N]
     """
     if isinstance(obs, dict):
         repeated: PyTorchObs = {key: part.repeat_interleave(n_samples, dim=0) for key, part in obs.items()}
     else:
         repeated = obs.repeat_interleave(n_samples, dim=0)
-    actions, values, log_prob = policy(repeated)
+    repeated_masks = None if action_masks is None else action_masks.repeat(n_samples, axis=0)
+    actions, values, log_prob = policy(repeated, **masking(repeated_masks))
     actions = actions.reshape(-1, n_samples, *actions.shape[1:])
     return actions, values.reshape(-1, n_samples)[:, 0], log_prob.reshape(-1, n_samples)
 

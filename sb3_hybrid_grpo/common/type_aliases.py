@@ -61,12 +61,15 @@ class BranchOutcome(NamedTuple):
     :param rewards: rewards of the environment, [E, n]
     :param terminated: the episode ended in a terminal state, [E, n]
     :param truncated: the episode was cut off (its next observation still has a value), [E, n]
+    :param action_masks: which actions are valid in the next states, where branches go on, [E, n, M]; ``None`` if the
+        environments do not tell
     """
 
     observations: Observations
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    action_masks: np.ndarray | None = None
 
 
 class Committed(NamedTuple):
@@ -157,6 +160,13 @@ class AsyncBrancher(Brancher, Protocol):
         """
 
 
+class MaskingBrancher(Brancher, Protocol):
+    """A brancher whose outcomes can include masks of invalid actions."""
+
+    def include_masks(self) -> None:
+        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
+
+
 class RememberingBrancher(Brancher, Protocol):
     """A brancher that can keep states, to branch from many of them at once later."""
 
@@ -195,6 +205,7 @@ class MultiSampleRolloutBufferSamples(NamedTuple):
     :param advantages: advantage of every action, [B, N]
     :param returns: targets of the critic, [B]
     :param weights: weight of every action in the mean over a state, each row sums to one, [B, N]
+    :param action_masks: which actions are valid, [B, M]; ``None`` for policies without masks
     """
 
     observations: th.Tensor | TensorDict
@@ -204,3 +215,4 @@ class MultiSampleRolloutBufferSamples(NamedTuple):
     advantages: np.ndarray
     returns: np.ndarray
     weights: np.ndarray
+    action_masks: th.Tensor | None = None

@@ -4,11 +4,12 @@ import inspect
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -39,6 +40,7 @@ from sb3_hybrid_grpo.common.losses import (
     value_loss,
     weighted_mean,
 )
+from sb3_hybrid_grpo.common.maskable import is_maskable, masking, without_sde
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.rollout_branches import rollout_branches
 from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
@@ -47,9 +49,17 @@ from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
     InvalidArgumentError,
+    MaskingBrancher,
     MultiSampleRolloutBufferSamples,
 )
-from sb3_hybrid_grpo.hybrid_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_hybrid_grpo.hybrid_grpo.policies import (
+    CnnPolicy,
+    MaskableCnnPolicy,
+    MaskableMlpPolicy,
+    MaskableMultiInputPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+)
 
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
 Metrics: TypeAlias = dict[str, list[float]]
@@ -77,7 +87,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     part of the update and not the critic's. A minibatch of ``batch_size`` states holds ``batch_size`` · N actions, and
     ``num_timesteps`` counts committed steps only.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...). With sb3-contrib's maskable ones (MaskableMlpPolicy,
+        ...) invalid actions are neither sampled nor branched: which ones are valid says the environment's method
+        ``action_masks``, as for ``MaskablePPO``
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
     :param n_steps: The number of committed steps to run for each environment per update
@@ -141,6 +153,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "MaskableMlpPolicy": MaskableMlpPolicy,
+        "MaskableCnnPolicy": MaskableCnnPolicy,
+        "MaskableMultiInputPolicy": MaskableMultiInputPolicy,
     }
     advantage_names: ClassVar[tuple[str, ...]] = ("hybrid", "per_action", "averaged")
     uses_critic: ClassVar[bool] = True
@@ -238,7 +253,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             self._setup_model()
 
     def _check_arguments(self) -> None:
-        if not issubclass(self.policy_class, ActorCriticPolicy):
+        self._is_maskable = is_maskable(self.policy_class)
+        if not (self._is_maskable or issubclass(self.policy_class, ActorCriticPolicy)):
             raise InvalidArgumentError(f"{self.policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
         if "lstm_states" in inspect.signature(self.policy_class.forward).parameters:
             raise InvalidArgumentError(f"{self.policy_class.__name__} is recurrent: branches of a memory are not supported.")
@@ -281,7 +297,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         )
         # A checkpoint keeps the buffer that the user chose, if any: it must load into PPO as well.
         chosen_class, chosen_kwargs = self.rollout_buffer_class, self.rollout_buffer_kwargs
-        self.rollout_buffer_class = multi_sample_buffer_class(chosen_class, self.observation_space)
+        self.rollout_buffer_class = multi_sample_buffer_class(chosen_class, self.observation_space, self._is_maskable)
         self.rollout_buffer_kwargs = {
             "n_samples": self._action_sampling.group_size,
             "advantage": self.advantage,
@@ -292,7 +308,11 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             "action_sampling": self._action_sampling.name,
             **chosen_kwargs,
         }
+        chosen_policy_class = self.policy_class
+        if self._is_maskable:
+            self.policy_class = without_sde(chosen_policy_class)  # type: ignore[assignment]
         super()._setup_model()
+        self.policy_class = chosen_policy_class
         self.rollout_buffer_class, self.rollout_buffer_kwargs = chosen_class, chosen_kwargs
 
         if self._horizon > 1:
@@ -311,9 +331,19 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self._brancher = self._make_brancher(self.env)
 
     def _make_brancher(self, env: VecEnv | None) -> Brancher | None:
-        if env is None or self.n_samples == 1:
+        if env is None:
             return None
-        return make_brancher(self.brancher, env, self.branch_timeout)
+        if self._is_maskable and not is_masking_supported(env):
+            raise InvalidArgumentError(
+                f"{self.policy_class.__name__} needs masks, but the environment has no method `action_masks` that tells them. "
+                "Wrap it in sb3_contrib.common.wrappers.ActionMasker, or use a policy without masks."
+            )
+        if self.n_samples == 1:
+            return None
+        brancher = make_brancher(self.brancher, env, self.branch_timeout)
+        if self._is_maskable and hasattr(brancher, "include_masks"):
+            cast(MaskingBrancher, brancher).include_masks()
+        return brancher
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -358,10 +388,16 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
         while n_steps < n_rollout_steps:
             noise.advance()
-            actions, values, log_probs, _ = self._action_sampling.sample(actor, self._last_obs, noise.now)  # type: ignore[arg-type]
+            action_masks = get_action_masks(env) if self._is_maskable else None
+            actions, values, log_probs, _ = self._action_sampling.sample(
+                actor,
+                self._last_obs,  # type: ignore[arg-type]
+                noise.now,
+                action_masks,
+            )
             clipped_actions = to_env_actions(self.policy, actions)
 
-            sources, alive = self._choose_branches(actions)
+            sources, alive = self._choose_branches(actions, action_masks)
             branches.begin(clipped_actions[:, 1:], alive, self._last_obs, noise.later)  # type: ignore[arg-type]
             new_obs, rewards, dones, infos = branches.step_env(env, clipped_actions[:, 0])
             check_outcome(new_obs, rewards)
@@ -388,6 +424,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 terminated=macro_step.terminated,
                 alive=macro_step.alive,
                 source=sources,
+                **masking(action_masks),
             )
             self.num_simulator_steps += branches.finish(new_obs, infos, macro_step.terminated[:, 0, 0])
 
@@ -414,7 +451,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _choose_branches(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _choose_branches(self, actions: np.ndarray, action_masks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """
         Return the sample whose outcome each action shares, [E, N], since no action is branched twice at one state, and which
         actions beside the committed one are branched, [E, N - 1].
@@ -425,6 +462,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             sources = own[None].repeat(n_envs, axis=0)
         else:
             sources = first_occurrences(actions)
+        if action_masks is not None and self._action_sampling.name == "enumerate":
+            # The probability of invalid actions is zero: any outcome will do.
+            sources[~np.take_along_axis(action_masks.astype(bool), actions, axis=1)] = 0
         alive = sources[:, 1:] == own[1:]
         if self.branch_fraction < 1:
             skipped = self._branch_rng.random(n_envs) >= self.branch_fraction
@@ -456,7 +496,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             for rollout_data in self.rollout_buffer.get(self.batch_size):
                 losses: list[Loss] = []
                 if train_policy:
-                    values, log_prob, entropy = evaluator.evaluate_actions(rollout_data.observations, rollout_data.actions)
+                    values, log_prob, entropy = evaluator.evaluate_actions(
+                        rollout_data.observations, rollout_data.actions, rollout_data.action_masks
+                    )
                     losses += self._policy_losses(rollout_data, log_prob, entropy, metrics)
                     if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
                         train_policy = False
@@ -537,6 +579,26 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             schedule = getattr(self, name)
             if schedule is not None:
                 self.logger.record(f"train/{name}", schedule(self._current_progress_remaining))
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Get the policy's action, as in SB3 and in sb3-contrib's ``MaskablePPO``.
+
+        :param observation: the input observation
+        :param state: not used
+        :param episode_start: not used
+        :param deterministic: Whether or not to return deterministic actions
+        :param action_masks: which actions are valid, for a maskable policy
+        :return: the action, and ``state``
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic, **masking(action_masks))
 
     def learn(
         self: SelfHybridGRPO,

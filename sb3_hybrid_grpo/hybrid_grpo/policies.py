@@ -1,7 +1,15 @@
-"""Names of SB3's actor-critic policies, as every SB3 algorithm offers them."""
+"""Names of SB3's actor-critic policies, as every SB3 algorithm offers them, and of sb3-contrib's with masks."""
 
+from sb3_contrib.common.maskable.policies import (
+    MaskableActorCriticCnnPolicy,
+    MaskableActorCriticPolicy,
+    MaskableMultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 
 MlpPolicy = ActorCriticPolicy
 CnnPolicy = ActorCriticCnnPolicy
 MultiInputPolicy = MultiInputActorCriticPolicy
+MaskableMlpPolicy = MaskableActorCriticPolicy
+MaskableCnnPolicy = MaskableActorCriticCnnPolicy
+MaskableMultiInputPolicy = MaskableMultiInputActorCriticPolicy

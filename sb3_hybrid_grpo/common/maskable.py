@@ -1,0 +1,49 @@
+"""What is different about sb3-contrib's policies, which take masks of invalid actions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+
+
+def is_maskable(policy_class: type[BasePolicy]) -> bool:
+    """
+    Tell whether a policy takes masks.
+
+    :param policy_class: the policy's class
+    :return: whether it is one of sb3-contrib's maskable policies
+    """
+    return issubclass(policy_class, MaskableActorCriticPolicy)
+
+
+def stock_class(policy_class: type[BasePolicy]) -> type[ActorCriticPolicy]:
+    """
+    Return the class whose methods a policy inherits where it does not bring its own.
+
+    :param policy_class: the policy's class
+    :return: SB3's or sb3-contrib's policy; the latter is no subclass of the former, but does the same
+    """
+    return MaskableActorCriticPolicy if is_maskable(policy_class) else ActorCriticPolicy  # type: ignore[return-value]
+
+
+def masking(action_masks: np.ndarray | th.Tensor | None) -> dict[str, Any]:
+    """
+    Return what a policy's methods take beside observations and actions.
+
+    :param action_masks: which actions are valid, [B, M]; ``None`` for policies without masks
+    :return: keyword arguments
+    """
+    return {} if action_masks is None else {"action_masks": action_masks}
+
+
+def without_sde(policy_class: type[BasePolicy]) -> Callable[..., BasePolicy]:
+    """
+    Let a maskable policy be made as SB3 makes policies.
+
+    :param policy_class: a policy that knows no gSDE
+    :return: a constructor that passes over ``use_sde``
+    """
+    return lambda *args, use_sde, **kwargs: policy_class(*args, **kwargs)
