@@ -75,18 +75,20 @@ class AllSamplings(ActionSampling):
             return np.append(own[:1], others) if n_samples == self.n_samples else None
         return np.append(own[: n_samples // 2], others[: n_samples // 2]) if n_samples % 2 == 0 else None
 
-    def sample(self, actor: Actor, obs: Any, noise: th.Tensor | None) -> Samples:
+    def sample(self, actor: Actor, obs: Any, noise: th.Tensor | None, action_masks: Any = None) -> Samples:
         """
         Choose actions at each of E states, see ``ActionSampling.sample``.
 
         :param actor: samples from the policy
         :param obs: states
         :param noise: noise of the committed actions
+        :param action_masks: not used
         :return: the actions
         """
-        actions, *_, means = actor.sample(obs, self.n_samples, noise)
+        samples = actor.sample(obs, self.n_samples, noise)
+        actions = samples.actions
         if self.others_are == "antithetic":
-            others = 2 * means[:, None] - actions[:, : self.n_others]
+            others = 2 * samples.means[:, None] - actions[:, : self.n_others]
         else:
             others = (actions[:, :1] + 1 + np.arange(self.n_others)) % (self.n_others + 1)
         return Samples(np.concatenate((actions, others), axis=1))

@@ -161,7 +161,9 @@ class Estimator(NamedTuple):
         return Group(
             rewards,
             estimates,
-            RELATIVE_ADVANTAGES[self.action_sampling](estimates, rollout.buffer.log_probs[..., columns]),
+            RELATIVE_ADVANTAGES[self.action_sampling](
+                estimates, rollout.buffer.log_probs[..., columns], rollout.buffer.log_weights[..., columns]
+            ),
             gae,
             gae_tails(gae, rollout.dones, rollout.gamma, gae_lambda, self.branch_horizon),
             lambda advantages: rollout.gradient(advantages, columns, normalized=False),

@@ -114,7 +114,9 @@ def long_branch_gradient(rollout: Rollout, horizon: int, sampling: str) -> np.nd
     :param sampling: how the actions were sampled
     :return: the gradient
     """
-    advantages, weights = RELATIVE_ADVANTAGES[sampling](rollout.estimates(horizon), rollout.buffer.log_probs)
+    advantages, weights = RELATIVE_ADVANTAGES[sampling](
+        rollout.estimates(horizon), rollout.buffer.log_probs, rollout.buffer.log_weights
+    )
     counted = rollout.buffer.branched & (np.arange(len(rollout.steps)) < len(rollout.steps) - horizon)[:, None]
     scale = counted.size / max(counted.sum(), 1)
     columns = np.arange(advantages.shape[-1])

@@ -15,6 +15,7 @@ from sb3_hybrid_grpo.common.advantages import (
     generalized_advantages,
     group_normalized_advantages,
     hybrid_advantages,
+    importance_weighted_advantages,
     leave_one_out_advantages,
     leave_pair_out_advantages,
     relative_precision,
@@ -109,7 +110,7 @@ def test_committed_estimate_and_tail_sum_to_gae(horizon):
 
 
 def relative(estimates):
-    return RELATIVE_ADVANTAGES["iid"](estimates, np.zeros_like(estimates))
+    return RELATIVE_ADVANTAGES["iid"](estimates, *np.zeros((2, *estimates.shape)))
 
 
 def test_averaged_advantages_are_the_papers_formula():
@@ -171,7 +172,7 @@ def test_hybrid_advantage_of_a_single_sample_is_gae():
 
 def test_tail_of_an_enumerated_action_counts_once():
     log_probs = np.log(np.array([[[0.25, 0.75]]]))
-    relative_advantages = RELATIVE_ADVANTAGES["enumerate"](np.array([[[2.0, 4.0]]]), log_probs)
+    relative_advantages = RELATIVE_ADVANTAGES["enumerate"](np.array([[[2.0, 4.0]]]), log_probs, np.zeros((1, 1, 2)))
     np.testing.assert_allclose(relative_advantages.advantages, [[[-1.5, 0.5]]])
     np.testing.assert_allclose(relative_advantages.weights, [[[0.25, 0.75]]])
     both = Advantages(*(np.repeat(part, 2, axis=0) for part in relative_advantages))
@@ -185,6 +186,40 @@ def test_leave_pair_out_advantages():
     estimates = np.array([[[1.0, 2.0, 6.0, 4.0]]])
     np.testing.assert_allclose(leave_pair_out_advantages(estimates), [[[1 - 3.0, 2 - 3.5, 6 - 3.0, 4 - 3.5]]])
     np.testing.assert_array_equal(leave_pair_out_advantages(estimates[..., :2]), estimates[..., :2])
+
+
+def test_importance_weighted_advantages():
+    estimates = np.array([[[2.0, 4.0, 1.0]]])
+    importance = np.array([[[1.0, 2.0, 0.5]]])
+    advantages, weights = importance_weighted_advantages(estimates, np.log(importance))
+    # Baselines: (2·4 + 0.5·1)/2.5, (1·2 + 0.5·1)/1.5 and (1·2 + 2·4)/3
+    np.testing.assert_allclose(advantages, [[[2 - 3.4, 4 - 5 / 3, 1 - 10 / 3]]])
+    np.testing.assert_allclose(weights, [[[1 / 3, 2 / 3, 0.5 / 3]]])
+
+
+def test_importance_of_any_size_is_borne():
+    estimates = np.array([[[2.0, 4.0]]], dtype=np.float32)
+    advantages, weights = importance_weighted_advantages(estimates, np.array([[[0.0, -20.0]]], dtype=np.float32))
+    np.testing.assert_allclose(advantages, [[[-2.0, 2.0]]])
+    advantages, weights = importance_weighted_advantages(estimates, np.array([[[0.0, -2000.0]]], dtype=np.float32))
+    np.testing.assert_allclose(weights * advantages, [[[1.0, 0.0]]])
+
+
+def test_equal_importance_leaves_one_out():
+    advantages, weights = importance_weighted_advantages(ESTIMATES, np.zeros_like(ESTIMATES))
+    np.testing.assert_allclose(advantages, leave_one_out_advantages(ESTIMATES), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(weights, 1 / ESTIMATES.shape[-1])
+
+
+def test_importance_weighted_advantages_match_a_loop():
+    rng = np.random.default_rng(0)
+    estimates, log_weights = rng.normal(size=(2, 4, 3, 5))
+    advantages, _ = importance_weighted_advantages(estimates, log_weights)
+    for t, e, i in np.ndindex(estimates.shape):
+        others = [j for j in range(5) if j != i]
+        omega = np.exp(log_weights[t, e, others])
+        baseline = sum(omega * estimates[t, e, others]) / sum(omega)
+        assert advantages[t, e, i] == pytest.approx(estimates[t, e, i] - baseline)
 
 
 def test_relative_precision():

@@ -95,6 +95,42 @@ class AntitheticPairs(ActionSampling):
         return Samples(np.concatenate((samples.actions, 2 * samples.means[:, None] - samples.actions), axis=1))
 
 
+class TemperedSamples(ActionSampling):
+    """
+    One sample of the policy, which is committed, and N - 1 of the policy with a higher temperature.
+
+    The committed trajectory stays the policy's own, and importance weights keep the gradient unbiased, while branches look
+    further away from what the policy would do.
+
+    :param group_size: number of actions N at each state
+    :param temperature: temperature T
+    """
+
+    name = "tempered"
+
+    def __init__(self, group_size: int, temperature: float) -> None:
+        super().__init__(group_size)
+        self.temperature = temperature
+
+    def sample(
+        self, actor: Actor, obs: Observations, noise: np.ndarray | None, action_masks: np.ndarray | None = None
+    ) -> Samples:
+        """
+        Choose N actions at each of E states, see ``ActionSampling.sample``.
+
+        :param actor: samples from the policy
+        :param obs: states
+        :param noise: noise of the committed actions
+        :param action_masks: which actions are valid
+        :return: the actions, with ``log_weights``
+        """
+        committed = actor.sample(obs, 1, noise, action_masks).actions
+        others = actor.sample_tempered(obs, self.group_size - 1, self.temperature, action_masks)
+        assert others.log_weights is not None
+        log_weights = np.pad(others.log_weights, ((0, 0), (1, 0)))
+        return Samples(np.concatenate((committed, others.actions), axis=1), log_weights=log_weights)
+
+
 ACTION_SAMPLINGS = {sampling.name: sampling for sampling in (ActionSampling, Enumeration, AntitheticPairs)}
 
 
@@ -105,6 +141,7 @@ def make_action_sampling(
     policy_class: type[ActorCriticPolicy],
     action_space: spaces.Space[Any],
     use_sde: bool = False,
+    temperature: float = 1.0,
 ) -> ActionSampling:
     """
     Decide how actions are sampled.
@@ -115,17 +152,18 @@ def make_action_sampling(
     :param policy_class: class of the policy
     :param action_space: action space
     :param use_sde: whether the policy's noise is gSDE's
+    :param temperature: temperature of the actions beside the committed one
     :return: the way to sample, whose ``group_size`` is N or the number of actions
     :raises InvalidArgumentError: if the policy, its actions or the estimator do not allow it
     """
     check_name("action_sampling", name, ("auto", *ACTION_SAMPLINGS))
+    if temperature != 1:
+        return _tempered(name, n_samples, advantage, policy_class, use_sde, temperature)
     if name == "iid":
         return ActionSampling(n_samples)
-    obstacle = None
-    if advantage not in RELATIVE_ESTIMATORS:
-        obstacle = f"advantage={advantage!r} is defined for independent samples"
-    elif overrides_forward(policy_class):
-        obstacle = f"{policy_class.__name__} samples in a `forward` of its own"
+    obstacle = _obstacle_to_choice(advantage, policy_class)
+    if obstacle is not None:
+        pass
     elif name == "antithetic":
         if not isinstance(action_space, spaces.Box) or use_sde:
             obstacle = "pairs are reflected at the mean of a Gaussian policy, without gSDE"
@@ -142,3 +180,30 @@ def make_action_sampling(
     if name == "auto":
         return ActionSampling(n_samples)
     raise InvalidArgumentError(f"action_sampling={name!r} is not possible: {obstacle}. Use 'auto' or 'iid'.")
+
+
+def _obstacle_to_choice(advantage: str, policy_class: type[ActorCriticPolicy]) -> str | None:
+    if advantage not in RELATIVE_ESTIMATORS:
+        return f"advantage={advantage!r} is defined for independent samples of the policy"
+    if overrides_forward(policy_class):
+        return f"{policy_class.__name__} samples in a `forward` of its own"
+    return None
+
+
+def _tempered(
+    name: str, n_samples: int, advantage: str, policy_class: type[ActorCriticPolicy], use_sde: bool, temperature: float
+) -> ActionSampling:
+    obstacle = _obstacle_to_choice(advantage, policy_class)
+    if obstacle is not None:
+        pass
+    elif temperature < 1:
+        obstacle = "below 1 the importance weights have no bound"
+    elif name in ("enumerate", "antithetic"):
+        obstacle = f"action_sampling={name!r} chooses the actions otherwise"
+    elif n_samples == 1:
+        obstacle = "the committed action is the policy's own, and with n_samples=1 there is no other"
+    elif use_sde:
+        obstacle = "gSDE has no temperature"
+    if obstacle is not None:
+        raise InvalidArgumentError(f"sampling_temperature={temperature} is not possible: {obstacle}.")
+    return TemperedSamples(n_samples, temperature)

@@ -19,6 +19,7 @@ from sb3_hybrid_grpo.common.sampling import (
     forward_samples,
     overrides_forward,
     sample_actions,
+    sample_tempered,
     to_env_actions,
 )
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
@@ -32,12 +33,14 @@ class Samples(NamedTuple):
     :param values: values of the states, [E], if the policy decides about them in a ``forward`` of its own
     :param log_probs: log-probabilities of the actions, [E, N], likewise
     :param means: mean actions of a Gaussian policy, [E, \\*action_shape]
+    :param log_weights: logarithms of the importance weights of actions that are no samples of the policy, [E, N]
     """
 
     actions: np.ndarray
     values: th.Tensor | None = None
     log_probs: th.Tensor | None = None
     means: np.ndarray | None = None
+    log_weights: np.ndarray | None = None
 
 
 class Actor:
@@ -74,6 +77,24 @@ class Actor:
             is_gaussian = type(distribution) is DiagGaussianDistribution
             means = self._shaped(distribution.mode()) if is_gaussian else None
         return Samples(self._shaped(actions, n_samples), means=means)
+
+    def sample_tempered(
+        self, obs: Observations, n_samples: int, temperature: float, action_masks: np.ndarray | None = None
+    ) -> Samples:
+        """
+        Sample actions at each of E states from the policy with another temperature.
+
+        :param obs: states
+        :param n_samples: number of samples
+        :param temperature: temperature, see ``sample_tempered`` of ``sb3_hybrid_grpo.common.sampling``
+        :param action_masks: which actions are valid, [E, M], for a maskable policy
+        :return: the actions, with ``log_weights``
+        """
+        with th.no_grad():
+            obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
+            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks))
+            actions, log_weights = sample_tempered(distribution, n_samples, temperature)
+        return Samples(self._shaped(actions, n_samples), log_weights=log_weights.cpu().numpy())
 
     def act(self, obs: Observations, noise: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
         """

@@ -17,7 +17,8 @@ class Advantages(NamedTuple):
     Advantages and how much each of them counts.
 
     :param advantages: advantage of every sampled action, [T, E, N]
-    :param weights: weights of the clipped terms in the mean over a state, each group sums to one, [T, E, N]
+    :param weights: weights of the clipped terms in the mean over a state, [T, E, N]; each group sums to one, with samples of
+        another distribution than the policy on average
     """
 
     advantages: Floats
@@ -163,6 +164,32 @@ def leave_pair_out_advantages(estimates: Floats) -> Floats:
     return advantages
 
 
+def importance_weighted_advantages(estimates: Floats, log_weights: Floats) -> Advantages:
+    """
+    Return the advantages of samples that were drawn from other distributions than the policy.
+
+    A[t,e,i] = δ[t,e,i] - Σ_{j≠i} ω[t,e,j] δ[t,e,j] / Σ_{j≠i} ω[t,e,j],    w[t,e,i] = ω[t,e,i] / N,    ω = π/q
+
+    The baseline does not depend on action i, and E_q[ω ∇log π] = E_π[∇log π] = 0, so that the policy gradient
+    1/S Σ_s Σᵢ w A ∇log π is unbiased for any proposals q that cover the policy. With ω = 1 these are
+    ``leave_one_out_advantages``. The weights of a state sum to one on average only, and where those of all others vanish
+    there is no baseline.
+
+    Source: importance sampling (Owen, 2013, chapter 9) of RLOO's gradient (Kool et al., 2019,
+    https://openreview.net/forum?id=r1lgTGL5DE), with a self-normalised baseline.
+
+    :param estimates: value-boosted estimates δ, [T, E, N]
+    :param log_weights: log ω, [T, E, N]
+    :return: A and w, [T, E, N]
+    """
+    n_samples = estimates.shape[-1]
+    importance: Floats = np.exp(log_weights)
+    others = 1 - np.eye(n_samples, dtype=estimates.dtype)
+    totals, sums = importance @ others, (importance * estimates) @ others
+    baselines: Floats = np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
+    return Advantages(estimates - baselines, importance / n_samples)
+
+
 def exact_advantages(estimates: Floats, probs: Floats) -> Floats:
     """
     Return the advantages of all actions of a discrete space.
@@ -296,12 +323,16 @@ def _exactly_weighted(estimates: Floats, log_probs: Floats) -> Advantages:
     return Advantages(exact_advantages(estimates, probs), probs)
 
 
-RELATIVE_ADVANTAGES: dict[str, Callable[[Floats, Floats], Advantages]] = {
-    "iid": lambda estimates, log_probs: _uniform(leave_one_out_advantages(estimates)),
-    "antithetic": lambda estimates, log_probs: _uniform(leave_pair_out_advantages(estimates)),
-    "enumerate": _exactly_weighted,
+RELATIVE_ADVANTAGES: dict[str, Callable[[Floats, Floats, Floats], Advantages]] = {
+    "iid": lambda estimates, log_probs, log_weights: _uniform(leave_one_out_advantages(estimates)),
+    "antithetic": lambda estimates, log_probs, log_weights: _uniform(leave_pair_out_advantages(estimates)),
+    "enumerate": lambda estimates, log_probs, log_weights: _exactly_weighted(estimates, log_probs),
+    "tempered": lambda estimates, log_probs, log_weights: importance_weighted_advantages(estimates, log_weights),
 }
-"""Advantages within a state by the way its actions were sampled: functions of estimates and log-probabilities."""
+"""
+Advantages within a state by the way its actions were sampled: functions of estimates, log-probabilities and logarithms of
+importance weights.
+"""
 
 Estimator: TypeAlias = Callable[[Floats, Floats, Advantages, Floats, float], Advantages]
 

@@ -31,8 +31,9 @@ class MultiSampleMixin(RolloutBuffer):
     Turns a rollout buffer of SB3 into one with N sampled actions per state; index 0 is the committed action.
 
     Arrays: ``observations`` [T, E, ...] once per state; ``actions`` [T, E, N, action_dim], ``rewards``, ``next_values``,
-    ``terminated``, ``log_probs`` [T, E, N]; ``values``, ``branched`` [T, E]. ``compute_returns_and_advantage`` adds
-    ``estimates``, ``advantages`` and ``weights`` [T, E, N], ``averaged_advantages`` and ``returns`` [T, E].
+    ``terminated``, ``log_probs``, ``log_weights`` [T, E, N]; ``values``, ``branched`` [T, E].
+    ``compute_returns_and_advantage`` adds ``estimates``, ``advantages`` and ``weights`` [T, E, N], ``averaged_advantages`` and
+    ``returns`` [T, E].
 
     Branches of several steps are kept in ``branch_rewards``, ``branch_next_values``, ``branch_terminated`` and
     ``branch_alive`` [T, E, N, K], whose first step the arrays without prefix show. The committed action has no branch: the
@@ -51,7 +52,7 @@ class MultiSampleMixin(RolloutBuffer):
     :param reward_transform: name, function or ``RewardTransform`` applied to all rewards
     :param branch_horizon: number of steps K that a branch may take
     :param branch_lambda: λ of the mix of a branch's prefixes
-    :param action_sampling: how the actions were sampled: ``"iid"``, ``"enumerate"`` or ``"antithetic"``
+    :param action_sampling: how the actions were sampled: ``"iid"``, ``"enumerate"``, ``"antithetic"`` or ``"tempered"``
     :raises InvalidArgumentError: if ``n_samples`` is no positive integer or a name is unknown
     """
 
@@ -61,6 +62,7 @@ class MultiSampleMixin(RolloutBuffer):
     branch_terminated: np.ndarray
     branch_alive: np.ndarray
     sources: np.ndarray
+    log_weights: np.ndarray
     next_values: np.ndarray
     terminated: np.ndarray
     estimates: np.ndarray
@@ -104,6 +106,7 @@ class MultiSampleMixin(RolloutBuffer):
         per_step = (*per_sample, self.branch_horizon)
         self.actions = np.zeros((*per_sample, self.action_dim), dtype=self.action_space.dtype)
         self.log_probs = np.zeros(per_sample, dtype=np.float32)
+        self.log_weights = np.zeros(per_sample, dtype=np.float32)
         self.branch_rewards = np.zeros(per_step, dtype=np.float32)
         self.branch_next_values = np.zeros(per_step, dtype=np.float32)
         self.branch_terminated = np.zeros(per_step, dtype=bool)
@@ -126,6 +129,7 @@ class MultiSampleMixin(RolloutBuffer):
         terminated: np.ndarray,
         alive: np.ndarray | None = None,
         source: np.ndarray | None = None,
+        log_weight: np.ndarray | None = None,
     ) -> None:
         """
         Add one macro-step of every environment.
@@ -141,6 +145,7 @@ class MultiSampleMixin(RolloutBuffer):
         :param terminated: whether the step led to a terminal state, shaped like ``reward``
         :param alive: whether the step was taken, shaped like ``reward``; all by default
         :param source: index of the sample whose outcome an action shares, because it is the same action, [E, N]
+        :param log_weight: logarithms of the importance weights of actions that are no samples of the policy, [E, N]
         """
         if isinstance(obs, dict):
             for key, stored in self.observations.items():  # type: ignore[attr-defined]
@@ -156,6 +161,8 @@ class MultiSampleMixin(RolloutBuffer):
         self.branch_alive[self.pos] = True if alive is None else alive.reshape(per_step)
         if source is not None:
             self.sources[self.pos] = source
+        if log_weight is not None:
+            self.log_weights[self.pos] = log_weight
         if value is not None:
             self.values[self.pos] = value.cpu().numpy().reshape(self.n_envs)
         if log_prob is not None:
@@ -209,7 +216,9 @@ class MultiSampleMixin(RolloutBuffer):
         self.weights = np.zeros(rewards.shape, dtype=np.float32)
         if branched.any():
             estimates = self.estimates[branched]
-            relative = RELATIVE_ADVANTAGES[self.action_sampling](estimates, self.log_probs[branched])
+            relative = RELATIVE_ADVANTAGES[self.action_sampling](
+                estimates, self.log_probs[branched], self.log_weights[branched]
+            )
             advantages = ESTIMATORS[self.advantage](rewards[branched], estimates, relative, tails[branched], self.tail_coef)
             self.advantages[branched], self.weights[branched] = advantages
         if not branched.all():

@@ -66,7 +66,7 @@ def rollout_statistics(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> d
         coincident = coincident_share(to_env_actions(policy, actions[has_choice]), buffer.action_space)
         statistics["diagnostics/coincident_actions"] = coincident
         # With gSDE the committed action has its matrix from the past, and is not drawn like the others.
-        if not getattr(policy, "use_sde", False):
+        if buffer.action_sampling != "tempered" and not getattr(policy, "use_sde", False):
             sampled = np.take_along_axis(rewards, buffer.sources, axis=-1)[branched]
             statistics["diagnostics/branch_disagreement"] = disagreement(sampled)
     return statistics

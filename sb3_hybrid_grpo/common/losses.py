@@ -42,7 +42,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
     1/B Σ_b Σᵢ w[b,i] x[b,i]
 
     :param values: x, [B, N]
-    :param weights: w, each row sums to one, [B, N]
+    :param weights: w, each row sums to one, with importance weights on average, [B, N]
     :return: the mean
     """
     return float((weights * values).sum()) / len(weights)
@@ -59,7 +59,7 @@ def normalize(advantages: np.ndarray, weights: np.ndarray, epsilon: float = 1e-8
     probability, would shrink all others of its minibatch.
 
     :param advantages: A, [B, N]
-    :param weights: w, each row sums to one, [B, N]
+    :param weights: w, each row sums to one, with importance weights on average, [B, N]
     :param epsilon: keeps equal advantages at zero
     :return: advantages of mean zero and unit variance, [B, N]
     """
@@ -82,7 +82,7 @@ def clipped_policy_loss(ratio: np.ndarray, advantages: np.ndarray, weights: np.n
 
     :param ratio: ρ = π(a|s) / π_old(a|s), [B, N]
     :param advantages: A, [B, N]
-    :param weights: w, each row sums to one, [B, N]
+    :param weights: w, each row sums to one, with importance weights on average, [B, N]
     :param clip_range: ε
     :return: the loss
     """
@@ -98,7 +98,7 @@ def entropy_loss(entropy: np.ndarray | None, log_prob: np.ndarray, weights: np.n
 
     :param entropy: entropies of the policy, [B], or ``None``
     :param log_prob: log π(a|s), [B, N]
-    :param weights: w, each row sums to one, [B, N]
+    :param weights: w, each row sums to one, with importance weights on average, [B, N]
     :return: the loss
     """
     if entropy is None:
@@ -138,7 +138,7 @@ def approximate_kl(log_ratio: np.ndarray, weights: np.ndarray) -> float:
     Source: http://joschu.net/blog/kl-approx.html, the estimator k3.
 
     :param log_ratio: log ρ, [B, N]
-    :param weights: w, each row sums to one, [B, N]
+    :param weights: w, each row sums to one, with importance weights on average, [B, N]
     :return: the estimate
     """
     return weighted_mean(np.exp(log_ratio) - 1 - log_ratio, weights)

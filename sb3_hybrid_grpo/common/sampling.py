@@ -1,5 +1,6 @@
 """N actions per state from SB3's policies, with or without noise that branches share."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,49 @@ def sample_actions(distribution: Distribution, n_samples: int) -> th.Tensor:
     if distribution.bijector is not None:
         actions = distribution.bijector.forward(actions)
     return actions.reshape(-1, n_samples, actions.shape[-1])
+
+
+def sample_tempered(distribution: Distribution, n_samples: int, temperature: float) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Sample actions at each of E states from the policy with another temperature.
+
+    q(a) ∝ π(a)^(1/T),    ω = π(a) / q(a)
+
+    For a Gaussian policy q has √T times the standard deviation, and log ω = ½ A log T - ½ (T-1) |z|² with the noise z of A
+    dimensions; for a discrete one the logits are divided by T. With T > 1 the weights ω are bounded, by T^(A/2) or by the
+    ratio of the normalising sums.
+
+    :param distribution: the policy's distribution π at E states
+    :param n_samples: number of samples n
+    :param temperature: T
+    :return: actions, [E, n, \\*action_dims], and log ω, [E, n]
+    :raises InvalidArgumentError: if it is unknown how the distribution depends on a temperature
+    """
+    if type(distribution) is DiagGaussianDistribution:
+        normal = distribution.distribution
+        noise = th.randn(len(normal.mean), n_samples, distribution.action_dim).to(normal.mean)
+        actions = normal.mean[:, None] + temperature**0.5 * normal.stddev[:, None] * noise
+        log_weights = 0.5 * (math.log(temperature) - (temperature - 1) * noise.square()).sum(dim=-1)
+        return actions, log_weights
+    if isinstance(distribution, CategoricalDistribution | MaskableCategoricalDistribution):
+        return _temper(distribution.distribution, n_samples, temperature)
+    if isinstance(distribution, MultiCategoricalDistribution | MaskableMultiCategoricalDistribution):
+        parts = [_temper(part, n_samples, temperature) for part in _parts(distribution)]
+        actions, log_weights = (th.stack(tensors, dim=-1) for tensors in zip(*parts, strict=True))
+        return actions, log_weights.sum(dim=-1)
+    if isinstance(distribution, BernoulliDistribution):
+        actions, log_weights = _temper(distribution.distribution, n_samples, temperature)
+        return actions, log_weights.sum(dim=-1)
+    raise InvalidArgumentError(
+        f"How {type(distribution).__name__} depends on a temperature is unknown: use sampling_temperature=1."
+    )
+
+
+def _temper(policy: Any, n_samples: int, temperature: float) -> tuple[th.Tensor, th.Tensor]:
+    proposal = type(policy)(logits=policy.logits / temperature)
+    actions = proposal.sample((n_samples,))
+    log_weights = policy.log_prob(actions) - proposal.log_prob(actions)
+    return actions.transpose(0, 1), log_weights.transpose(0, 1)
 
 
 def draw_noise(distribution: Distribution, n_states: int) -> np.ndarray:

@@ -204,7 +204,7 @@ class MultiSampleRolloutBufferSamples(NamedTuple):
     :param old_log_prob: log-probabilities of the actions when they were sampled, [B, N]
     :param advantages: advantage of every action, [B, N]
     :param returns: targets of the critic, [B]
-    :param weights: weight of every action in the mean over a state, each row sums to one, [B, N]
+    :param weights: weight of every action in the mean over a state, [B, N], see ``advantages.Advantages``
     :param action_masks: which actions are valid, [B, M]; ``None`` for policies without masks
     """
 

@@ -134,6 +134,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     :param action_sampling: How the N actions of a state are chosen: ``"iid"`` (independent samples), ``"enumerate"`` (all
         actions of a discrete space, weighted with their probabilities: needs N of at least their number, and branches each
         once), ``"antithetic"`` (pairs reflected at the mean of a Gaussian policy), or ``"auto"`` (enumerate where possible)
+    :param sampling_temperature: Temperature T of the policy π^(1/T) that all actions but the committed one are sampled from:
+        above 1, branches explore more than the policy does, and importance weights keep its gradient unbiased
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
         much less as it is noisier
     :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout
@@ -200,6 +202,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         branch_lambda: float = 1.0,
         branch_fraction: float = 1.0,
         action_sampling: str = "auto",
+        sampling_temperature: float = 1.0,
         refit_critic: bool = True,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
@@ -242,6 +245,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.branch_lambda = branch_lambda
         self.branch_fraction = branch_fraction
         self.action_sampling = action_sampling
+        self.sampling_temperature = sampling_temperature
         self.refit_critic = refit_critic
         self.brancher = brancher
         self.branch_timeout = branch_timeout
@@ -265,6 +269,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             check_number("tail_coef", self.tail_coef)
         check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
         check_number("branch_fraction", self.branch_fraction, above=0, at_most=1)
+        check_number("sampling_temperature", self.sampling_temperature, above=0)
         if self.branch_timeout is not None:
             check_number("branch_timeout", self.branch_timeout, above=0)
         if isinstance(self.clip_range_vf, float | int):
@@ -294,6 +299,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             self.policy_class,  # type: ignore[arg-type]
             self.action_space,
             self.use_sde,
+            self.sampling_temperature,
         )
         # A checkpoint keeps the buffer that the user chose, if any: it must load into PPO as well.
         chosen_class, chosen_kwargs = self.rollout_buffer_class, self.rollout_buffer_kwargs
@@ -389,7 +395,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         while n_steps < n_rollout_steps:
             noise.advance()
             action_masks = get_action_masks(env) if self._is_maskable else None
-            actions, values, log_probs, _ = self._action_sampling.sample(
+            actions, values, log_probs, _, log_weights = self._action_sampling.sample(
                 actor,
                 self._last_obs,  # type: ignore[arg-type]
                 noise.now,
@@ -424,6 +430,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
                 terminated=macro_step.terminated,
                 alive=macro_step.alive,
                 source=sources,
+                log_weight=log_weights,
                 **masking(action_masks),
             )
             self.num_simulator_steps += branches.finish(new_obs, infos, macro_step.terminated[:, 0, 0])
