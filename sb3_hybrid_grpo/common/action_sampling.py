@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo.common.actors import Actor, Samples
 from sb3_hybrid_grpo.common.checks import check_name
-from sb3_hybrid_grpo.common.sampling import overrides_forward
+from sb3_hybrid_grpo.common.maskable import overrides_forward
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
 
 RELATIVE_ESTIMATORS = ("hybrid", "per_action")

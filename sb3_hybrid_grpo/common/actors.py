@@ -13,11 +13,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from sb3_hybrid_grpo.common.maskable import is_maskable, masking
+from sb3_hybrid_grpo.common.maskable import is_maskable, masking, overrides_forward
 from sb3_hybrid_grpo.common.sampling import (
     actions_from_noise,
     forward_samples,
-    overrides_forward,
     sample_actions,
     sample_tempered,
     to_env_actions,

@@ -46,6 +46,27 @@ def value_boosted_estimates(
     return rewards + gamma * next_values * (1.0 - terminated.astype(np.float32)) - values[..., None]
 
 
+def soft_rewards(rewards: Floats, entropies: Floats, next_entropies: Floats, ent_coef: float) -> Floats:
+    """
+    Return rewards with a bonus for the entropy of the policy in the state where each step starts.
+
+    r̃[t,e,i,k] = r[t,e,i,k] + α H(π(·|s[t,e,i,k])),    s[t,e,i,0] = s[t,e]
+
+    Their values are the soft values of maximum entropy reinforcement learning, V(s) = E Σₖ γᵏ (rₖ + α H(π(·|sₖ))).
+
+    Source: https://arxiv.org/abs/1702.08165, section 3.
+
+    :param rewards: transformed rewards, [T, E, N, K]
+    :param entropies: entropies H in the states that the branches start from, [T, E]
+    :param next_entropies: entropies in the states after each step, [T, E, N, K]
+    :param ent_coef: α, in units of the transformed reward
+    :return: r̃, [T, E, N, K]
+    """
+    first = np.broadcast_to(entropies[..., None, None], (*rewards.shape[:-1], 1))
+    soft: Floats = rewards + ent_coef * np.concatenate((first, next_entropies[..., :-1]), axis=-1)
+    return soft
+
+
 def branch_estimates(
     rewards: Floats,
     values: Floats,

@@ -19,6 +19,7 @@ from sb3_hybrid_grpo.common.advantages import (
     gae_tails,
     generalized_advantages,
     relative_precision,
+    soft_rewards,
     value_boosted_estimates,
 )
 from sb3_hybrid_grpo.common.checks import check_name, check_positive_integer
@@ -31,7 +32,7 @@ class MultiSampleMixin(RolloutBuffer):
     Turns a rollout buffer of SB3 into one with N sampled actions per state; index 0 is the committed action.
 
     Arrays: ``observations`` [T, E, ...] once per state; ``actions`` [T, E, N, action_dim], ``rewards``, ``next_values``,
-    ``terminated``, ``log_probs``, ``log_weights`` [T, E, N]; ``values``, ``branched`` [T, E].
+    ``terminated``, ``log_probs``, ``log_weights`` [T, E, N]; ``values``, ``entropies``, ``branched`` [T, E].
     ``compute_returns_and_advantage`` adds ``estimates``, ``advantages`` and ``weights`` [T, E, N], ``averaged_advantages`` and
     ``returns`` [T, E].
 
@@ -53,6 +54,7 @@ class MultiSampleMixin(RolloutBuffer):
     :param branch_horizon: number of steps K that a branch may take
     :param branch_lambda: λ of the mix of a branch's prefixes
     :param action_sampling: how the actions were sampled: ``"iid"``, ``"enumerate"``, ``"antithetic"`` or ``"tempered"``
+    :param ent_coef: weight of the policy's entropies in rewards, for soft values
     :raises InvalidArgumentError: if ``n_samples`` is no positive integer or a name is unknown
     """
 
@@ -61,6 +63,8 @@ class MultiSampleMixin(RolloutBuffer):
     branch_next_values: np.ndarray
     branch_terminated: np.ndarray
     branch_alive: np.ndarray
+    branch_next_entropies: np.ndarray
+    entropies: np.ndarray
     sources: np.ndarray
     log_weights: np.ndarray
     next_values: np.ndarray
@@ -85,6 +89,7 @@ class MultiSampleMixin(RolloutBuffer):
         branch_horizon: int = 1,
         branch_lambda: float = 1.0,
         action_sampling: str = "iid",
+        ent_coef: float = 0.0,
     ) -> None:
         check_positive_integer("n_samples", n_samples)
         check_positive_integer("branch_horizon", branch_horizon)
@@ -97,6 +102,7 @@ class MultiSampleMixin(RolloutBuffer):
         self.branch_horizon = branch_horizon
         self.branch_lambda = branch_lambda
         self.action_sampling = action_sampling
+        self.ent_coef = ent_coef
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
@@ -106,9 +112,11 @@ class MultiSampleMixin(RolloutBuffer):
         per_step = (*per_sample, self.branch_horizon)
         self.actions = np.zeros((*per_sample, self.action_dim), dtype=self.action_space.dtype)
         self.log_probs = np.zeros(per_sample, dtype=np.float32)
+        self.entropies = np.zeros(per_sample[:2], dtype=np.float32)
         self.log_weights = np.zeros(per_sample, dtype=np.float32)
         self.branch_rewards = np.zeros(per_step, dtype=np.float32)
         self.branch_next_values = np.zeros(per_step, dtype=np.float32)
+        self.branch_next_entropies = np.zeros(per_step if self.ent_coef else (0,), dtype=np.float32)
         self.branch_terminated = np.zeros(per_step, dtype=bool)
         self.branch_alive = np.zeros(per_step, dtype=bool)
         self.sources = np.broadcast_to(np.arange(self.n_samples), per_sample).copy()
@@ -191,6 +199,8 @@ class MultiSampleMixin(RolloutBuffer):
         self.next_values[..., 0] = np.where(ends, self.next_values[..., 0], following)
         self.reward_transform.fit(self.rewards, ends, self.gamma)
         rewards = self.reward_transform(self.branch_rewards)
+        if self.ent_coef:
+            rewards = soft_rewards(rewards, self.entropies, self.branch_next_entropies, self.ent_coef)
 
         steps = value_boosted_estimates(rewards[..., 0], self.values, self.next_values, self.terminated, self.gamma)[..., 0]
         gae = generalized_advantages(steps, ends, self.gamma, self.gae_lambda)

@@ -1,7 +1,7 @@
 """Log-probabilities and values from few large passes through SB3's policies."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -13,8 +13,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.common.heads import HEADS
-from sb3_hybrid_grpo.common.maskable import masking, stock_class
-from sb3_hybrid_grpo.common.type_aliases import Observations
+from sb3_hybrid_grpo.common.maskable import is_maskable, masking, overrides_forward, stock_class
+from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
 
 _CHUNK_BYTES = 2**24
 _MAX_CHUNK = 4096
@@ -97,7 +97,7 @@ def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs) -> th.Tensor
 
 def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_values: bool = True) -> None:
     """
-    Fill the buffer's log-probabilities and values, in few large batches.
+    Fill the buffer's log-probabilities, entropies and values, in few large batches.
 
     :param policy: the policy that collected the rollout
     :param buffer: a rollout whose ``values`` and ``log_probs`` are still missing
@@ -109,9 +109,11 @@ def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_v
         all_masks = buffer.action_masks
         masks = None if all_masks is None else all_masks[rows].reshape(-1, all_masks.shape[-1])
         with th.no_grad():
-            values, log_prob, _ = evaluate_actions(policy, obs, actions, masks)
+            values, log_prob, entropy = evaluate_actions(policy, obs, actions, masks)
         if with_values:
             buffer.values[rows] = values.cpu().numpy().reshape(-1, buffer.n_envs)
+        if entropy is not None:
+            buffer.entropies[rows] = entropy.cpu().numpy().reshape(-1, buffer.n_envs)
         buffer.log_probs[rows] = log_prob.cpu().numpy().reshape(-1, buffer.n_envs, buffer.n_samples)
 
 
@@ -163,8 +165,12 @@ class DeferredValues:
     """
     Values of next observations, computed in large batches so that none is kept for long.
 
-    :param policy: the policy whose critic is asked
+    ``into`` is the buffer's array for them.
+
+    :param policy: the policy that is asked
     """
+
+    into: ClassVar[str] = "branch_next_values"
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
@@ -193,13 +199,46 @@ class DeferredValues:
             return
         obs = obs_as_tensor(_join(self._observations), self.policy.device)  # type: ignore[arg-type]
         with th.no_grad():
-            values = self.policy.predict_values(obs).cpu().numpy().ravel()
+            values = self._evaluate(obs).cpu().numpy().ravel()
         start = 0
         for destination, mask in self._destinations:
             end = start + int(mask.sum())
             destination[mask] = values[start:end]
             start = end
         self._observations, self._destinations, self._n_pending = [], [], 0
+
+    def _evaluate(self, obs: PyTorchObs) -> th.Tensor:
+        return self.policy.predict_values(obs)
+
+
+class DeferredEntropies(DeferredValues):
+    """Entropies of the policy at next observations, see ``DeferredValues``."""
+
+    into = "branch_next_entropies"
+
+    def _evaluate(self, obs: PyTorchObs) -> th.Tensor:
+        entropies = self.policy.get_distribution(obs).entropy()
+        assert entropies is not None
+        return entropies
+
+
+def check_entropies(policy: ActorCriticPolicy, horizon: int) -> None:
+    """
+    Check that the entropies of a policy are known wherever a branch leads.
+
+    :param policy: the policy
+    :param horizon: number of steps of a branch
+    :raises InvalidArgumentError: if they are not
+    """
+    obstacle = None
+    if policy.squash_output:
+        obstacle = "the entropy of a squashed distribution has no closed form"
+    elif overrides_forward(type(policy)):
+        obstacle = f"{type(policy).__name__} samples in a `forward` of its own"
+    elif horizon > 1 and is_maskable(type(policy)):
+        obstacle = "what is valid at the end of a branch is unknown. Use branch_horizon=1"
+    if obstacle is not None:
+        raise InvalidArgumentError(f"soft_values=True is not possible: {obstacle}.")
 
 
 def _join(parts: list[Observations]) -> Observations:

@@ -1,4 +1,4 @@
-"""What is different about sb3-contrib's policies, which take masks of invalid actions."""
+"""Which class of SB3 or sb3-contrib a policy derives from: the latter's take masks of invalid actions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +27,16 @@ def stock_class(policy_class: type[BasePolicy]) -> type[ActorCriticPolicy]:
     :return: SB3's or sb3-contrib's policy; the latter is no subclass of the former, but does the same
     """
     return MaskableActorCriticPolicy if is_maskable(policy_class) else ActorCriticPolicy  # type: ignore[return-value]
+
+
+def overrides_forward(policy_class: type[BasePolicy]) -> bool:
+    """
+    Tell whether a policy brings a ``forward`` of its own, which SB3 lets decide about actions, values and log-probabilities.
+
+    :param policy_class: the policy's class
+    :return: whether rollouts must call it
+    """
+    return policy_class.forward is not stock_class(policy_class).forward
 
 
 def masking(action_masks: np.ndarray | th.Tensor | None) -> dict[str, Any]:

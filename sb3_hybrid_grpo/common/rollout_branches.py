@@ -63,7 +63,7 @@ class RolloutBranches(Protocol):
 
 
 def rollout_branches(
-    actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, values: DeferredValues | None
+    actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
 ) -> RolloutBranches:
     """
     Prepare the branches of a rollout.
@@ -71,12 +71,12 @@ def rollout_branches(
     :param actor: the policy that goes on after the first step
     :param brancher: source of the outcomes, ``None`` if nothing is branched
     :param buffer: the rollout's buffer
-    :param values: values the next observations, if they are needed
+    :param deferred: what is to be known of the next observations
     :return: late branches if the brancher can remember states, else prompt ones
     """
     if getattr(brancher, "can_remember", False):
-        return LateBranches(actor, cast(RememberingBrancher, brancher), buffer, values)
-    return PromptBranches(actor, brancher, buffer, values)
+        return LateBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
+    return PromptBranches(actor, brancher, buffer, deferred)
 
 
 class PromptBranches:
@@ -86,18 +86,18 @@ class PromptBranches:
     :param actor: the policy that goes on after the first step
     :param brancher: source of the outcomes, ``None`` if nothing is branched
     :param buffer: the rollout's buffer
-    :param values: values the next observations, if they are needed
+    :param deferred: what is to be known of the next observations
     """
 
     _paths: BranchPaths
 
     def __init__(
-        self, actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, values: DeferredValues | None
+        self, actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
     ) -> None:
         self._actor = actor
         self._brancher = brancher
         self._buffer = buffer
-        self._values = values
+        self._deferred = deferred
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
         """Follow the branches, or have workers begin with it."""
@@ -111,7 +111,7 @@ class PromptBranches:
         """Complete the macro-step."""
         last = self._buffer.pos - 1
         committed = Committed(_next_observations(new_obs, infos), terminated)
-        _store(self._paths, slice(last, last + 1), committed, self._buffer, self._values)
+        _store(self._paths, slice(last, last + 1), committed, self._buffer, self._deferred)
         return self._paths.n_simulator_steps
 
     def finish_all(self) -> int:
@@ -133,16 +133,16 @@ class LateBranches:
     :param actor: the policy that goes on after the first step
     :param brancher: keeps the states
     :param buffer: the rollout's buffer
-    :param values: values the next observations, if they are needed
+    :param deferred: what is to be known of the next observations
     """
 
     def __init__(
-        self, actor: Actor, brancher: RememberingBrancher, buffer: MultiSampleMixin, values: DeferredValues | None
+        self, actor: Actor, brancher: RememberingBrancher, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
     ) -> None:
         self._actor = actor
         self._brancher = brancher
         self._buffer = buffer
-        self._values = values
+        self._deferred = deferred
         self._waiting: list[_Waiting] = []
         brancher.forget()
 
@@ -174,7 +174,7 @@ class LateBranches:
             noise=[_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
         )
         end = self._buffer.pos
-        _store(paths, slice(end - len(alive), end), None, self._buffer, self._values)
+        _store(paths, slice(end - len(alive), end), None, self._buffer, self._deferred)
         return paths.n_simulator_steps
 
 
@@ -184,7 +184,7 @@ def _merge(array: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _store(
-    paths: BranchPaths, rows: slice, committed: Committed | None, buffer: MultiSampleMixin, values: DeferredValues | None
+    paths: BranchPaths, rows: slice, committed: Committed | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
 ) -> None:
     """Write branches [E, T · n] of T macro-steps into their rows of the buffer."""
     for k, step in enumerate(paths.steps):
@@ -199,8 +199,11 @@ def _store(
         places_in(buffer.branch_alive)[...] = alive
         places_in(buffer.branch_rewards)[...] = outcome.rewards.reshape(alive.shape)
         places_in(buffer.branch_terminated)[...] = outcome.terminated.reshape(alive.shape)
-        if values is not None:
-            values.write(select_observations(outcome.observations, step.alive), places_in(buffer.branch_next_values), alive)
+        if not deferred:
+            continue
+        selected = select_observations(outcome.observations, step.alive)
+        for quantity in deferred:
+            quantity.write(selected, places_in(getattr(buffer, quantity.into)), alive)
 
 
 def _next_observations(new_obs: Observations, infos: Sequence[dict[str, Any]]) -> Observations:

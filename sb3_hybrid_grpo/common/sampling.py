@@ -18,7 +18,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_hybrid_grpo.common.maskable import masking, stock_class
+from sb3_hybrid_grpo.common.maskable import masking, overrides_forward
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError
 
 
@@ -166,16 +166,6 @@ def _inverse_cdf(probs: th.Tensor, uniforms: th.Tensor) -> th.Tensor:
     cumulative = probs.cumsum(dim=-1)
     passed = (cumulative <= uniforms[:, None]) & (cumulative < cumulative[:, -1:])
     return passed.sum(dim=-1)
-
-
-def overrides_forward(policy_class: type[ActorCriticPolicy]) -> bool:
-    """
-    Tell whether a policy brings a ``forward`` of its own, which SB3 lets decide about actions, values and log-probabilities.
-
-    :param policy_class: the policy's class
-    :return: whether rollouts must call it
-    """
-    return policy_class.forward is not stock_class(policy_class).forward
 
 
 def forward_samples(

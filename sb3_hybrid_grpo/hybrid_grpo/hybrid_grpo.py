@@ -27,7 +27,7 @@ from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.critic import has_linear_head, refit_value_head
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
-from sb3_hybrid_grpo.common.evaluation import DeferredValues, evaluate_rollout
+from sb3_hybrid_grpo.common.evaluation import DeferredEntropies, DeferredValues, check_entropies, evaluate_rollout
 from sb3_hybrid_grpo.common.evaluators import make_evaluator
 from sb3_hybrid_grpo.common.losses import (
     Loss,
@@ -138,6 +138,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         above 1, branches explore more than the policy does, and importance weights keep its gradient unbiased
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
         much less as it is noisier
+    :param soft_values: Whether ``ent_coef`` times the entropy of the policy is part of the reward in each state, so that
+        actions count by the entropies of the states they lead to as well; otherwise it is a term of the loss only, as in PPO
     :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout
         has at least four states per unit before it and an action in it changed a reward or ended an episode: gradient
         descent lags behind returns that grow, and branches end in the critic's values
@@ -203,6 +205,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         branch_fraction: float = 1.0,
         action_sampling: str = "auto",
         sampling_temperature: float = 1.0,
+        soft_values: bool = False,
         refit_critic: bool = True,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
@@ -246,22 +249,26 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.branch_fraction = branch_fraction
         self.action_sampling = action_sampling
         self.sampling_temperature = sampling_temperature
+        self.soft_values = soft_values
         self.refit_critic = refit_critic
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
         self._brancher: Brancher | None = None
+        self._check_policy_class()
         self._check_arguments()
 
         if _init_setup_model:
             self._setup_model()
 
-    def _check_arguments(self) -> None:
+    def _check_policy_class(self) -> None:
         self._is_maskable = is_maskable(self.policy_class)
         if not (self._is_maskable or issubclass(self.policy_class, ActorCriticPolicy)):
             raise InvalidArgumentError(f"{self.policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
         if "lstm_states" in inspect.signature(self.policy_class.forward).parameters:
             raise InvalidArgumentError(f"{self.policy_class.__name__} is recurrent: branches of a memory are not supported.")
+
+    def _check_arguments(self) -> None:
         check_positive_integer("n_samples", self.n_samples)
         check_positive_integer("branch_horizon", self.branch_horizon)
         check_name("advantage", self.advantage, self.advantage_names)
@@ -270,6 +277,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
         check_number("branch_fraction", self.branch_fraction, above=0, at_most=1)
         check_number("sampling_temperature", self.sampling_temperature, above=0)
+        if self.soft_values and not self.ent_coef > 0:
+            raise InvalidArgumentError(f"soft_values=True needs an `ent_coef` above 0, not {self.ent_coef!r}.")
         if self.branch_timeout is not None:
             check_number("branch_timeout", self.branch_timeout, above=0)
         if isinstance(self.clip_range_vf, float | int):
@@ -312,6 +321,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             "branch_horizon": self._horizon,
             "branch_lambda": self.branch_lambda,
             "action_sampling": self._action_sampling.name,
+            "ent_coef": self.ent_coef if self.soft_values else 0.0,
             **chosen_kwargs,
         }
         chosen_policy_class = self.policy_class
@@ -323,6 +333,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
         if self._horizon > 1:
             check_common_noise(self.policy)
+        if self.soft_values:
+            check_entropies(self.policy, self._horizon)
         self._has_linear_head = has_linear_head(self.policy)
         if self.refit_critic and not self._has_linear_head:
             warnings.warn(
@@ -382,13 +394,15 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         assert isinstance(rollout_buffer, MultiSampleMixin)
         self.policy.set_training_mode(False)
         actor = make_actor(self.policy)
-        deferred_values = DeferredValues(self.policy)
+        deferred = [DeferredValues(self.policy)] if self.uses_critic else []
+        if self.soft_values:
+            deferred.append(DeferredEntropies(self.policy))
         n_envs, n_samples = env.num_envs, self._action_sampling.group_size
 
         n_steps = 0
         rollout_buffer.reset()
         noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
-        branches = rollout_branches(actor, self._brancher, rollout_buffer, deferred_values if self.uses_critic else None)
+        branches = rollout_branches(actor, self._brancher, rollout_buffer, deferred)
 
         callback.on_rollout_start()
 
@@ -440,7 +454,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             self._last_episode_starts = dones
 
         self.num_simulator_steps += branches.finish_all()
-        deferred_values.flush()
+        for quantity in deferred:
+            quantity.flush()
         if log_probs is None:
             evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
         with th.no_grad():
