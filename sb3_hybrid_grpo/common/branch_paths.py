@@ -43,6 +43,7 @@ class BranchPaths:
     :param obs: observations of the states
     :param noise: the policy's noise in each further step, shared by the branches of a state, [S, \\*noise_dims] for S states
         with E · n / S branches each
+    :param is_awaited: whether the outcomes are needed before the committed step
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class BranchPaths:
         alive: np.ndarray,
         obs: Observations | None = None,
         noise: Sequence[np.ndarray] = (),
+        is_awaited: bool = False,
     ) -> None:
         self._brancher: Any = brancher
         self.steps: list[BranchStep] = []
         self._started: np.ndarray | None = None
         if brancher is None or not alive.any():
             return
-        if not noise and getattr(brancher, "has_workers", False):
+        if not (noise or is_awaited) and getattr(brancher, "has_workers", False):
             cast(AsyncBrancher, brancher).start(actions, alive, horizon=1)
             self._started = alive
             return
@@ -112,10 +114,38 @@ class BranchPaths:
         brancher: Brancher = self._brancher
         return brancher.observed(self.steps[k].outcome, [step.outcome for step in self.steps[:k]], committed)
 
+    def reorder(self, order: np.ndarray) -> None:
+        """
+        Put the branches of each environment into another order.
+
+        :param order: which branch comes to each place, [E, n]
+        """
+        self.steps = [
+            BranchStep(BranchOutcome(*(reordered(part, order) for part in step.outcome)), reordered(step.alive, order))
+            for step in self.steps
+        ]
+
     @property
     def n_simulator_steps(self) -> int:
         """Number of simulator steps taken."""
         return sum(int(step.alive.sum()) for step in self.steps if self._brancher.uses_simulator)
+
+
+def reordered(samples: Any, order: np.ndarray) -> Any:
+    """
+    Put the samples of each environment into another order.
+
+    :param samples: an array [E, N, ...], a dict or tuple of such arrays, or ``None``
+    :param order: which sample comes to each place, [E, N]
+    :return: the same in this order
+    """
+    if samples is None:
+        return None
+    if isinstance(samples, dict):
+        return {key: reordered(part, order) for key, part in samples.items()}
+    if isinstance(samples, tuple):
+        return tuple(reordered(part, order) for part in samples)
+    return samples[np.arange(len(order))[:, None], order]
 
 
 def step_behind(wait: Callable[[], None], env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:

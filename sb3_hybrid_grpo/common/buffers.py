@@ -54,6 +54,8 @@ class MultiSampleMixin(RolloutBuffer):
     :param branch_horizon: number of steps K that a branch may take
     :param branch_lambda: λ of the mix of a branch's prefixes
     :param action_sampling: how the actions were sampled: ``"iid"``, ``"enumerate"``, ``"antithetic"`` or ``"tempered"``
+    :param is_selected: whether the committed action was chosen among the N by their estimates: then it has a branch like the
+        others, and the trajectory, which is not the policy's own, counts for nothing
     :param ent_coef: weight of the policy's entropies in rewards, for soft values
     :raises InvalidArgumentError: if ``n_samples`` is no positive integer or a name is unknown
     """
@@ -89,6 +91,7 @@ class MultiSampleMixin(RolloutBuffer):
         branch_horizon: int = 1,
         branch_lambda: float = 1.0,
         action_sampling: str = "iid",
+        is_selected: bool = False,
         ent_coef: float = 0.0,
     ) -> None:
         check_positive_integer("n_samples", n_samples)
@@ -102,6 +105,7 @@ class MultiSampleMixin(RolloutBuffer):
         self.branch_horizon = branch_horizon
         self.branch_lambda = branch_lambda
         self.action_sampling = action_sampling
+        self.is_selected = is_selected
         self.ent_coef = ent_coef
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
@@ -189,7 +193,8 @@ class MultiSampleMixin(RolloutBuffer):
         Fit the reward transform, then compute estimates, advantages and the critic's targets.
 
         The targets are PPO's: GAE(λ) of the committed trajectory plus values. States that were not branched carry PPO's
-        advantage on their committed action, centred like the tails, and count as much less as it is noisier.
+        advantage on their committed action, centred like the tails, and count as much less as it is noisier. If the committed
+        action was selected, targets are the mean of the estimates plus values: branches go on as the policy does.
 
         :param last_values: values of the states after the last macro-step, [E] or [E, 1]
         :param dones: whether the last macro-step ended the episode, [E]
@@ -214,11 +219,14 @@ class MultiSampleMixin(RolloutBuffer):
             self.gamma,
             self.branch_lambda,
         )
-        self.estimates[..., 0] = committed_estimates(steps, ends, self.gamma, self.branch_lambda, self.branch_horizon)
+        if self.is_selected:
+            tails = np.zeros_like(gae)
+        else:
+            self.estimates[..., 0] = committed_estimates(steps, ends, self.gamma, self.branch_lambda, self.branch_horizon)
         self.estimates = np.take_along_axis(self.estimates, self.sources, axis=-1)
         self.averaged_advantages = np.where(self.branched, averaged_advantages(self.estimates), self.estimates[..., 0])
-        self.returns = gae + self.values
         self._estimate_advantages(np.take_along_axis(rewards[..., 0], self.sources, axis=-1), gae, tails)
+        self.returns = self.values + ((self.weights * self.estimates).sum(axis=-1) if self.is_selected else gae)
 
     def _estimate_advantages(self, rewards: np.ndarray, gae: np.ndarray, tails: np.ndarray) -> None:
         branched = self.branched

@@ -44,7 +44,7 @@ def rollout_statistics(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> d
     values = np.broadcast_to(buffer.values[branched][:, None], estimates.shape)
     no_spread = np.ptp(estimates, axis=-1) <= 1e-6 * (1 + abs(values[:, 0]))
     statistics["diagnostics/groups_without_signal"] = float(no_spread.mean())
-    if buffer.advantage != "group_normalized":
+    if buffer.advantage != "group_normalized" and not buffer.is_selected:
         ours = advantage_variance(buffer.advantages[branched], buffer.weights[branched])
         ppos = float((buffer.returns - buffer.values).var())
         statistics |= {
@@ -65,8 +65,8 @@ def rollout_statistics(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> d
         actions = buffer.actions[branched].reshape(*estimates.shape, *buffer.action_space.shape)  # type: ignore[misc]
         coincident = coincident_share(to_env_actions(policy, actions[has_choice]), buffer.action_space)
         statistics["diagnostics/coincident_actions"] = coincident
-        # With gSDE the committed action has its matrix from the past, and is not drawn like the others.
-        if buffer.action_sampling != "tempered" and not getattr(policy, "use_sde", False):
+        # The committed action must be drawn like the others. With gSDE it has its matrix from the past.
+        if not (buffer.action_sampling == "tempered" or buffer.is_selected or getattr(policy, "use_sde", False)):
             sampled = np.take_along_axis(rewards, buffer.sources, axis=-1)[branched]
             statistics["diagnostics/branch_disagreement"] = disagreement(sampled)
     return statistics

@@ -89,7 +89,7 @@ class PromptBranches:
     :param deferred: what is to be known of the next observations
     """
 
-    _paths: BranchPaths
+    paths: BranchPaths
 
     def __init__(
         self, actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
@@ -101,22 +101,30 @@ class PromptBranches:
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
         """Follow the branches, or have workers begin with it."""
-        self._paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise)
+        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise)
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
         """Take the committed step, which workers begin as soon as they have branched."""
-        return self._paths.step_env(env, actions)
+        return self.paths.step_env(env, actions)
 
     def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
         """Complete the macro-step."""
         last = self._buffer.pos - 1
         committed = Committed(_next_observations(new_obs, infos), terminated)
-        _store(self._paths, slice(last, last + 1), committed, self._buffer, self._deferred)
-        return self._paths.n_simulator_steps
+        _store(self.paths, slice(last, last + 1), committed, self._buffer, self._deferred)
+        return self.paths.n_simulator_steps
 
     def finish_all(self) -> int:
         """Do nothing: they are complete."""
         return 0
+
+
+class AwaitedBranches(PromptBranches):
+    """Branches of all N actions, the committed one included, whose outcomes decide about it: see ``RolloutBranches``."""
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
+        """Follow the branches, and wait for workers."""
+        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise, is_awaited=True)
 
 
 class _Waiting(NamedTuple):
@@ -186,13 +194,15 @@ def _merge(array: np.ndarray, axis: int) -> np.ndarray:
 def _store(
     paths: BranchPaths, rows: slice, committed: Committed | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
 ) -> None:
-    """Write branches [E, T · n] of T macro-steps into their rows of the buffer."""
+    """Write branches [E, T · n] of T macro-steps into their rows of the buffer: of all N samples, or of all but the first."""
+    n_steps = rows.stop - rows.start
     for k, step in enumerate(paths.steps):
+        first = buffer.n_samples - step.alive.shape[1] // n_steps
         outcome = paths.observed(k, committed)
         check_outcome(outcome.observations, outcome.rewards)
 
-        def places_in(stored: np.ndarray, k: int = k) -> np.ndarray:
-            places: np.ndarray = stored[rows, :, 1:, k].swapaxes(0, 1)
+        def places_in(stored: np.ndarray, first: int = first, k: int = k) -> np.ndarray:
+            places: np.ndarray = stored[rows, :, first:, k].swapaxes(0, 1)
             return places
 
         alive = step.alive.reshape(places_in(buffer.branch_alive).shape)

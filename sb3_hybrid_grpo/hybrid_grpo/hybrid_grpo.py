@@ -20,8 +20,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.action_sampling import make_action_sampling
+from sb3_hybrid_grpo.common.action_selection import SELECTIONS, check_selection, estimates_before_the_step, to_front
 from sb3_hybrid_grpo.common.actors import make_actor
-from sb3_hybrid_grpo.common.branch_paths import MacroStep, NoiseAhead
+from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
@@ -41,8 +42,8 @@ from sb3_hybrid_grpo.common.losses import (
     weighted_mean,
 )
 from sb3_hybrid_grpo.common.maskable import is_maskable, masking, without_sde
-from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
-from sb3_hybrid_grpo.common.rollout_branches import rollout_branches
+from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardTransform, make_reward_transform
+from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, rollout_branches
 from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
 from sb3_hybrid_grpo.common.symptoms import Watch
 from sb3_hybrid_grpo.common.type_aliases import (
@@ -136,6 +137,10 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         once), ``"antithetic"`` (pairs reflected at the mean of a Gaussian policy), or ``"auto"`` (enumerate where possible)
     :param sampling_temperature: Temperature T of the policy π^(1/T) that all actions but the committed one are sampled from:
         above 1, branches explore more than the policy does, and importance weights keep its gradient unbiased
+    :param action_selection: Which of the N actions is committed: ``"first"`` (a sample of the policy), ``"softmax"`` (by their
+        value-boosted estimates, in units of their usual spread within a state) or ``"best"``. The gradient and the critic's
+        targets then come from branches alone, N of them, and are the policy's own in the states that are visited; which
+        states these are is a bias.
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
         much less as it is noisier
     :param soft_values: Whether ``ent_coef`` times the entropy of the policy is part of the reward in each state, so that
@@ -205,6 +210,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         branch_fraction: float = 1.0,
         action_sampling: str = "auto",
         sampling_temperature: float = 1.0,
+        action_selection: str = "first",
         soft_values: bool = False,
         refit_critic: bool = True,
         brancher: str | BrancherFactory = "auto",
@@ -249,11 +255,13 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         self.branch_fraction = branch_fraction
         self.action_sampling = action_sampling
         self.sampling_temperature = sampling_temperature
+        self.action_selection = action_selection
         self.soft_values = soft_values
         self.refit_critic = refit_critic
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
+        self._selection_scale = np.inf
         self._brancher: Brancher | None = None
         self._check_policy_class()
         self._check_arguments()
@@ -277,6 +285,13 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
         check_number("branch_fraction", self.branch_fraction, above=0, at_most=1)
         check_number("sampling_temperature", self.sampling_temperature, above=0)
+        check_selection(
+            self.action_selection,
+            self.n_samples,
+            self.advantage,
+            self.branch_fraction,
+            self.policy_class,  # type: ignore[arg-type]
+        )
         if self.soft_values and not self.ent_coef > 0:
             raise InvalidArgumentError(f"soft_values=True needs an `ent_coef` above 0, not {self.ent_coef!r}.")
         if self.branch_timeout is not None:
@@ -321,6 +336,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             "branch_horizon": self._horizon,
             "branch_lambda": self.branch_lambda,
             "action_sampling": self._action_sampling.name,
+            "is_selected": self.action_selection != "first",
             "ent_coef": self.ent_coef if self.soft_values else 0.0,
             **chosen_kwargs,
         }
@@ -359,6 +375,11 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         if self.n_samples == 1:
             return None
         brancher = make_brancher(self.brancher, env, self.branch_timeout)
+        if self.action_selection != "first" and not brancher.uses_simulator:
+            raise InvalidArgumentError(
+                f"action_selection={self.action_selection!r} needs outcomes before the committed step, and "
+                f"{type(brancher).__name__} knows them after it. Use 'first'."
+            )
         if self._is_maskable and hasattr(brancher, "include_masks"):
             cast(MaskingBrancher, brancher).include_masks()
         return brancher
@@ -402,7 +423,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         n_steps = 0
         rollout_buffer.reset()
         noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
-        branches = rollout_branches(actor, self._brancher, rollout_buffer, deferred)
+        is_selected = rollout_buffer.is_selected
+        prepare = AwaitedBranches if is_selected else rollout_branches
+        branches = prepare(actor, self._brancher, rollout_buffer, deferred)
 
         callback.on_rollout_start()
 
@@ -418,7 +441,13 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             clipped_actions = to_env_actions(self.policy, actions)
 
             sources, alive = self._choose_branches(actions, action_masks)
-            branches.begin(clipped_actions[:, 1:], alive, self._last_obs, noise.later)  # type: ignore[arg-type]
+            others = slice(0 if is_selected else 1, None)
+            branches.begin(clipped_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
+            if isinstance(branches, AwaitedBranches):
+                order = self._select(branches.paths, sources)
+                branches.paths.reorder(order)
+                actions, clipped_actions, log_weights = reordered((actions, clipped_actions, log_weights), order)
+                sources = reordered(order, reordered(sources, order))
             new_obs, rewards, dones, infos = branches.step_env(env, clipped_actions[:, 0])
             check_outcome(new_obs, rewards)
 
@@ -468,6 +497,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         for name, value in statistics.items():
             self.logger.record(name, value)
         self._watch.look(statistics)
+        self._selection_scale = statistics["rollout/group_std"] or np.inf
 
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -476,7 +506,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     def _choose_branches(self, actions: np.ndarray, action_masks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """
         Return the sample whose outcome each action shares, [E, N], since no action is branched twice at one state, and which
-        actions beside the committed one are branched, [E, N - 1].
+        of these may be branched, [E, N].
         """
         n_envs, n_samples = actions.shape[:2]
         own = np.arange(n_samples)
@@ -487,12 +517,20 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         if action_masks is not None and self._action_sampling.name == "enumerate":
             # The probability of invalid actions is zero: any outcome will do.
             sources[~np.take_along_axis(action_masks.astype(bool), actions, axis=1)] = 0
-        alive = sources[:, 1:] == own[1:]
+        alive = sources == own
         if self.branch_fraction < 1:
             skipped = self._branch_rng.random(n_envs) >= self.branch_fraction
             alive[skipped] = False
             sources[skipped] = own
         return sources, alive
+
+    def _select(self, paths: BranchPaths, sources: np.ndarray) -> np.ndarray:
+        """Return the order of samples, [E, N], in which the one that is to be committed comes first."""
+        assert isinstance(self.reward_transform, RewardTransform)
+        estimates = estimates_before_the_step(paths, self.policy, self.reward_transform, self.gamma, self.branch_lambda)
+        estimates = np.take_along_axis(estimates, sources, axis=1)
+        chosen = SELECTIONS[self.action_selection](estimates, self._selection_scale, self._branch_rng)
+        return to_front(sources[np.arange(len(chosen)), chosen], sources.shape[1])
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():
