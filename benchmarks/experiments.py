@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-from sb3_contrib import TRPO
+from sb3_contrib import TRPO, MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -23,11 +23,20 @@ from sb3_hybrid_grpo.compare.settings import HYPERPARAM_DEFAULTS, ZOO_HYPERPARAM
 
 HERE = Path(__file__).parent
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.json"))
-ALGORITHMS: Mapping[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "trpo": TRPO, "hybrid_grpo": HybridGRPO, "grpo": GRPO}
+ALGORITHMS: Mapping[str, type[OnPolicyAlgorithm]] = {
+    "ppo": PPO,
+    "trpo": TRPO,
+    "hybrid_grpo": HybridGRPO,
+    "grpo": GRPO,
+    "maskable_ppo": MaskablePPO,
+    "maskable_hybrid_grpo": HybridGRPO,
+}
+POLICIES = {"maskable_hybrid_grpo": "MaskableMlpPolicy"}
+"""Policies that are no ``"MlpPolicy"``."""
 
 Settings = dict[str, Any]
 
-_ENVIRONMENT_DEFAULTS = {"reward_scale": 1.0, "reward_noise": 0.0, "n_envs": 1, "normalize": False, "env_wrapper": None}
+_ENVIRONMENT_DEFAULTS = {"n_envs": 1, "env_wrapper": None}
 _UNRECORDED = (
     *("policy", "env", "seed", "device", "verbose", "stats_window_size", "tensorboard_log", "_init_setup_model"),
     *("rollout_buffer_class", "rollout_buffer_kwargs"),
@@ -42,23 +51,26 @@ class Environment(NamedTuple):
     :param steps: committed steps to train for, rounded up to whole rollouts
     :param reward_scale: factor of the rewards
     :param reward_noise: scale of the heavy-tailed noise added to the rewards
+    :param normalize: whether ``VecNormalize`` is asked for where the environment's entry does not
     """
 
     id: str
     steps: int
     reward_scale: float = 1.0
     reward_noise: float = 0.0
+    normalize: bool = False
 
     @property
     def name(self) -> str:
         """Name in tables and rows."""
         scale = "" if self.reward_scale == 1 else f" rewards × {self.reward_scale:g}"
         noise = "" if self.reward_noise == 0 else f" noise × {self.reward_noise:g}"
-        return self.id.rpartition(":")[2] + scale + noise
+        normalized = " normalised" if self.normalize else ""
+        return self.id.rpartition(":")[2] + scale + noise + normalized
 
     def undisturbed(self) -> "Environment":
         """Return the same environment with its own rewards."""
-        return self._replace(reward_scale=1.0, reward_noise=0.0)
+        return self._replace(reward_scale=1.0, reward_noise=0.0, normalize=False)
 
     def is_installed(self) -> bool:
         """Tell whether Gymnasium knows the environment, once the module before the colon of its id is imported."""
@@ -171,14 +183,17 @@ def arguments_of(settings: Settings) -> dict[str, Any]:
 
 def agree(recorded: Settings, wanted: Settings) -> bool:
     """
-    Tell whether a row was made with the settings that are wanted now. Options that only one of them has are no difference:
-    a row outlives the introduction of an option.
+    Tell whether a row was made with the settings that are wanted now. A row outlives the introduction of an option, which was
+    at its default before, and its removal.
 
     :param recorded: settings of a row
     :param wanted: settings of a run
     :return: whether nothing differs that both have
     """
-    return all(recorded[name] == wanted[name] for name in recorded.keys() & wanted.keys())
+    parameters = inspect.signature(ALGORITHMS[wanted["algorithm"]]).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    before = _ENVIRONMENT_DEFAULTS | Environment._field_defaults | defaults | recorded
+    return all(before[name] == value for name, value in wanted.items())
 
 
 def _arguments(algorithm: str, hyperparams: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

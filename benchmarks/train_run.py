@@ -19,6 +19,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from sb3_contrib.common.maskable import evaluation as maskable_evaluation
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -26,7 +28,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from benchmarks.disturbed_reward import DisturbedReward
-from benchmarks.experiments import ALGORITHMS, Settings, arguments_of
+from benchmarks.experiments import ALGORITHMS, POLICIES, Settings, arguments_of
 from benchmarks.machine import provenance
 
 EVAL_EPISODES = 10
@@ -81,7 +83,9 @@ class CurveCallback(BaseCallback):
         if isinstance(self._eval_env, VecNormalize):
             sync_envs_normalization(self.training_env, self._eval_env)
         self._eval_env.seed(self._eval_seed)
-        mean_return, _ = evaluate_policy(self.model, self._eval_env, EVAL_EPISODES)
+        is_maskable = isinstance(self.model.policy, MaskableActorCriticPolicy)
+        evaluate = maskable_evaluation.evaluate_policy if is_maskable else evaluate_policy
+        mean_return, _ = evaluate(self.model, self._eval_env, EVAL_EPISODES)
         simulator_steps = getattr(self.model, "num_simulator_steps", self.num_timesteps)
         self.points.append((self.num_timesteps, simulator_steps, round(self.cpu_seconds, 3), round(float(mean_return), 4)))
         self._start += self._now() - paused
@@ -144,7 +148,8 @@ def train(settings: Settings, seed: int, evaluations: int, report: Report) -> di
         name: LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0) if str(value).startswith("lin_") else value
         for name, value in arguments_of(settings).items()
     }
-    model = ALGORITHMS[settings["algorithm"]]("MlpPolicy", env, seed=seed, device="cpu", **arguments)
+    algorithm = settings["algorithm"]
+    model = ALGORITHMS[algorithm](POLICIES.get(algorithm, "MlpPolicy"), env, seed=seed, device="cpu", **arguments)
     curve = CurveCallback(eval_env, max(settings["steps"] // evaluations, 1), seed, report)
     model.learn(settings["steps"], callback=curve)
     env.close()

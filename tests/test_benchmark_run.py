@@ -107,7 +107,11 @@ def test_rows_are_found_under_any_name_and_only_with_their_settings(tmp_path):
     assert find_row(wanted._replace(seed=1), rows) is None
     assert find_row(wanted._replace(config="n8"), rows) is None
     assert find_row(wanted._replace(environment=CARTPOLE._replace(steps=512)), rows) is None
-    assert agree({"gamma": 0.9}, {"gamma": 0.9, "invented_since": 1})
+    before = {"algorithm": "hybrid_grpo", "gamma": 0.9, "removed_since": 1}
+    after = {"algorithm": "hybrid_grpo", "gamma": 0.9, "normalize": False}
+    assert agree(before, after | {"sampling_temperature": 1.0})
+    assert not agree(before, after | {"sampling_temperature": 2.0})
+    assert not agree(before, after | {"normalize": True})
 
 
 def test_configurations_share_hyperparameters():
