@@ -28,7 +28,7 @@ SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "c
     [
         ({"advantage": "gae"}, InvalidArgumentError, "'gae': choose one of 'hybrid', 'per_action', 'averaged'"),
         ({"advantage": "group_normalized"}, InvalidArgumentError, "choose one of 'hybrid', 'per_action', 'averaged'\\.$"),
-        ({"reward_transform": "log"}, InvalidArgumentError, "'identity', 'tanh', 'scaled_tanh', 'zscore'"),
+        ({"reward_transform": "log"}, InvalidArgumentError, "'identity', 'tanh', 'scaled_tanh', 'normalized', 'zscore'"),
         ({"reward_transform": "tanh", "reward_transform_kwargs": {"x": 1}}, InvalidArgumentError, "reward_transform_kwargs"),
         ({"reward_transform": np.mean}, RewardTransformError, "shape"),
         ({"n_samples": 0}, InvalidArgumentError, "n_samples.*at least 1.*0"),

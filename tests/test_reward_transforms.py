@@ -63,8 +63,27 @@ def test_scaled_tanh_does_not_depend_on_the_unit_of_reward():
     np.testing.assert_allclose(large(100 * REWARDS), 100 * small(REWARDS), rtol=1e-5)
 
 
-def test_statistics_survive_pickling():
-    transform = make_reward_transform("scaled_tanh")
+def test_normalized_rewards_are_in_stds_of_the_discounted_committed_return():
+    transform = make_reward_transform("normalized", {"scale": 4.0})
+    np.testing.assert_array_equal(transform(REWARDS), REWARDS)
+    transform.fit(REWARDS, DONES, gamma=0.5)
+    # Returns -1 and -0.5 + 2 = 1.5: std 1.25
+    np.testing.assert_allclose(transform(REWARDS), 4 * np.tanh(REWARDS / 5), rtol=1e-6)
+    scaled = make_reward_transform("scaled_tanh", {"scale": 4.0})
+    scaled.fit(REWARDS, DONES, gamma=0.5)
+    np.testing.assert_allclose(1.25 * transform(REWARDS), scaled(REWARDS), rtol=1e-6)
+
+
+def test_normalized_rewards_have_no_unit():
+    small, large = make_reward_transform("normalized"), make_reward_transform("normalized")
+    small.fit(REWARDS, DONES, 0.9)
+    large.fit(100 * REWARDS, DONES, 0.9)
+    np.testing.assert_allclose(large(100 * REWARDS), small(REWARDS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["scaled_tanh", "normalized"])
+def test_statistics_survive_pickling(name):
+    transform = make_reward_transform(name)
     transform.fit(REWARDS, DONES, gamma=0.5)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(transform))(REWARDS), transform(REWARDS))
 
@@ -85,13 +104,20 @@ def test_own_class_by_name(monkeypatch):
 
 
 def test_unknown_name_lists_the_valid_ones():
-    with pytest.raises(InvalidArgumentError, match="'identity', 'tanh', 'scaled_tanh', 'zscore'"):
+    with pytest.raises(InvalidArgumentError, match="'identity', 'tanh', 'scaled_tanh', 'normalized', 'zscore'"):
         make_reward_transform("sigmoid")
 
 
-@pytest.mark.parametrize("name, kwargs", [("tanh", {"scale": 2}), ("scaled_tanh", {"scale": -1.0})])
-def test_bad_keyword(name, kwargs):
-    with pytest.raises(InvalidArgumentError, match=name):
+@pytest.mark.parametrize(
+    "name, kwargs, message",
+    [
+        ("tanh", {"scale": 2}, "do not fit reward_transform='tanh'"),
+        ("scaled_tanh", {"scale": -1.0}, "`scale` must be positive"),
+        ("normalized", {"scale": 0.0}, "`scale` must be positive"),
+    ],
+)
+def test_bad_keyword(name, kwargs, message):
+    with pytest.raises(InvalidArgumentError, match=message):
         make_reward_transform(name, kwargs)
 
 

@@ -94,7 +94,7 @@ class ScaledTanh(RewardTransform):
 
     def __init__(self, scale: float = 10.0) -> None:
         if not scale > 0:
-            raise InvalidArgumentError(f"`scale` of the scaled_tanh transform must be positive, not {scale}.")
+            raise InvalidArgumentError(f"`scale` must be positive, not {scale}.")
         self.scale = scale
         self.return_rms = RunningMeanStd(epsilon=0.0, shape=())
         self.returns = np.zeros(0)
@@ -110,10 +110,31 @@ class ScaledTanh(RewardTransform):
             self.returns = self.returns * ~dones[t].astype(bool)
         self.return_rms.update(history.ravel())
 
+    @property
+    def std(self) -> float:
+        """Standard deviation of the return, 0 before the first rollout."""
+        return float(np.sqrt(self.return_rms.var)) if self.return_rms.count > 0 else 0.0
+
     def transform(self, rewards: Floats) -> Floats:
         """Return s · tanh(r / s)."""
-        bound = self.scale * float(np.sqrt(self.return_rms.var)) if self.return_rms.count > 0 else 0.0
+        bound = self.scale * self.std
         return bound * np.tanh(rewards / bound) if bound > 0 else rewards
+
+
+class Normalized(ScaledTanh):
+    """
+    f(r) = s · tanh(r / (s σ)), with s = ``scale`` and σ the running standard deviation of the discounted committed return.
+
+    SB3's ``VecNormalize`` of rewards, with a soft clip: the critic learns values of the order of one, however large returns
+    are and whatever they grow to. Advantages are normalised later, so that the policy sees no difference of scale.
+
+    :param scale: bound of |f(r)|
+    """
+
+    def transform(self, rewards: Floats) -> Floats:
+        """Return s · tanh(r / (s σ))."""
+        std = self.std
+        return self.scale * np.tanh(rewards / (self.scale * std)) if std > 0 else rewards
 
 
 class ZScore(RewardTransform):
@@ -164,6 +185,7 @@ REWARD_TRANSFORMS: dict[str, type[RewardTransform]] = {
     "identity": Identity,
     "tanh": Tanh,
     "scaled_tanh": ScaledTanh,
+    "normalized": Normalized,
     "zscore": ZScore,
 }
 """Transforms by name. Add your own class to use it by name."""

@@ -127,7 +127,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage; by default 0 beside branches of
         several steps, which need none, else 1
     :param reward_transform: Function of rewards applied before advantages are computed: ``"identity"``, ``"tanh"`` (the
-        paper's), ``"scaled_tanh"``, ``"zscore"``, a ``RewardTransform`` or a function on arrays
+        paper's), ``"scaled_tanh"``, ``"normalized"``, ``"zscore"``, a ``RewardTransform`` or a function on arrays
     :param reward_transform_kwargs: Keyword arguments of a named reward transform
     :param branch_horizon: Number of steps K in each branch: the first with the sampled action, the others with the policy and
         the noise of the committed trajectory. The value after the last one is bootstrapped.
