@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import GRPO, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.check import check_branchable
 
 PPO_SETTINGS = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False}
 N_STEPS = 64
@@ -248,6 +249,12 @@ def test_the_environments_of_sb3_contrib_are_solved(algorithm, env):
     model.learn(2560)
     mean_reward, _ = evaluate_policy(model, vec_env, n_eval_episodes=5, warn=False)
     assert mean_reward > 95
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_check_keeps_to_the_masks(space):
+    report = check_branchable(lambda: Ladder(action_space=SPACES[space]), n_envs=2)
+    assert report.verdict == "exact by snapshots", report
 
 
 def test_bad_input():

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, Raised, end
+from sb3_hybrid_grpo.branching.masks import masks_of
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, Simulator
 from sb3_hybrid_grpo.branching.snapshot import find, kind_of
@@ -287,7 +288,7 @@ def _live(simulator: Simulator, action: Any, n_steps: int, channel: Channel) -> 
     for steps_left in reversed(range(n_steps)):
         obs, reward, terminated, truncated, _ = simulator.root.step(action)
         is_last = terminated or truncated or not steps_left
-        masks = simulator.action_masks() if simulator.n_masks and not is_last else None
+        masks = masks_of(simulator.env) if simulator.n_masks and not is_last else None
         channel.send((obs, reward, terminated, truncated, masks))
         if is_last:
             return

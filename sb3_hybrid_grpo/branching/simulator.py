@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces, wrappers
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
+from sb3_hybrid_grpo.branching.masks import masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
 from sb3_hybrid_grpo.branching.snapshot import Snapshot
@@ -139,7 +139,7 @@ class Simulator:
                     if is_last or terminated[at] or truncated[at]:
                         continue
                     if masks is not None:
-                        masks[at] = self.action_masks()
+                        masks[at] = masks_of(self.env)
                     states.keep(idx)
             except Exception as error:
                 error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
@@ -152,11 +152,7 @@ class Simulator:
 
     def include_masks(self) -> None:
         """Ask for masks of invalid actions from now on, wherever a branch goes on."""
-        self.n_masks = _number_of_masks(self.env.action_space)
-
-    def action_masks(self) -> np.ndarray:
-        """Return which actions are valid in the present state, as sb3-contrib asks for it."""
-        return np.ravel(get_action_masks(self.env))
+        self.n_masks = number_of_masks(self.env.action_space)
 
     @property
     def memory(self) -> PrivateAttributes | None:
@@ -253,11 +249,9 @@ class Simulator:
         """Step with random valid actions until the episode ends; return also the last observation as it is."""
         outcome = empty_outcome(self.env.observation_space, (1, n_steps))
         action_space.seed(seed)
-        has_masks = is_masking_supported(self.env) and callable(self.env.get_wrapper_attr("action_masks"))
         for idx in range(n_steps):
             at = 0, idx
-            valid = (_space_mask(action_space, self.action_masks()),) if has_masks else ()
-            action = action_space.sample(*valid)
+            action = sample(action_space, masks_of(self.env))
             obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(action)
             store_observation(outcome.observations, at, obs)
             if outcome.terminated[at] or outcome.truncated[at]:
@@ -272,23 +266,6 @@ def _leave_in_any_case(states: BranchStates) -> None:
         # Interrupted, as by Ctrl-C: to do it again is harmless, to stop halfway is not.
         states.leave()
         raise
-
-
-def _space_mask(space: spaces.Space[Any], masks: np.ndarray) -> Any:
-    """Turn sb3-contrib's masks into what Gymnasium's ``sample`` takes."""
-    masks = masks.astype(np.int8)
-    if isinstance(space, spaces.MultiBinary):
-        may_be_zero, may_be_one = masks.reshape(-1, 2).T
-        return may_be_one + (may_be_zero & may_be_one)
-    if isinstance(space, spaces.MultiDiscrete):
-        return tuple(np.split(masks, np.cumsum(space.nvec)[:-1]))
-    return masks
-
-
-def _number_of_masks(space: spaces.Space[Any]) -> int:
-    if isinstance(space, spaces.MultiBinary):
-        return 2 * int(np.prod(space.n))
-    return int(space.n if isinstance(space, spaces.Discrete) else space.nvec.sum())  # type: ignore[attr-defined]
 
 
 def _skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

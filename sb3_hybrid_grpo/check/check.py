@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hybrid_grpo.branching import make_brancher, randomness
 from sb3_hybrid_grpo.branching.child import CAN_FORK
 from sb3_hybrid_grpo.branching.fork import obstacle_to_fork
+from sb3_hybrid_grpo.branching.masks import masks_of, sample
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import Mark, Snapshot, codec_of, find, kind_of
 from sb3_hybrid_grpo.check.hidden import hidden_state
@@ -219,7 +220,8 @@ def _codecs(env: gym.Env[Any, Any]) -> dict[str, str]:
 
 def _costs(venv: DummyVecEnv, brancher: Brancher, name: str) -> Costs:
     simulator = Simulator(venv.envs[0])
-    actions = np.array([[venv.action_space.sample() for _ in range(_N_TIMED_BRANCHES)]] * venv.num_envs)
+    valid = masks_of(venv.envs[0])
+    actions = np.array([[sample(venv.action_space, valid) for _ in range(_N_TIMED_BRANCHES)]] * venv.num_envs)
     alive = np.zeros(actions.shape[:2], dtype=bool)
     alive[0] = True
 

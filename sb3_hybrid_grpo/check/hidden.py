@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 
+from sb3_hybrid_grpo.branching.masks import masks_of, sample
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import Snapshot, find
 
@@ -36,7 +37,7 @@ def hidden_state(env: gym.Env[Any, Any]) -> list[str]:
         snapshot = Snapshot(*simulator.roots)
         try:
             for _ in range(_N_STEPS):
-                _, _, terminated, truncated, _ = simulator.root.step(action_space.sample())
+                _, _, terminated, truncated, _ = simulator.root.step(sample(action_space, masks_of(env)))
                 if terminated or truncated:
                     break
         finally:

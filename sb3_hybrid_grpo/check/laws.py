@@ -3,14 +3,15 @@
 import copy
 import pickle
 import random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchError, BranchOutcome
+from sb3_hybrid_grpo.branching.masks import masks_of, sample
+from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchError, BranchOutcome, MaskingBrancher
 
 _N_BRANCHES = 3
 _HORIZON = 5
@@ -58,7 +59,7 @@ class Run(NamedTuple):
     global_generators: list[str]
 
 
-def run(venv: VecEnv, n_steps: int, brancher: Brancher | None = None) -> Run:
+def run(venv: DummyVecEnv, n_steps: int, brancher: Brancher | None = None) -> Run:
     """
     Take random steps that are the same each time.
 
@@ -68,19 +69,21 @@ def run(venv: VecEnv, n_steps: int, brancher: Brancher | None = None) -> Run:
     :return: what was seen
     :raises LawBrokenError: if a branch of the committed action did not tell what the step returned
     """
-    action_space = copy.deepcopy(venv.action_space)
+    action_space, later_space = copy.deepcopy(venv.action_space), copy.deepcopy(venv.action_space)
     action_space.seed(0)
-    shape = (_HORIZON, venv.num_envs, _N_BRANCHES)
+    later_space.seed(1)
     results: list[Any] = []
     n_episodes = 0
     generators = _global_generators()
     for step in range(n_steps):
-        actions = np.array([action_space.sample() for _ in range(int(np.prod(shape)))])
-        actions = actions.reshape(*shape, *actions.shape[1:])
-        outcome = None if brancher is None else _branch(brancher, actions, _HORIZON if step % 4 == 0 else 1)
+        masks = [masks_of(env) for env in venv.envs]
+        actions = np.array([[sample(action_space, valid) for _ in range(_N_BRANCHES)] for valid in masks])
+        if brancher is not None and masks[0] is not None:
+            cast(MaskingBrancher, brancher).include_masks()
+        outcome = None if brancher is None else _branch(brancher, actions, _HORIZON if step % 4 == 0 else 1, later_space)
         if brancher is not None and step % 5 == 2:
-            _sabotage(venv, brancher, actions[0])
-        result = venv.step(actions[0, :, 0])
+            _sabotage(venv, brancher, actions)
+        result = venv.step(actions[:, 0])
         if outcome is not None:
             _compare(outcome, result)
         results.append(copy.deepcopy(result[:3]))
@@ -98,13 +101,17 @@ def _global_generators() -> dict[str, Any]:
     }
 
 
-def _branch(brancher: Brancher, actions: np.ndarray, horizon: int) -> BranchOutcome:
-    alive = np.ones(actions.shape[1:3], dtype=bool)
-    first = outcome = brancher.open(actions[0], alive, horizon)
-    for later in actions[1:horizon]:
+def _branch(brancher: Brancher, actions: np.ndarray, horizon: int, later_space: gym.Space[Any]) -> BranchOutcome:
+    alive = np.ones(actions.shape[:2], dtype=bool)
+    first = outcome = brancher.open(actions, alive, horizon)
+    for _ in range(1, horizon):
         alive = alive & ~(outcome.terminated | outcome.truncated)
-        if alive.any():
-            outcome = brancher.advance(later, alive)
+        if not alive.any():
+            break
+        actions = actions.copy()
+        for at in zip(*np.nonzero(alive), strict=True):
+            actions[at] = sample(later_space, None if outcome.action_masks is None else outcome.action_masks[at])
+        outcome = brancher.advance(actions, alive)
     brancher.close()
     return brancher.observed(first)
 

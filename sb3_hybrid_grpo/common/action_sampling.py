@@ -193,17 +193,13 @@ def _obstacle_to_choice(advantage: str, policy_class: type[ActorCriticPolicy]) -
 def _tempered(
     name: str, n_samples: int, advantage: str, policy_class: type[ActorCriticPolicy], use_sde: bool, temperature: float
 ) -> ActionSampling:
-    obstacle = _obstacle_to_choice(advantage, policy_class)
-    if obstacle is not None:
-        pass
-    elif temperature < 1:
-        obstacle = "below 1 the importance weights have no bound"
-    elif name in ("enumerate", "antithetic"):
-        obstacle = f"action_sampling={name!r} chooses the actions otherwise"
-    elif n_samples == 1:
-        obstacle = "the committed action is the policy's own, and with n_samples=1 there is no other"
-    elif use_sde:
-        obstacle = "gSDE has no temperature"
+    obstacles = {
+        "below 1 the importance weights have no bound": temperature < 1,
+        f"action_sampling={name!r} chooses the actions otherwise": name in ("enumerate", "antithetic"),
+        "the committed action is the policy's own, and with n_samples=1 there is no other": n_samples == 1,
+        "gSDE has no temperature": use_sde,
+    }
+    obstacle = _obstacle_to_choice(advantage, policy_class) or next((text for text, holds in obstacles.items() if holds), None)
     if obstacle is not None:
         raise InvalidArgumentError(f"sampling_temperature={temperature} is not possible: {obstacle}.")
     return TemperedSamples(n_samples, temperature)
