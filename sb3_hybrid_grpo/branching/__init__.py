@@ -1,7 +1,8 @@
-"""Exact branching: the outcomes of actions that are not taken, from the simulator itself."""
+"""The outcomes of actions that are not taken: exact ones from the simulator itself, or from a model or a reward function."""
 
 from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec
 from sb3_hybrid_grpo.branching.factory import make_brancher
+from sb3_hybrid_grpo.branching.learned import LearnedBrancher
 from sb3_hybrid_grpo.branching.reward_function import RewardFunction
 from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, Codec, LeafCodec, Snapshot, register_codec
@@ -13,6 +14,7 @@ __all__ = [
     "AttributesCodec",
     "Codec",
     "LeafCodec",
+    "LearnedBrancher",
     "RewardFunction",
     "Snapshot",
     "VecEnvBrancher",

@@ -2,6 +2,7 @@
 
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_hybrid_grpo.branching.learned import LearnedBrancher
 from sb3_hybrid_grpo.branching.local import BRANCHER_NAMES
 from sb3_hybrid_grpo.branching.vec_env import VecEnvBrancher
 from sb3_hybrid_grpo.common.type_aliases import Brancher, BrancherFactory, InvalidArgumentError
@@ -12,7 +13,8 @@ def make_brancher(brancher: str | BrancherFactory, venv: VecEnv, timeout: float 
     Make the brancher of a training environment.
 
     :param brancher: ``"snapshot"``: save and restore the state of the environments; ``"fork"``: copy their process for every
-        branch; ``"auto"``: snapshots where they are exact, else forks, with a warning; or a callable that makes a ``Brancher``
+        branch; ``"auto"``: snapshots where they are exact, else forks, with a warning; ``"learned"``: a model of the
+        environment, learned along the way; or a callable that makes a ``Brancher``
         for a vectorised environment
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step; a callable has its own limits
@@ -20,10 +22,12 @@ def make_brancher(brancher: str | BrancherFactory, venv: VecEnv, timeout: float 
     :raises InvalidArgumentError: if the name is unknown
     :raises UnbranchableEnvError: if the environment cannot be branched exactly
     """
+    if brancher == "learned":
+        return LearnedBrancher(venv)
     if callable(brancher):
         return brancher(venv)
     if brancher not in BRANCHER_NAMES:
-        names = ", ".join(map(repr, BRANCHER_NAMES))
+        names = ", ".join(map(repr, (*BRANCHER_NAMES, "learned")))
         raise InvalidArgumentError(
             f"Unknown brancher {brancher!r}: choose one of {names}, or pass a callable that makes a Brancher from a VecEnv."
         )

@@ -135,8 +135,12 @@ class VecEnvBrancher:
         """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
         self._simulators.include_masks()
 
-    def remember(self) -> None:
-        """Keep the present states, before the committed step; workers need not have done so before ``confirm``."""
+    def remember(self, obs: Observations | None = None) -> None:
+        """
+        Keep the present states, before the committed step; workers need not have done so before ``confirm``.
+
+        :param obs: not needed: the simulators know their states
+        """
         assert self._remembered is not None and self._recallable is not None
         for view in self._recallable:
             view.remember()

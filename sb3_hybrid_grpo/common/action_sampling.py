@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo.common.actors import Actor, Samples
 from sb3_hybrid_grpo.common.checks import check_name
-from sb3_hybrid_grpo.common.maskable import overrides_forward
+from sb3_hybrid_grpo.common.maskable import is_maskable, overrides_forward
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
 
 RELATIVE_ESTIMATORS = ("hybrid", "per_action")
@@ -131,6 +131,36 @@ class TemperedSamples(ActionSampling):
         return Samples(np.concatenate((committed, others.actions), axis=1), log_weights=log_weights)
 
 
+class ModelledSamples(ActionSampling):
+    """
+    Independent samples of the policy, and the committed one once more, for branches in a model: it is compared with the
+    others there, and not with what really happened.
+
+    :param group_size: number of actions N at each state, without the repeated one
+    """
+
+    name = "modelled"
+
+    def __init__(self, group_size: int) -> None:
+        super().__init__(group_size + 1)
+
+    def sample(
+        self, actor: Actor, obs: Observations, noise: np.ndarray | None, action_masks: np.ndarray | None = None
+    ) -> Samples:
+        """
+        Choose N + 1 actions at each of E states, see ``ActionSampling.sample``.
+
+        :param actor: samples from the policy
+        :param obs: states
+        :param noise: noise of the committed actions
+        :param action_masks: none
+        :return: the actions
+        """
+        actions = actor.sample(obs, self.group_size, noise).actions
+        actions[:, -1] = actions[:, 0]
+        return Samples(actions)
+
+
 ACTION_SAMPLINGS = {sampling.name: sampling for sampling in (ActionSampling, Enumeration, AntitheticPairs)}
 
 
@@ -203,3 +233,28 @@ def _tempered(
     if obstacle is not None:
         raise InvalidArgumentError(f"sampling_temperature={temperature} is not possible: {obstacle}.")
     return TemperedSamples(n_samples, temperature)
+
+
+def make_modelled_sampling(
+    name: str, n_samples: int, advantage: str, policy_class: type[ActorCriticPolicy], temperature: float
+) -> ActionSampling:
+    """
+    Decide how actions are sampled for branches in a model.
+
+    :param name: ``"iid"`` or ``"auto"``
+    :param n_samples: number of actions N that the user asked for
+    :param advantage: name of the estimator
+    :param policy_class: class of the policy
+    :param temperature: 1
+    :return: the way to sample, whose ``group_size`` is N + 1
+    :raises InvalidArgumentError: if something else is asked for
+    """
+    obstacles = {
+        f"action_sampling={name!r} chooses the actions otherwise": name not in ("auto", "iid"),
+        f"sampling_temperature={temperature} chooses the actions otherwise": temperature != 1,
+        "a model knows nothing of masks": is_maskable(policy_class),
+    }
+    obstacle = _obstacle_to_choice(advantage, policy_class) or next((text for text, holds in obstacles.items() if holds), None)
+    if obstacle is not None:
+        raise InvalidArgumentError(f"brancher='learned' is not possible: {obstacle}.")
+    return ModelledSamples(n_samples)

@@ -211,6 +211,64 @@ def importance_weighted_advantages(estimates: Floats, log_weights: Floats) -> Ad
     return Advantages(estimates - baselines, importance / n_samples)
 
 
+def modelled_advantages(estimates: Floats) -> Advantages:
+    """
+    Return the advantages of samples 1 to N within a model, of which the last is the committed action once more.
+
+    A[t,e,i] = δ[t,e,i] - 1/(N-1) Σ_{j≠i, j>0} δ[t,e,j],    w[t,e,i] = 1/N,    A[t,e,0] = w[t,e,0] = 0
+
+    All of them are the model's, so that what it does not know about a state cancels.
+
+    :param estimates: value-boosted estimates δ, index 0 real, [T, E, N + 1]
+    :return: A and w, [T, E, N + 1]
+    """
+    advantages, weights = np.zeros_like(estimates), np.zeros_like(estimates)
+    advantages[..., 1:] = leave_one_out_advantages(estimates[..., 1:])
+    weights[..., 1:] = 1 / (estimates.shape[-1] - 1)
+    return Advantages(advantages, weights)
+
+
+def model_share(modelled: Floats, gae: Floats, n_samples: int) -> float:
+    """
+    Return how much of what a model says about committed actions turned out to be true.
+
+    c = N/(N-1) · cov(GAE, A) / var(A), within [0, 1]
+
+    The slope of the regression of what really followed on what the model had said. A of a model that is right contains the
+    noise of its baseline, the mean of N - 1 samples, which is what the factor makes up for.
+
+    :param modelled: advantages A of the committed actions in the model, [S]
+    :param gae: generalized advantage estimates of the same actions, [S]
+    :param n_samples: number of samples N in the model
+    :return: c
+    """
+    deviations = modelled - modelled.mean()
+    variance = float(np.square(deviations).mean())
+    if variance == 0:
+        return 0.0
+    slope = float((deviations * gae).mean()) / variance
+    return float(np.clip(slope * n_samples / (n_samples - 1), 0, 1))
+
+
+def mixed_advantages(modelled: Advantages, gae: Floats, share: float) -> Advantages:
+    """
+    Mix PPO's advantages of the committed actions with those of a model.
+
+    w A = c w_m A_m + (1 - c) [i = 0] GAE,    w = c w_m + (1 - c) [i = 0]
+
+    With c = 0 this is PPO, with c = 1 the model alone.
+
+    :param modelled: advantages A_m and weights w_m, index 0 without weight, [S, N + 1]
+    :param gae: centred generalized advantage estimates of the committed actions, [S]
+    :param share: c
+    :return: A and w, [S, N + 1]
+    """
+    advantages, weights = modelled.advantages.copy(), share * modelled.weights
+    advantages[..., 0] = gae
+    weights[..., 0] = 1 - share
+    return Advantages(advantages, weights)
+
+
 def exact_advantages(estimates: Floats, probs: Floats) -> Floats:
     """
     Return the advantages of all actions of a discrete space.
@@ -348,6 +406,7 @@ RELATIVE_ADVANTAGES: dict[str, Callable[[Floats, Floats, Floats], Advantages]] =
     "iid": lambda estimates, log_probs, log_weights: _uniform(leave_one_out_advantages(estimates)),
     "antithetic": lambda estimates, log_probs, log_weights: _uniform(leave_pair_out_advantages(estimates)),
     "enumerate": lambda estimates, log_probs, log_weights: _exactly_weighted(estimates, log_probs),
+    "modelled": lambda estimates, log_probs, log_weights: modelled_advantages(estimates),
     "tempered": lambda estimates, log_probs, log_weights: importance_weighted_advantages(estimates, log_weights),
 }
 """

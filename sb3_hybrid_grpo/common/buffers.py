@@ -13,11 +13,14 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_hybrid_grpo.common.advantages import (
     ESTIMATORS,
     RELATIVE_ADVANTAGES,
+    Advantages,
     averaged_advantages,
     branch_estimates,
     committed_estimates,
     gae_tails,
     generalized_advantages,
+    mixed_advantages,
+    model_share,
     relative_precision,
     soft_rewards,
     value_boosted_estimates,
@@ -53,7 +56,8 @@ class MultiSampleMixin(RolloutBuffer):
     :param reward_transform: name, function or ``RewardTransform`` applied to all rewards
     :param branch_horizon: number of steps K that a branch may take
     :param branch_lambda: λ of the mix of a branch's prefixes
-    :param action_sampling: how the actions were sampled: ``"iid"``, ``"enumerate"``, ``"antithetic"`` or ``"tempered"``
+    :param action_sampling: how the actions were sampled: ``"iid"``, ``"enumerate"``, ``"antithetic"``, ``"tempered"`` or
+        ``"modelled"``
     :param is_selected: whether the committed action was chosen among the N by their estimates: then it has a branch like the
         others, and the trajectory, which is not the policy's own, counts for nothing
     :param ent_coef: weight of the policy's entropies in rewards, for soft values
@@ -65,6 +69,7 @@ class MultiSampleMixin(RolloutBuffer):
     branch_next_values: np.ndarray
     branch_terminated: np.ndarray
     branch_alive: np.ndarray
+    model_share: float = 0.0
     branch_next_entropies: np.ndarray
     entropies: np.ndarray
     sources: np.ndarray
@@ -112,6 +117,7 @@ class MultiSampleMixin(RolloutBuffer):
     def reset(self) -> None:
         """Forget the rollout."""
         super().reset()
+        self.model_share = 0.0
         per_sample = (self.buffer_size, self.n_envs, self.n_samples)
         per_step = (*per_sample, self.branch_horizon)
         self.actions = np.zeros((*per_sample, self.action_dim), dtype=self.action_space.dtype)
@@ -237,7 +243,7 @@ class MultiSampleMixin(RolloutBuffer):
             relative = RELATIVE_ADVANTAGES[self.action_sampling](
                 estimates, self.log_probs[branched], self.log_weights[branched]
             )
-            advantages = ESTIMATORS[self.advantage](rewards[branched], estimates, relative, tails[branched], self.tail_coef)
+            advantages = self._combine(rewards[branched], estimates, relative, gae[branched], tails[branched])
             self.advantages[branched], self.weights[branched] = advantages
         if not branched.all():
             unbranched = gae[~branched] - gae[~branched].mean()
@@ -245,6 +251,14 @@ class MultiSampleMixin(RolloutBuffer):
                 unbranched *= relative_precision(advantages, unbranched)
             self.advantages[~branched, 0] = unbranched
             self.weights[~branched, 0] = 1.0
+
+    def _combine(
+        self, rewards: np.ndarray, estimates: np.ndarray, relative: Advantages, gae: np.ndarray, tails: np.ndarray
+    ) -> Advantages:
+        if self.action_sampling != "modelled":
+            return ESTIMATORS[self.advantage](rewards, estimates, relative, tails, self.tail_coef)
+        self.model_share = model_share(relative.advantages[..., -1], gae, self.n_samples - 1)
+        return mixed_advantages(relative, gae - gae.mean(), self.model_share)
 
     def get(  # type: ignore[override]
         self, batch_size: int | None = None

@@ -66,7 +66,7 @@ def rollout_statistics(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> d
         coincident = coincident_share(to_env_actions(policy, actions[has_choice]), buffer.action_space)
         statistics["diagnostics/coincident_actions"] = coincident
         # The committed action must be drawn like the others. With gSDE it has its matrix from the past.
-        if not (buffer.action_sampling == "tempered" or buffer.is_selected or getattr(policy, "use_sde", False)):
+        if not (buffer.action_sampling in ("tempered", "modelled") or buffer.is_selected or getattr(policy, "use_sde", False)):
             sampled = np.take_along_axis(rewards, buffer.sources, axis=-1)[branched]
             statistics["diagnostics/branch_disagreement"] = disagreement(sampled)
     return statistics

@@ -156,7 +156,7 @@ class LateBranches:
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
         """Remember the present states."""
-        self._brancher.remember()
+        self._brancher.remember(obs)
         self._waiting.append(_Waiting(actions, alive, noise))
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:

@@ -72,6 +72,26 @@ class BranchOutcome(NamedTuple):
     action_masks: np.ndarray | None = None
 
 
+class Transitions(NamedTuple):
+    """
+    Committed transitions of a rollout, without those of episodes that were cut off.
+
+    :param observations: states, [B, \\*obs_shape]
+    :param actions: committed actions as the environment takes them, [B, \\*action_shape]
+    :param next_observations: next states; the states themselves where the episode ended, [B, \\*obs_shape]
+    :param rewards: rewards, [B]
+    :param terminated: whether the episode ended in a terminal state, [B]
+    :param other_actions: actions that were tried beside the committed ones, [B, n, \\*action_shape]
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    next_observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    other_actions: np.ndarray
+
+
 class Committed(NamedTuple):
     """
     The committed transition, for branchers that are no simulator.
@@ -173,8 +193,12 @@ class RememberingBrancher(Brancher, Protocol):
     can_remember: bool
     """Whether it can: one without this attribute is no ``RememberingBrancher``."""
 
-    def remember(self) -> None:
-        """Keep the present states, before the committed step; workers need not have done so before ``confirm``."""
+    def remember(self, obs: Observations) -> None:
+        """
+        Keep the present states, before the committed step; workers need not have done so before ``confirm``.
+
+        :param obs: observations of the states as the policy sees them
+        """
 
     def confirm(self) -> None:
         """Wait until the states are kept. The committed step may be asked for before."""
@@ -188,6 +212,26 @@ class RememberingBrancher(Brancher, Protocol):
 
         :return: a brancher whose branches start from all T states of an environment: of n branches the first n / T from the
             first of them, and so on; its outcomes may be observed once all of their committed steps are made
+        """
+
+
+class LearningBrancher(RememberingBrancher, Protocol):
+    """A brancher that predicts outcomes with a model, and learns it from the committed transitions."""
+
+    is_ready: bool
+    """Whether the model is good enough to be used."""
+
+    error: float
+    """Mean squared error of one step, on transitions that it was not trained on."""
+
+    spread: float
+    """Mean variance between the actions of a state, in the same unit."""
+
+    def learn_from(self, transitions: Transitions) -> None:
+        """
+        Train the model.
+
+        :param transitions: transitions of a rollout
         """
 
 

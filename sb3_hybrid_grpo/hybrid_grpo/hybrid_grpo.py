@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance, ob
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.common.action_sampling import make_action_sampling
+from sb3_hybrid_grpo.common.action_sampling import ActionSampling, make_action_sampling, make_modelled_sampling
 from sb3_hybrid_grpo.common.action_selection import SELECTIONS, check_selection, estimates_before_the_step, to_front
 from sb3_hybrid_grpo.common.actors import make_actor
 from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
@@ -44,12 +44,14 @@ from sb3_hybrid_grpo.common.losses import (
 from sb3_hybrid_grpo.common.maskable import is_maskable, masking, without_sde
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, rollout_branches
+from sb3_hybrid_grpo.common.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
 from sb3_hybrid_grpo.common.symptoms import Watch
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
     InvalidArgumentError,
+    LearningBrancher,
     MaskingBrancher,
     MultiSampleRolloutBufferSamples,
 )
@@ -150,8 +152,9 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         descent lags behind returns that grow, and branches end in the critic's values
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
-        environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), or a callable that makes a
-        ``Brancher`` for a ``VecEnv``
+        environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), ``"learned"`` (a model of the
+        environment is learned along the way, and used as far as it is right), or a callable that makes a ``Brancher`` for a
+        ``VecEnv``
     :param branch_timeout: Seconds that the branches of an environment may take for one step before ``BranchTimeoutError`` is
         raised; no limit by default
     :raises InvalidArgumentError: if an argument has a value that cannot work
@@ -316,15 +319,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self.reward_transform = make_reward_transform(self.reward_transform, self.reward_transform_kwargs)
         self._horizon = 1 if self.n_samples == 1 else self.branch_horizon
-        self._action_sampling = make_action_sampling(
-            self.action_sampling,
-            self.n_samples,
-            self.advantage,
-            self.policy_class,  # type: ignore[arg-type]
-            self.action_space,
-            self.use_sde,
-            self.sampling_temperature,
-        )
+        self._is_modelled = self.brancher == "learned" and self.n_samples > 1
+        self._action_sampling = self._make_action_sampling()
         # A checkpoint keeps the buffer that the user chose, if any: it must load into PPO as well.
         chosen_class, chosen_kwargs = self.rollout_buffer_class, self.rollout_buffer_kwargs
         self.rollout_buffer_class = multi_sample_buffer_class(chosen_class, self.observation_space, self._is_maskable)
@@ -363,6 +359,12 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
         self._brancher = self._make_brancher(self.env)
+
+    def _make_action_sampling(self) -> ActionSampling:
+        how_many = (self.action_sampling, self.n_samples, self.advantage, self.policy_class)
+        if self._is_modelled:
+            return make_modelled_sampling(*how_many, self.sampling_temperature)  # type: ignore[arg-type]
+        return make_action_sampling(*how_many, self.action_space, self.use_sde, self.sampling_temperature)  # type: ignore[arg-type]
 
     def _make_brancher(self, env: VecEnv | None) -> Brancher | None:
         if env is None:
@@ -492,6 +494,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
 
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
+        if self._is_modelled:
+            self._learn_model(rollout_buffer, new_obs, dones)
         self.logger.record("time/simulator_steps", self.num_simulator_steps)
         statistics = rollout_statistics(self.policy, rollout_buffer)
         for name, value in statistics.items():
@@ -510,7 +514,7 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         """
         n_envs, n_samples = actions.shape[:2]
         own = np.arange(n_samples)
-        if isinstance(self.action_space, spaces.Box) or n_samples == 1:
+        if isinstance(self.action_space, spaces.Box) or n_samples == 1 or self._is_modelled:
             sources = own[None].repeat(n_envs, axis=0)
         else:
             sources = first_occurrences(actions)
@@ -518,6 +522,8 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
             # The probability of invalid actions is zero: any outcome will do.
             sources[~np.take_along_axis(action_masks.astype(bool), actions, axis=1)] = 0
         alive = sources == own
+        if self._is_modelled and not cast(LearningBrancher, self._brancher).is_ready:
+            alive[:] = False
         if self.branch_fraction < 1:
             skipped = self._branch_rng.random(n_envs) >= self.branch_fraction
             alive[skipped] = False
@@ -531,6 +537,13 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         estimates = np.take_along_axis(estimates, sources, axis=1)
         chosen = SELECTIONS[self.action_selection](estimates, self._selection_scale, self._branch_rng)
         return to_front(sources[np.arange(len(chosen)), chosen], sources.shape[1])
+
+    def _learn_model(self, rollout_buffer: MultiSampleMixin, new_obs: Any, dones: np.ndarray) -> None:
+        brancher = cast(LearningBrancher, self._brancher)
+        brancher.learn_from(committed_transitions(self.policy, rollout_buffer, new_obs, dones))
+        self.logger.record("rollout/model_error", brancher.error)
+        self.logger.record("rollout/model_spread", brancher.spread)
+        self.logger.record("rollout/model_share", rollout_buffer.model_share)
 
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():
