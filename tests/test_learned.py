@@ -103,6 +103,20 @@ def test_noise_that_hides_what_actions_do_keeps_it_off():
     assert brancher.error > brancher.spread and not brancher.is_ready
 
 
+def test_a_rollout_of_ends_alone_teaches_nothing_and_spoils_nothing():
+    th.manual_seed(0)
+    rng = np.random.default_rng(0)
+    brancher = make_brancher()
+    ends = linear_transitions(50, rng)._replace(terminated=np.ones(50, dtype=bool))
+    nothing = Transitions(*(part[:0] for part in ends))
+    brancher.learn_from(nothing)
+    brancher.learn_from(ends)
+    assert not brancher.is_ready
+    for _ in range(4):
+        brancher.learn_from(linear_transitions(2000, rng))
+    assert brancher.is_ready
+
+
 def test_members_learn_for_themselves():
     th.manual_seed(0)
     ensemble = Ensemble(3, 2, n_members=4)

@@ -157,6 +157,7 @@ class LearnedBrancher:
         self.is_ready = False
         self.error = np.inf
         self.spread = 0.0
+        self._is_trained = False
         self._data: list[th.Tensor] = []
         self._remembered: list[np.ndarray] = []
 
@@ -164,7 +165,7 @@ class LearnedBrancher:
         """Return actions [B, \\*action_shape] as numbers [B, m]."""
         encoded = preprocess_obs(th.as_tensor(actions), self._action_space, normalize_images=False)
         assert isinstance(encoded, th.Tensor)
-        return encoded.float().reshape(len(actions), -1)
+        return encoded.float().reshape(len(actions), int(np.prod(encoded.shape[1:])))
 
     def inputs(self, observations: np.ndarray, actions: np.ndarray) -> th.Tensor:
         """
@@ -174,7 +175,7 @@ class LearnedBrancher:
         :param actions: actions as the environment takes them, [B, \\*action_shape]
         :return: inputs of the model, [B, n]
         """
-        flat = th.as_tensor(observations.reshape(len(observations), -1), dtype=th.float32)
+        flat = th.as_tensor(observations.reshape(len(observations), self._obs_dim), dtype=th.float32)
         return th.cat((flat, self._encode(actions)), dim=1)
 
     def learn_from(self, transitions: Transitions) -> None:
@@ -184,14 +185,17 @@ class LearnedBrancher:
         :param transitions: the committed transitions, and other actions at their states
         """
         inputs = self.inputs(transitions.observations, transitions.actions)
-        changes = transitions.next_observations.reshape(len(inputs), -1) - inputs[:, : self._obs_dim].numpy()
+        changes = transitions.next_observations.reshape(len(inputs), self._obs_dim) - inputs[:, : self._obs_dim].numpy()
         targets = th.as_tensor(np.column_stack((changes, transitions.rewards)), dtype=th.float32)
         terminated = th.as_tensor(transitions.terminated, dtype=th.float32)
-        if self._data:
+        if self._is_trained:
             self._measure(inputs, targets, terminated, transitions)
         new = (inputs, targets, terminated)
         self._data = [th.cat(parts)[-_CAPACITY:] for parts in zip(self._data, new, strict=True)] if self._data else list(new)
-        self.model.fit(self._data[0], self._data[1], self._data[2], n_steps=max(len(inputs) // 10, 100))
+        # Changes of the observation are known, and vary, from two transitions on that do not end the episode.
+        if int((self._data[2] == 0).sum()) > 1:
+            self.model.fit(self._data[0], self._data[1], self._data[2], n_steps=max(len(inputs) // 10, 100))
+            self._is_trained = True
 
     @th.no_grad()
     def _measure(self, inputs: th.Tensor, targets: th.Tensor, terminated: th.Tensor, transitions: Transitions) -> None:
