@@ -31,7 +31,7 @@ from sb3_hybrid_grpo.common.actors import Actor, MlpActor
 from sb3_hybrid_grpo.common.evaluation import DeferredValues
 from sb3_hybrid_grpo.common.rollout_branches import LateBranches
 from sb3_hybrid_grpo.common.type_aliases import Brancher
-from sb3_hybrid_grpo.hybrid_grpo import hybrid_grpo
+from sb3_hybrid_grpo.hybrid_grpo import macro_steps
 
 with contextlib.suppress(ImportError):  # Windows
     import resource
@@ -145,7 +145,7 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
     clock.watch(model.policy, "predict_values", "values")
     clock.watch(model.rollout_buffer, "compute_returns_and_advantage", "values")
     clock.watch(DeferredValues, "flush", "values")
-    clock.watch(hybrid_grpo, "evaluate_rollout", "values")
+    clock.watch(macro_steps, "evaluate_rollout", "values")
     for actor in (Actor, MlpActor):
         clock.watch(actor, "act", "branching")
     clock.watch(LateBranches, "finish_all", "branching")

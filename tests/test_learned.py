@@ -183,7 +183,8 @@ def test_transitions_of_a_rollout():
     assert 0 < sum(row[-1] for row in rows) and len(rows) < 128
     for found, expected in zip(transitions[:5], zip(*rows, strict=True), strict=True):
         np.testing.assert_allclose(found, np.array(expected), rtol=1e-6)
-    assert transitions.other_actions.shape == (len(rows), 2, 2)
+    # The last of the three samples stands for the committed action once more.
+    assert transitions.other_actions.shape == (len(rows), 1, 2)
 
 
 @pytest.mark.parametrize("wrapper", [None, VecNormalize])
@@ -227,6 +228,7 @@ class OwnForward(ActorCriticPolicy):
         ({"env": Walk("dict"), "policy": "MultiInputPolicy"}, UnbranchableEnvError, "model of vectors"),
         ({"env": Walk("image"), "policy": "CnnPolicy"}, UnbranchableEnvError, "model of vectors"),
         ({"advantage": "averaged"}, InvalidArgumentError, "independent samples"),
+        ({"advantage": "per_action"}, InvalidArgumentError, "no place for what really followed"),
         ({"action_sampling": "antithetic"}, InvalidArgumentError, "chooses the actions otherwise"),
         ({"sampling_temperature": 2.0}, InvalidArgumentError, "chooses the actions otherwise"),
         ({"action_selection": "best"}, InvalidArgumentError, "after it"),

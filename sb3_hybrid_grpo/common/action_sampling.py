@@ -252,6 +252,9 @@ def make_modelled_sampling(
     obstacles = {
         f"action_sampling={name!r} chooses the actions otherwise": name not in ("auto", "iid"),
         f"sampling_temperature={temperature} chooses the actions otherwise": temperature != 1,
+        f"advantage={advantage!r} has no place for what really followed the committed action, as 'hybrid' has": (
+            advantage != "hybrid"
+        ),
         "a model knows nothing of masks": is_maskable(policy_class),
     }
     obstacle = _obstacle_to_choice(advantage, policy_class) or next((text for text, holds in obstacles.items() if holds), None)

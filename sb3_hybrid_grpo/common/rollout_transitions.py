@@ -12,7 +12,8 @@ def committed_transitions(
     policy: ActorCriticPolicy, buffer: MultiSampleMixin, last_obs: np.ndarray, dones: np.ndarray
 ) -> Transitions:
     """
-    Collect the committed transitions of a rollout. Episodes that were cut off have lost their last observation.
+    Collect the committed transitions of a rollout. Episodes that were cut off have lost their last observation, and the last
+    sample of a state is the committed action once more (see ``ModelledSamples``).
 
     :param policy: the policy that collected it
     :param buffer: the rollout
@@ -33,5 +34,5 @@ def committed_transitions(
         np.where(ended, buffer.observations, following)[known],
         buffer.rewards[..., 0][known],
         terminated[known],
-        actions[:, 1:],
+        actions[:, 1:-1],
     )

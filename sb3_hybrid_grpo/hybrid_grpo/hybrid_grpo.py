@@ -2,59 +2,40 @@
 
 import inspect
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.action_sampling import ActionSampling, make_action_sampling, make_modelled_sampling
-from sb3_hybrid_grpo.common.action_selection import SELECTIONS, check_selection, estimates_before_the_step, to_front
-from sb3_hybrid_grpo.common.actors import make_actor
-from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
+from sb3_hybrid_grpo.common.action_selection import check_selection
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
-from sb3_hybrid_grpo.common.critic import has_linear_head, refit_value_head
-from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
-from sb3_hybrid_grpo.common.evaluation import DeferredEntropies, DeferredValues, check_entropies, evaluate_rollout
-from sb3_hybrid_grpo.common.evaluators import make_evaluator
-from sb3_hybrid_grpo.common.losses import (
-    Loss,
-    approximate_kl,
-    clip_gradients,
-    clipped_policy_loss,
-    entropy_loss,
-    fuse,
-    normalize,
-    value_loss,
-    weighted_mean,
-)
+from sb3_hybrid_grpo.common.critic import has_linear_head
+from sb3_hybrid_grpo.common.evaluation import check_entropies
 from sb3_hybrid_grpo.common.maskable import is_maskable, masking, without_sde
-from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardTransform, make_reward_transform
-from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, rollout_branches
-from sb3_hybrid_grpo.common.rollout_transitions import committed_transitions
-from sb3_hybrid_grpo.common.sampling import check_common_noise, first_occurrences, to_env_actions
+from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
+from sb3_hybrid_grpo.common.sampling import check_common_noise
 from sb3_hybrid_grpo.common.symptoms import Watch
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
     InvalidArgumentError,
-    LearningBrancher,
     MaskingBrancher,
-    MultiSampleRolloutBufferSamples,
 )
+from sb3_hybrid_grpo.hybrid_grpo.clipped_update import ClippedUpdate
+from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
 from sb3_hybrid_grpo.hybrid_grpo.policies import (
     CnnPolicy,
     MaskableCnnPolicy,
@@ -65,7 +46,6 @@ from sb3_hybrid_grpo.hybrid_grpo.policies import (
 )
 
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
-Metrics: TypeAlias = dict[str, list[float]]
 
 PAPER_SETTINGS: Mapping[str, Any] = {
     "advantage": "averaged",
@@ -76,7 +56,7 @@ PAPER_SETTINGS: Mapping[str, Any] = {
 """Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
 
 
-class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
+class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorithm):
     """
     Hybrid Group Relative Policy Optimization (Hybrid GRPO)
 
@@ -398,260 +378,6 @@ class HybridGRPO(CheckedCheckpoints, OnPolicyAlgorithm):
         brancher = self._make_brancher(vec_env)
         super().set_env(vec_env, force_reset)
         self._brancher = brancher
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """
-        Collect macro-steps with the current policy: N actions at each state, all evaluated, the first one committed.
-
-        :param env: The training environment
-        :param callback: Callback that will be called at each committed step
-        :param rollout_buffer: Buffer to fill with macro-steps
-        :param n_rollout_steps: Number of macro-steps to collect per environment
-        :return: whether the rollout was completed: ``False`` if the callback ended it
-        :raises InvalidOutcomeError: if the environment returns NaN or infinity
-        :raises BranchError: if the environment raises in a branch
-        """
-        assert self._last_obs is not None, "No previous observation was provided"
-        assert isinstance(rollout_buffer, MultiSampleMixin)
-        self.policy.set_training_mode(False)
-        actor = make_actor(self.policy)
-        deferred = [DeferredValues(self.policy)] if self.uses_critic else []
-        if self.soft_values:
-            deferred.append(DeferredEntropies(self.policy))
-        n_envs, n_samples = env.num_envs, self._action_sampling.group_size
-
-        n_steps = 0
-        rollout_buffer.reset()
-        noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
-        is_selected = rollout_buffer.is_selected
-        prepare = AwaitedBranches if is_selected else rollout_branches
-        branches = prepare(actor, self._brancher, rollout_buffer, deferred)
-
-        callback.on_rollout_start()
-
-        while n_steps < n_rollout_steps:
-            noise.advance()
-            action_masks = get_action_masks(env) if self._is_maskable else None
-            actions, values, log_probs, _, log_weights = self._action_sampling.sample(
-                actor,
-                self._last_obs,  # type: ignore[arg-type]
-                noise.now,
-                action_masks,
-            )
-            clipped_actions = to_env_actions(self.policy, actions)
-
-            sources, alive = self._choose_branches(actions, action_masks)
-            others = slice(0 if is_selected else 1, None)
-            branches.begin(clipped_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
-            if isinstance(branches, AwaitedBranches):
-                order = self._select(branches.paths, sources)
-                branches.paths.reorder(order)
-                actions, clipped_actions, log_weights = reordered((actions, clipped_actions, log_weights), order)
-                sources = reordered(order, reordered(sources, order))
-            new_obs, rewards, dones, infos = branches.step_env(env, clipped_actions[:, 0])
-            check_outcome(new_obs, rewards)
-
-            self.num_timesteps += n_envs
-            self.num_simulator_steps += n_envs
-
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-
-            self._update_info_buffer(infos, dones)
-
-            macro_step = MacroStep(n_envs, n_samples, self._horizon)
-            macro_step.commit(rewards, dones, infos, self._terminal_value)
-            rollout_buffer.add(
-                self._last_obs,  # type: ignore[arg-type]
-                actions,
-                macro_step.rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
-                values,
-                log_probs,
-                next_value=macro_step.next_values,
-                terminated=macro_step.terminated,
-                alive=macro_step.alive,
-                source=sources,
-                log_weight=log_weights,
-                **masking(action_masks),
-            )
-            self.num_simulator_steps += branches.finish(new_obs, infos, macro_step.terminated[:, 0, 0])
-
-            n_steps += 1
-            self._last_obs = new_obs  # type: ignore[assignment]
-            self._last_episode_starts = dones
-
-        self.num_simulator_steps += branches.finish_all()
-        for quantity in deferred:
-            quantity.flush()
-        if log_probs is None:
-            evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
-        with th.no_grad():
-            last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
-
-        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-
-        if self._is_modelled:
-            self._learn_model(rollout_buffer, new_obs, dones)
-        self.logger.record("time/simulator_steps", self.num_simulator_steps)
-        statistics = rollout_statistics(self.policy, rollout_buffer)
-        for name, value in statistics.items():
-            self.logger.record(name, value)
-        self._watch.look(statistics)
-        self._selection_scale = statistics["rollout/group_std"] or np.inf
-
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def _choose_branches(self, actions: np.ndarray, action_masks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """
-        Return the sample whose outcome each action shares, [E, N], since no action is branched twice at one state, and which
-        of these may be branched, [E, N].
-        """
-        n_envs, n_samples = actions.shape[:2]
-        own = np.arange(n_samples)
-        if isinstance(self.action_space, spaces.Box) or n_samples == 1 or self._is_modelled:
-            sources = own[None].repeat(n_envs, axis=0)
-        else:
-            sources = first_occurrences(actions)
-        if action_masks is not None and self._action_sampling.name == "enumerate":
-            # The probability of invalid actions is zero: any outcome will do.
-            sources[~np.take_along_axis(action_masks.astype(bool), actions, axis=1)] = 0
-        alive = sources == own
-        if self._is_modelled and not cast(LearningBrancher, self._brancher).is_ready:
-            alive[:] = False
-        if self.branch_fraction < 1:
-            skipped = self._branch_rng.random(n_envs) >= self.branch_fraction
-            alive[skipped] = False
-            sources[skipped] = own
-        return sources, alive
-
-    def _select(self, paths: BranchPaths, sources: np.ndarray) -> np.ndarray:
-        """Return the order of samples, [E, N], in which the one that is to be committed comes first."""
-        assert isinstance(self.reward_transform, RewardTransform)
-        estimates = estimates_before_the_step(paths, self.policy, self.reward_transform, self.gamma, self.branch_lambda)
-        estimates = np.take_along_axis(estimates, sources, axis=1)
-        chosen = SELECTIONS[self.action_selection](estimates, self._selection_scale, self._branch_rng)
-        return to_front(sources[np.arange(len(chosen)), chosen], sources.shape[1])
-
-    def _learn_model(self, rollout_buffer: MultiSampleMixin, new_obs: Any, dones: np.ndarray) -> None:
-        brancher = cast(LearningBrancher, self._brancher)
-        brancher.learn_from(committed_transitions(self.policy, rollout_buffer, new_obs, dones))
-        self.logger.record("rollout/model_error", brancher.error)
-        self.logger.record("rollout/model_spread", brancher.spread)
-        self.logger.record("rollout/model_share", rollout_buffer.model_share)
-
-    def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
-        with th.no_grad():
-            return self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0]).item()
-
-    @np.errstate(over="ignore", invalid="ignore")  # a policy that diverges gives infinities, and no warnings, as in PyTorch
-    def train(self) -> None:
-        """
-        Update the policy with the mean of N clipped terms per state, and the critic with PPO's targets.
-        """
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        fuse(self.policy.optimizer)
-        evaluator = make_evaluator(self.policy)
-        parameters = list(self.policy.parameters())
-        metrics: Metrics = defaultdict(list)
-        train_policy = True
-        n_policy_updates = 0
-
-        for epoch in range(self.n_epochs):
-            if train_policy:
-                metrics["approx_kl"].clear()
-            for rollout_data in self.rollout_buffer.get(self.batch_size):
-                losses: list[Loss] = []
-                if train_policy:
-                    values, log_prob, entropy = evaluator.evaluate_actions(
-                        rollout_data.observations, rollout_data.actions, rollout_data.action_masks
-                    )
-                    losses += self._policy_losses(rollout_data, log_prob, entropy, metrics)
-                    if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
-                        train_policy = False
-                        losses.clear()
-                    else:
-                        n_policy_updates += 1
-                if self.uses_critic:
-                    if not train_policy:
-                        values = evaluator.predict_values(rollout_data.observations)
-                    losses.append(self._value_loss(rollout_data, values, metrics))
-                if not losses:
-                    break
-
-                metrics["loss"].append(sum(loss.value for loss in losses))
-                self.policy.optimizer.zero_grad()
-                evaluator.backward(losses)
-                metrics["grad_norm"].append(clip_gradients(parameters, self.max_grad_norm))
-                self.policy.optimizer.step()
-
-            self._n_updates += 1
-
-        if self.refit_critic and self._has_linear_head:
-            refit_value_head(self.policy, self.rollout_buffer)
-        self._log_update(metrics, n_policy_updates)
-
-    def _policy_losses(
-        self,
-        rollout_data: MultiSampleRolloutBufferSamples,
-        log_prob: np.ndarray,
-        entropy: np.ndarray | None,
-        metrics: Metrics,
-    ) -> list[Loss]:
-        advantages, weights = rollout_data.advantages, rollout_data.weights
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = normalize(advantages, weights)
-
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
-        log_ratio = log_prob - rollout_data.old_log_prob
-        ratio = np.exp(log_ratio)
-        policy = clipped_policy_loss(ratio, advantages, weights, clip_range)
-        exploration = entropy_loss(entropy, log_prob, weights)
-
-        metrics["policy_gradient_loss"].append(policy.value)
-        metrics["entropy_loss"].append(exploration.value)
-        metrics["clip_fraction"].append(weighted_mean(abs(ratio - 1) > clip_range, weights))
-        metrics["approx_kl"].append(approximate_kl(log_ratio, weights))
-        return [policy, exploration.scaled(self.ent_coef)] if self.ent_coef else [policy]
-
-    def _value_loss(self, rollout_data: MultiSampleRolloutBufferSamples, values: np.ndarray, metrics: Metrics) -> Loss:
-        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        critic = value_loss(values, rollout_data.old_values, rollout_data.returns, clip_range_vf)
-        metrics["value_loss"].append(critic.value)
-        return critic.scaled(self.vf_coef)
-
-    def _exceeds_target_kl(self, approx_kl: float, epoch: int) -> bool:
-        if self.target_kl is None or approx_kl <= 1.5 * self.target_kl:
-            return False
-        if self.verbose >= 1:
-            print(f"Policy updates stopped in epoch {epoch}: KL divergence {approx_kl:.2f}")
-        return True
-
-    def _log_update(self, metrics: Metrics, n_policy_updates: int) -> None:
-        last_loss = metrics.pop("loss")[-1]
-        means = {f"train/{name}": float(np.mean(values)) for name, values in metrics.items()}
-        means["train/grad_norm_peak"] = max(metrics["grad_norm"]) / (float(np.median(metrics["grad_norm"])) or 1.0)
-        if self.uses_critic:
-            buffer = self.rollout_buffer
-            means["train/explained_variance"] = float(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
-        for name, value in means.items():
-            self.logger.record(name, value)
-        self._watch.look(means)
-        self.logger.record("train/loss", last_loss)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-        self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in ("clip_range", "clip_range_vf"):
-            schedule = getattr(self, name)
-            if schedule is not None:
-                self.logger.record(f"train/{name}", schedule(self._current_progress_remaining))
 
     def predict(
         self,

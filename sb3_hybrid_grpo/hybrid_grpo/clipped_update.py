@@ -1,0 +1,149 @@
+"""The clipped update of the policy, and of the critic."""
+
+from collections import defaultdict
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import explained_variance
+
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.critic import refit_value_head
+from sb3_hybrid_grpo.common.evaluators import make_evaluator
+from sb3_hybrid_grpo.common.losses import (
+    Loss,
+    approximate_kl,
+    clip_gradients,
+    clipped_policy_loss,
+    entropy_loss,
+    fuse,
+    normalize,
+    value_loss,
+    weighted_mean,
+)
+from sb3_hybrid_grpo.common.symptoms import Watch
+from sb3_hybrid_grpo.common.type_aliases import MultiSampleRolloutBufferSamples
+
+Metrics: TypeAlias = dict[str, list[float]]
+
+
+class ClippedUpdate(OnPolicyAlgorithm):
+    """The half of ``HybridGRPO`` that learns from rollouts. Its arguments are documented there."""
+
+    batch_size: int
+    clip_range: float | Schedule
+    clip_range_vf: float | Schedule | None
+    n_epochs: int
+    normalize_advantage: bool
+    refit_critic: bool
+    rollout_buffer: MultiSampleMixin
+    target_kl: float | None
+    uses_critic: ClassVar[bool]
+    _has_linear_head: bool
+    _watch: Watch
+
+    @np.errstate(over="ignore", invalid="ignore")  # a policy that diverges gives infinities, and no warnings, as in PyTorch
+    def train(self) -> None:
+        """
+        Update the policy with the mean of N clipped terms per state, and the critic with PPO's targets.
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        fuse(self.policy.optimizer)
+        evaluator = make_evaluator(self.policy)
+        parameters = list(self.policy.parameters())
+        metrics: Metrics = defaultdict(list)
+        train_policy = True
+        n_policy_updates = 0
+
+        for epoch in range(self.n_epochs):
+            if train_policy:
+                metrics["approx_kl"].clear()
+            for rollout_data in self.rollout_buffer.get(self.batch_size):
+                losses: list[Loss] = []
+                if train_policy:
+                    values, log_prob, entropy = evaluator.evaluate_actions(
+                        rollout_data.observations, rollout_data.actions, rollout_data.action_masks
+                    )
+                    losses += self._policy_losses(rollout_data, log_prob, entropy, metrics)
+                    if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
+                        train_policy = False
+                        losses.clear()
+                    else:
+                        n_policy_updates += 1
+                if self.uses_critic:
+                    if not train_policy:
+                        values = evaluator.predict_values(rollout_data.observations)
+                    losses.append(self._value_loss(rollout_data, values, metrics))
+                if not losses:
+                    break
+
+                metrics["loss"].append(sum(loss.value for loss in losses))
+                self.policy.optimizer.zero_grad()
+                evaluator.backward(losses)
+                metrics["grad_norm"].append(clip_gradients(parameters, self.max_grad_norm))
+                self.policy.optimizer.step()
+
+            self._n_updates += 1
+
+        if self.refit_critic and self._has_linear_head:
+            refit_value_head(self.policy, self.rollout_buffer)
+        self._log_update(metrics, n_policy_updates)
+
+    def _policy_losses(
+        self,
+        rollout_data: MultiSampleRolloutBufferSamples,
+        log_prob: np.ndarray,
+        entropy: np.ndarray | None,
+        metrics: Metrics,
+    ) -> list[Loss]:
+        advantages, weights = rollout_data.advantages, rollout_data.weights
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = normalize(advantages, weights)
+
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        log_ratio = log_prob - rollout_data.old_log_prob
+        ratio = np.exp(log_ratio)
+        policy = clipped_policy_loss(ratio, advantages, weights, clip_range)
+        exploration = entropy_loss(entropy, log_prob, weights)
+
+        metrics["policy_gradient_loss"].append(policy.value)
+        metrics["entropy_loss"].append(exploration.value)
+        metrics["clip_fraction"].append(weighted_mean(abs(ratio - 1) > clip_range, weights))
+        metrics["approx_kl"].append(approximate_kl(log_ratio, weights))
+        return [policy, exploration.scaled(self.ent_coef)] if self.ent_coef else [policy]
+
+    def _value_loss(self, rollout_data: MultiSampleRolloutBufferSamples, values: np.ndarray, metrics: Metrics) -> Loss:
+        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        critic = value_loss(values, rollout_data.old_values, rollout_data.returns, clip_range_vf)
+        metrics["value_loss"].append(critic.value)
+        return critic.scaled(self.vf_coef)
+
+    def _exceeds_target_kl(self, approx_kl: float, epoch: int) -> bool:
+        if self.target_kl is None or approx_kl <= 1.5 * self.target_kl:
+            return False
+        if self.verbose >= 1:
+            print(f"Policy updates stopped in epoch {epoch}: KL divergence {approx_kl:.2f}")
+        return True
+
+    def _log_update(self, metrics: Metrics, n_policy_updates: int) -> None:
+        last_loss = metrics.pop("loss")[-1]
+        means = {f"train/{name}": float(np.mean(values)) for name, values in metrics.items()}
+        means["train/grad_norm_peak"] = max(metrics["grad_norm"]) / (float(np.median(metrics["grad_norm"])) or 1.0)
+        if self.uses_critic:
+            buffer = self.rollout_buffer
+            means["train/explained_variance"] = float(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+        for name, value in means.items():
+            self.logger.record(name, value)
+        self._watch.look(means)
+        self.logger.record("train/loss", last_loss)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name in ("clip_range", "clip_range_vf"):
+            schedule = getattr(self, name)
+            if schedule is not None:
+                self.logger.record(f"train/{name}", schedule(self._current_progress_remaining))

@@ -1,0 +1,198 @@
+"""Macro-steps: N actions at each state, all of them evaluated, one of them committed."""
+
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_hybrid_grpo.common.action_sampling import ActionSampling
+from sb3_hybrid_grpo.common.action_selection import SELECTIONS, estimates_before_the_step, to_front
+from sb3_hybrid_grpo.common.actors import make_actor
+from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
+from sb3_hybrid_grpo.common.evaluation import DeferredEntropies, DeferredValues, evaluate_rollout
+from sb3_hybrid_grpo.common.maskable import masking
+from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardTransform
+from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, rollout_branches
+from sb3_hybrid_grpo.common.rollout_transitions import committed_transitions
+from sb3_hybrid_grpo.common.sampling import first_occurrences, to_env_actions
+from sb3_hybrid_grpo.common.symptoms import Watch
+from sb3_hybrid_grpo.common.type_aliases import Brancher, LearningBrancher
+
+
+class MacroSteps(OnPolicyAlgorithm):
+    """The half of ``HybridGRPO`` that collects rollouts. Its arguments are documented there."""
+
+    action_selection: str
+    branch_fraction: float
+    branch_lambda: float
+    num_simulator_steps: int
+    reward_transform: AnyRewardTransform
+    soft_values: bool
+    uses_critic: ClassVar[bool]
+    _action_sampling: ActionSampling
+    _branch_rng: np.random.Generator
+    _brancher: Brancher | None
+    _horizon: int
+    _is_maskable: bool
+    _is_modelled: bool
+    _selection_scale: float
+    _watch: Watch
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect macro-steps with the current policy: N actions at each state, all evaluated, the first one committed.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each committed step
+        :param rollout_buffer: Buffer to fill with macro-steps
+        :param n_rollout_steps: Number of macro-steps to collect per environment
+        :return: whether the rollout was completed: ``False`` if the callback ended it
+        :raises InvalidOutcomeError: if the environment returns NaN or infinity
+        :raises BranchError: if the environment raises in a branch
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        assert isinstance(rollout_buffer, MultiSampleMixin)
+        self.policy.set_training_mode(False)
+        actor = make_actor(self.policy)
+        deferred = [DeferredValues(self.policy)] if self.uses_critic else []
+        if self.soft_values:
+            deferred.append(DeferredEntropies(self.policy))
+        n_envs, n_samples = env.num_envs, self._action_sampling.group_size
+
+        n_steps = 0
+        rollout_buffer.reset()
+        noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
+        is_selected = rollout_buffer.is_selected
+        prepare = AwaitedBranches if is_selected else rollout_branches
+        branches = prepare(actor, self._brancher, rollout_buffer, deferred)
+
+        callback.on_rollout_start()
+
+        while n_steps < n_rollout_steps:
+            noise.advance()
+            action_masks = get_action_masks(env) if self._is_maskable else None
+            actions, values, log_probs, _, log_weights = self._action_sampling.sample(
+                actor,
+                self._last_obs,  # type: ignore[arg-type]
+                noise.now,
+                action_masks,
+            )
+            clipped_actions = to_env_actions(self.policy, actions)
+
+            sources, alive = self._choose_branches(actions, action_masks)
+            others = slice(0 if is_selected else 1, None)
+            branches.begin(clipped_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
+            if isinstance(branches, AwaitedBranches):
+                order = self._select(branches.paths, sources)
+                branches.paths.reorder(order)
+                actions, clipped_actions, log_weights = reordered((actions, clipped_actions, log_weights), order)
+                sources = reordered(order, reordered(sources, order))
+            new_obs, rewards, dones, infos = branches.step_env(env, clipped_actions[:, 0])
+            check_outcome(new_obs, rewards)
+
+            self.num_timesteps += n_envs
+            self.num_simulator_steps += n_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+
+            macro_step = MacroStep(n_envs, n_samples, self._horizon)
+            macro_step.commit(rewards, dones, infos, self._terminal_value)
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                actions,
+                macro_step.rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                values,
+                log_probs,
+                next_value=macro_step.next_values,
+                terminated=macro_step.terminated,
+                alive=macro_step.alive,
+                source=sources,
+                log_weight=log_weights,
+                **masking(action_masks),
+            )
+            self.num_simulator_steps += branches.finish(new_obs, infos, macro_step.terminated[:, 0, 0])
+
+            n_steps += 1
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+
+        self.num_simulator_steps += branches.finish_all()
+        for quantity in deferred:
+            quantity.flush()
+        if log_probs is None:
+            evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
+        with th.no_grad():
+            last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+
+        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+
+        if self._is_modelled:
+            self._learn_model(rollout_buffer, new_obs, dones)
+        self.logger.record("time/simulator_steps", self.num_simulator_steps)
+        statistics = rollout_statistics(self.policy, rollout_buffer)
+        for name, value in statistics.items():
+            self.logger.record(name, value)
+        self._watch.look(statistics)
+        self._selection_scale = statistics["rollout/group_std"] or np.inf
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _choose_branches(self, actions: np.ndarray, action_masks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Return the sample whose outcome each action shares, [E, N], since no action is branched twice at one state, and which
+        of these may be branched, [E, N].
+        """
+        n_envs, n_samples = actions.shape[:2]
+        own = np.arange(n_samples)
+        if isinstance(self.action_space, spaces.Box) or n_samples == 1 or self._is_modelled:
+            sources = own[None].repeat(n_envs, axis=0)
+        else:
+            sources = first_occurrences(actions)
+        if action_masks is not None and self._action_sampling.name == "enumerate":
+            # The probability of invalid actions is zero: any outcome will do.
+            sources[~np.take_along_axis(action_masks.astype(bool), actions, axis=1)] = 0
+        alive = sources == own
+        if self._is_modelled and not cast(LearningBrancher, self._brancher).is_ready:
+            alive[:] = False
+        if self.branch_fraction < 1:
+            skipped = self._branch_rng.random(n_envs) >= self.branch_fraction
+            alive[skipped] = False
+            sources[skipped] = own
+        return sources, alive
+
+    def _select(self, paths: BranchPaths, sources: np.ndarray) -> np.ndarray:
+        """Return the order of samples, [E, N], in which the one that is to be committed comes first."""
+        assert isinstance(self.reward_transform, RewardTransform)
+        estimates = estimates_before_the_step(paths, self.policy, self.reward_transform, self.gamma, self.branch_lambda)
+        estimates = np.take_along_axis(estimates, sources, axis=1)
+        chosen = SELECTIONS[self.action_selection](estimates, self._selection_scale, self._branch_rng)
+        return to_front(sources[np.arange(len(chosen)), chosen], sources.shape[1])
+
+    def _learn_model(self, rollout_buffer: MultiSampleMixin, new_obs: Any, dones: np.ndarray) -> None:
+        brancher = cast(LearningBrancher, self._brancher)
+        brancher.learn_from(committed_transitions(self.policy, rollout_buffer, new_obs, dones))
+        self.logger.record("rollout/model_error", brancher.error)
+        self.logger.record("rollout/model_spread", brancher.spread)
+        self.logger.record("rollout/model_share", rollout_buffer.model_share)
+
+    def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
+        with th.no_grad():
+            return self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0]).item()
