@@ -1,8 +1,10 @@
-"""Small environments of the tests."""
+"""Small environments of the tests, and a policy."""
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 
 class Walk(gym.Env):
@@ -50,3 +52,27 @@ class Walk(gym.Env):
 def limited(max_episode_steps=20, **kwargs):
     """Return a function that makes a ``Walk`` with a time limit."""
     return lambda: gym.wrappers.TimeLimit(Walk(**kwargs), max_episode_steps)
+
+
+class SharedLayer(th.nn.Module):
+    """A custom network, as SB3 documents them, whose actor and critic have a layer in common."""
+
+    latent_dim_pi = latent_dim_vf = 4
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.pi, self.vf = th.nn.Linear(3, 4), th.nn.Linear(4, 4), th.nn.Linear(4, 4)
+
+    def forward(self, features):
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features):
+        return self.pi(self.both(features))
+
+    def forward_critic(self, features):
+        return self.vf(self.both(features))
+
+
+class SharedLayerPolicy(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        self.mlp_extractor = SharedLayer()

@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo.common.evaluators import Evaluator, MlpEvaluator, make_evaluator
 from sb3_hybrid_grpo.common.losses import Loss
+from tests.envs import SharedLayerPolicy
 
 OBS = spaces.Box(-1, 1, (3,))
 B, N = 6, 4
@@ -102,3 +103,38 @@ class _OwnEvaluation(ActorCriticPolicy):
 def test_choice_of_evaluator(policy_class, action_space, kwargs, evaluator_class):
     policy = policy_class(OBS, action_space, lambda _: 1e-3, **kwargs)
     assert type(make_evaluator(policy)) is evaluator_class
+
+
+def names_of(policy, networks):
+    names = {id(parameter): name for name, parameter in policy.named_parameters()}
+    return {frozenset(names[id(parameter)] for parameter in network) for network in networks}
+
+
+@pytest.mark.parametrize("action_space", SPACES, ids=str)
+def test_networks_are_told_apart(action_space):
+    policy = make_policy(action_space)
+    obs, actions, _ = minibatch(policy)
+    networks = []
+    for evaluator in (make_evaluator(policy), Evaluator(policy)):
+        evaluator.evaluate_actions(obs, actions)
+        networks.append(names_of(policy, evaluator.networks()))
+    critic = {name for name, _ in policy.named_parameters() if "value_net" in name}
+    assert networks[0] == {frozenset(critic), frozenset(dict(policy.named_parameters()).keys() - critic)}
+    assert networks[1] == networks[0]
+
+
+def test_what_both_networks_use_is_told_apart():
+    th.manual_seed(0)
+    policy = SharedLayerPolicy(OBS, SPACES[0], lambda _: 1e-3)
+    obs, actions, _ = minibatch(policy)
+    evaluator = make_evaluator(policy)
+    evaluator.evaluate_actions(obs, actions)
+    actor, critic, both = (
+        {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+        for layers in (
+            ("mlp_extractor.pi", "action_net"),
+            ("mlp_extractor.vf", "value_net"),
+            ("mlp_extractor.both",),
+        )
+    )
+    assert names_of(policy, evaluator.networks()) == {frozenset(actor | {"log_std"}), frozenset(critic), frozenset(both)}

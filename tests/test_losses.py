@@ -127,6 +127,7 @@ def test_gradients_are_clipped_as_by_pytorch(max_norm):
     for ours, expected in zip(groups[0][:2], groups[1][:2], strict=True):
         th.testing.assert_close(ours.grad, expected.grad)
     assert groups[0][2].grad is None
+    assert clip_gradients(groups[0][2:], max_norm) == 0.0
 
 
 def test_fused_adam_is_adam():

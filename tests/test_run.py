@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.common.evaluation import predict_values_only
-from tests.envs import Walk, limited
+from tests.envs import SharedLayerPolicy, Walk, limited
 
 SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
 
@@ -393,3 +393,16 @@ def test_grpo_never_trains_its_critic():
     moved = changed(before, model)
     assert moved and not any("value" in name for name in moved)
     assert "train/value_loss" not in model.logger.name_to_value
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", SharedLayerPolicy])
+def test_large_returns_leave_the_actor_its_gradient(policy):
+    moved = {}
+    for separate_clipping in (False, True):
+        env = gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda reward: 1e4 * reward)
+        model = HybridGRPO(
+            policy, env, n_steps=256, n_epochs=2, reward_transform="identity", separate_clipping=separate_clipping, seed=0
+        )
+        model.learn(256, log_interval=None)
+        moved[separate_clipping] = model.logger.name_to_value["train/approx_kl"]
+    assert moved[True] > 20 * moved[False]

@@ -55,6 +55,26 @@ class Evaluator:
         self._outputs = {"values": values}
         return _to_numpy(values)
 
+    def networks(self) -> list[list[nn.Parameter]]:
+        """
+        Tell apart what only the actor uses, only the critic, and both of them, from the latest evaluation.
+
+        :return: parameters of each
+        """
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        users = zip(self._used_for(parameters, "log_prob", "entropy"), self._used_for(parameters, "values"), strict=True)
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter, who in zip(parameters, users, strict=True):
+            groups.setdefault(who, []).append(parameter)
+        return list(groups.values())
+
+    def _used_for(self, parameters: list[nn.Parameter], *names: str) -> list[bool]:
+        outputs = [self._outputs[name].sum() for name in names if name in self._outputs and self._outputs[name].requires_grad]
+        if not outputs:
+            return [False] * len(parameters)
+        gradients = th.autograd.grad(outputs, parameters, retain_graph=True, allow_unused=True)
+        return [gradient is not None for gradient in gradients]
+
     def backward(self, losses: Sequence[Loss]) -> None:
         """
         Compute the gradients of the policy's parameters, which have none yet.
@@ -122,6 +142,16 @@ class MlpEvaluator(Evaluator):
         :return: values
         """
         return self._critic.forward(_flatten(obs)).flatten().numpy()
+
+    def networks(self) -> list[list[nn.Parameter]]:
+        """
+        Tell apart what the actor and the critic use, see ``Evaluator.networks``.
+
+        :return: parameters of each
+        """
+        critic = [parameter for layer in _layers(self.policy)[1] for parameter in layer.parameters()]
+        of_critic = {id(parameter) for parameter in critic}
+        return [[parameter for parameter in self.policy.parameters() if id(parameter) not in of_critic], critic]
 
     @th.no_grad()
     def backward(self, losses: Sequence[Loss]) -> None:

@@ -150,9 +150,11 @@ def clip_gradients(parameters: Iterable[th.nn.Parameter], max_norm: float) -> fl
 
     :param parameters: parameters of one device; those without gradient are left out
     :param max_norm: the largest norm of all gradients together
-    :return: their norm before
+    :return: their norm before, 0 if there are none
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return 0.0
     norm = th.cat([gradient.flatten() for gradient in gradients]).norm()
     scale = th.clamp(max_norm / (norm + 1e-6), max=1)
     for gradient in gradients:

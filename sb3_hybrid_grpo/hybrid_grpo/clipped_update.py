@@ -1,5 +1,6 @@
 """The clipped update of the policy, and of the critic."""
 
+import math
 from collections import defaultdict
 from typing import ClassVar, TypeAlias
 
@@ -11,7 +12,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.common.critic import refit_value_head
-from sb3_hybrid_grpo.common.evaluators import make_evaluator
+from sb3_hybrid_grpo.common.evaluators import Evaluator, make_evaluator
 from sb3_hybrid_grpo.common.losses import (
     Loss,
     approximate_kl,
@@ -33,6 +34,7 @@ class ClippedUpdate(OnPolicyAlgorithm):
     """The half of ``HybridGRPO`` that learns from rollouts. Its arguments are documented there."""
 
     batch_size: int
+    separate_clipping: bool
     clip_range: float | Schedule
     clip_range_vf: float | Schedule | None
     n_epochs: int
@@ -53,7 +55,7 @@ class ClippedUpdate(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         fuse(self.policy.optimizer)
         evaluator = make_evaluator(self.policy)
-        parameters = list(self.policy.parameters())
+        networks: list[list[th.nn.Parameter]] = []
         metrics: Metrics = defaultdict(list)
         train_policy = True
         n_policy_updates = 0
@@ -82,8 +84,10 @@ class ClippedUpdate(OnPolicyAlgorithm):
 
                 metrics["loss"].append(sum(loss.value for loss in losses))
                 self.policy.optimizer.zero_grad()
+                networks = networks or self._clipped_together(evaluator)
                 evaluator.backward(losses)
-                metrics["grad_norm"].append(clip_gradients(parameters, self.max_grad_norm))
+                norms = [clip_gradients(network, self.max_grad_norm) for network in networks]
+                metrics["grad_norm"].append(math.hypot(*norms))
                 self.policy.optimizer.step()
 
             self._n_updates += 1
@@ -91,6 +95,9 @@ class ClippedUpdate(OnPolicyAlgorithm):
         if self.refit_critic and self._has_linear_head:
             refit_value_head(self.policy, self.rollout_buffer)
         self._log_update(metrics, n_policy_updates)
+
+    def _clipped_together(self, evaluator: Evaluator) -> list[list[th.nn.Parameter]]:
+        return evaluator.networks() if self.separate_clipping else [list(self.policy.parameters())]
 
     def _policy_losses(
         self,

@@ -130,6 +130,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
     :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout
         has at least four states per unit before it and an action in it changed a reward or ended an episode: gradient
         descent lags behind returns that grow, and branches end in the critic's values
+    :param separate_clipping: Whether ``max_grad_norm`` limits the gradients of the actor and of the critic each, and those of
+        what both use, and not all of them together: where returns are large, the critic's would leave the actor's nothing
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), ``"learned"`` (a model of the
@@ -196,6 +198,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         action_selection: str = "first",
         soft_values: bool = False,
         refit_critic: bool = True,
+        separate_clipping: bool = False,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
     ) -> None:
@@ -241,6 +244,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self.action_selection = action_selection
         self.soft_values = soft_values
         self.refit_critic = refit_critic
+        self.separate_clipping = separate_clipping
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
