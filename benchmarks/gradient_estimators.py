@@ -11,13 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.gradient_rollouts import Rollout
-from sb3_hybrid_grpo.common.advantages import (
-    ESTIMATORS,
-    RELATIVE_ADVANTAGES,
-    Advantages,
-    gae_tails,
-    hybrid_advantages,
-)
+from sb3_hybrid_grpo.common.advantages import ESTIMATORS, RELATIVE_ADVANTAGES, Advantages, hybrid_advantages
+from sb3_hybrid_grpo.common.estimates import gae_tails
 
 
 class Group(NamedTuple):

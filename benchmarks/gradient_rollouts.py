@@ -5,14 +5,14 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_hybrid_grpo.common.advantages import (
-    Advantages,
+from sb3_hybrid_grpo.common.advantages import Advantages
+from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.estimates import (
     branch_estimates,
     committed_estimates,
     generalized_advantages,
     value_boosted_estimates,
 )
-from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.common.evaluation import evaluate_actions, flatten_observations
 from sb3_hybrid_grpo.common.losses import normalize
 

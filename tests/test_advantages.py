@@ -9,16 +9,18 @@ from sb3_hybrid_grpo.common.advantages import (
     RELATIVE_ADVANTAGES,
     Advantages,
     averaged_advantages,
-    branch_estimates,
-    committed_estimates,
-    gae_tails,
-    generalized_advantages,
     group_normalized_advantages,
     hybrid_advantages,
     importance_weighted_advantages,
     leave_one_out_advantages,
     leave_pair_out_advantages,
     relative_precision,
+)
+from sb3_hybrid_grpo.common.estimates import (
+    branch_estimates,
+    committed_estimates,
+    gae_tails,
+    generalized_advantages,
     value_boosted_estimates,
 )
 

@@ -12,6 +12,7 @@ LAYERS = [
     {"common.type_aliases"},
     {"common.checks"},
     {
+        "common.estimates",
         "common.advantages",
         "common.reward_transforms",
         "common.losses",

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
-from sb3_hybrid_grpo.common.advantages import soft_rewards
+from sb3_hybrid_grpo.common.estimates import soft_rewards
 from sb3_hybrid_grpo.common.evaluation import DeferredEntropies
 from tests.envs import Walk
 from tests.test_maskable import Ladder

@@ -15,17 +15,19 @@ from sb3_hybrid_grpo.common.advantages import (
     RELATIVE_ADVANTAGES,
     Advantages,
     averaged_advantages,
+    mixed_advantages,
+    model_share,
+    relative_precision,
+)
+from sb3_hybrid_grpo.common.checks import check_name, check_positive_integer
+from sb3_hybrid_grpo.common.estimates import (
     branch_estimates,
     committed_estimates,
     gae_tails,
     generalized_advantages,
-    mixed_advantages,
-    model_share,
-    relative_precision,
     soft_rewards,
     value_boosted_estimates,
 )
-from sb3_hybrid_grpo.common.checks import check_name, check_positive_integer
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, MultiSampleRolloutBufferSamples
 
