@@ -1,7 +1,6 @@
 """What goes wrong in a branch ends with one clear error; the committed state is intact, and nothing is left behind."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import sys
