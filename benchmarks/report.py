@@ -13,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.advantage_variance import RESULTS as VARIANCES
+from benchmarks.advantage_variance import table
 from benchmarks.experiments import HERE, SUITES, load_suite
 from benchmarks.random_scores import EPISODES, random_scores
 from benchmarks.rows import RESULTS, Row, read_rows
 from benchmarks.scores import AXES, REFERENCE, SuiteRows, final_return, gather, steps_to_reach
+from benchmarks.throughput import read_rows as read_variances
 
 _INTRODUCTION = f"""# Results
 
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--suites", nargs="+", default=SUITES, help="names, or paths of files (default: all)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
+    parser.add_argument("--variances", type=Path, default=VARIANCES, help="CSV file of benchmarks.advantage_variance")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of RESULTS.md and figures/")
     parser.add_argument("--repetitions", type=int, default=2000, help="bootstrap repetitions (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -66,9 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = options.output / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     sections = [section for found in reported for section in _sections(found, options.repetitions, figures)]
+    sections += _variance_section(options.variances, options.repetitions)
     (options.output / "RESULTS.md").write_text("\n".join([_INTRODUCTION, *sections]), encoding="utf-8")
     print(f"{options.output / 'RESULTS.md'}: {', '.join(found.suite.name for found in reported)}")
     return 0
+
+
+def _variance_section(path: Path, repetitions: int) -> Iterator[str]:
+    from benchmarks.reliable import interquartile_means
+
+    rows = read_variances(path)
+    if not rows:
+        return
+    question = "Is the variance of Hybrid GRPO's advantages lower than PPO's, and is its gradient any better for it?"
+    yield f"## advantage_variance\n\n{question}\n"
+    conclusions = HERE / "suites" / "advantage_variance.md"
+    if conclusions.exists():
+        yield conclusions.read_text(encoding="utf-8")
+    header = ["environment", "estimator", "variance / PPO's", "agreement of batches", "share of the action"]
+    lines = table(rows, lambda numbers: interquartile_means({"": numbers[:, None]}, repetitions).text(""))
+    command = "`python -m benchmarks.advantage_variance && python -m benchmarks.report`"
+    yield f"IQM over seeds: {command}\n\n{_table(header, list(lines))}\n"
 
 
 def _is_worth_a_report(found: SuiteRows) -> bool:
