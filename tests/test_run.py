@@ -398,11 +398,33 @@ def test_grpo_never_trains_its_critic():
 @pytest.mark.parametrize("policy", ["MlpPolicy", SharedLayerPolicy])
 def test_large_returns_leave_the_actor_its_gradient(policy):
     moved = {}
-    for separate_clipping in (False, True):
+    for limit in (None, 0.5):
         env = gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda reward: 1e4 * reward)
         model = HybridGRPO(
-            policy, env, n_steps=256, n_epochs=2, reward_transform="identity", separate_clipping=separate_clipping, seed=0
+            policy, env, n_steps=256, n_epochs=2, reward_transform="identity", max_actor_grad_norm=limit, seed=0
         )
         model.learn(256, log_interval=None)
-        moved[separate_clipping] = model.logger.name_to_value["train/approx_kl"]
-    assert moved[True] > 20 * moved[False]
+        moved[limit] = model.logger.name_to_value["train/approx_kl"]
+    assert moved[0.5] > 20 * moved[None]
+
+
+def test_limit_of_the_actors_gradient():
+    """With plain gradient descent a step is as long as the gradient."""
+    lengths = {}
+    for limit in (1e-2, 1e-3):
+        settings = {"optimizer_class": th.optim.SGD}
+        model = HybridGRPO(
+            "MlpPolicy",
+            Walk(),
+            n_steps=64,
+            n_epochs=1,
+            learning_rate=1.0,
+            max_actor_grad_norm=limit,
+            seed=0,
+            policy_kwargs=settings,
+        )
+        before = copied(model)
+        model.learn(64)
+        steps = [value - before[name] for name, value in model.policy.state_dict().items() if "value_net" not in name]
+        lengths[limit] = float(th.cat([step.flatten() for step in steps]).norm())
+    assert lengths[1e-2] == pytest.approx(1e-2, rel=1e-3) and lengths[1e-3] == pytest.approx(1e-3, rel=1e-3)

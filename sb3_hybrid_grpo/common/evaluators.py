@@ -55,18 +55,15 @@ class Evaluator:
         self._outputs = {"values": values}
         return _to_numpy(values)
 
-    def networks(self) -> list[list[nn.Parameter]]:
+    def actor_parameters(self) -> list[nn.Parameter]:
         """
-        Tell apart what only the actor uses, only the critic, and both of them, from the latest evaluation.
+        Find the parameters that the latest evaluation used for actions and not for values.
 
-        :return: parameters of each
+        :return: the parameters of the actor alone
         """
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         users = zip(self._used_for(parameters, "log_prob", "entropy"), self._used_for(parameters, "values"), strict=True)
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for parameter, who in zip(parameters, users, strict=True):
-            groups.setdefault(who, []).append(parameter)
-        return list(groups.values())
+        return [parameter for parameter, who in zip(parameters, users, strict=True) if who == (True, False)]
 
     def _used_for(self, parameters: list[nn.Parameter], *names: str) -> list[bool]:
         outputs = [self._outputs[name].sum() for name in names if name in self._outputs and self._outputs[name].requires_grad]
@@ -143,15 +140,14 @@ class MlpEvaluator(Evaluator):
         """
         return self._critic.forward(_flatten(obs)).flatten().numpy()
 
-    def networks(self) -> list[list[nn.Parameter]]:
+    def actor_parameters(self) -> list[nn.Parameter]:
         """
-        Tell apart what the actor and the critic use, see ``Evaluator.networks``.
+        Find the parameters of the actor alone, see ``Evaluator.actor_parameters``.
 
-        :return: parameters of each
+        :return: the parameters
         """
-        critic = [parameter for layer in _layers(self.policy)[1] for parameter in layer.parameters()]
-        of_critic = {id(parameter) for parameter in critic}
-        return [[parameter for parameter in self.policy.parameters() if id(parameter) not in of_critic], critic]
+        of_critic = {id(parameter) for layer in _layers(self.policy)[1] for parameter in layer.parameters()}
+        return [parameter for parameter in self.policy.parameters() if id(parameter) not in of_critic]
 
     @th.no_grad()
     def backward(self, losses: Sequence[Loss]) -> None:

@@ -34,9 +34,9 @@ class ClippedUpdate(OnPolicyAlgorithm):
     """The half of ``HybridGRPO`` that learns from rollouts. Its arguments are documented there."""
 
     batch_size: int
-    separate_clipping: bool
     clip_range: float | Schedule
     clip_range_vf: float | Schedule | None
+    max_actor_grad_norm: float | None
     n_epochs: int
     normalize_advantage: bool
     refit_critic: bool
@@ -55,7 +55,7 @@ class ClippedUpdate(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         fuse(self.policy.optimizer)
         evaluator = make_evaluator(self.policy)
-        networks: list[list[th.nn.Parameter]] = []
+        clipped: list[tuple[list[th.nn.Parameter], float]] = []
         metrics: Metrics = defaultdict(list)
         train_policy = True
         n_policy_updates = 0
@@ -84,10 +84,11 @@ class ClippedUpdate(OnPolicyAlgorithm):
 
                 metrics["loss"].append(sum(loss.value for loss in losses))
                 self.policy.optimizer.zero_grad()
-                networks = networks or self._clipped_together(evaluator)
+                clipped = clipped or self._clipped_together(evaluator)
                 evaluator.backward(losses)
-                norms = [clip_gradients(network, self.max_grad_norm) for network in networks]
-                metrics["grad_norm"].append(math.hypot(*norms))
+                metrics["grad_norm"].append(
+                    math.hypot(*(clip_gradients(*parameters_and_limit) for parameters_and_limit in clipped))
+                )
                 self.policy.optimizer.step()
 
             self._n_updates += 1
@@ -96,8 +97,14 @@ class ClippedUpdate(OnPolicyAlgorithm):
             refit_value_head(self.policy, self.rollout_buffer)
         self._log_update(metrics, n_policy_updates)
 
-    def _clipped_together(self, evaluator: Evaluator) -> list[list[th.nn.Parameter]]:
-        return evaluator.networks() if self.separate_clipping else [list(self.policy.parameters())]
+    def _clipped_together(self, evaluator: Evaluator) -> list[tuple[list[th.nn.Parameter], float]]:
+        """Return the groups of parameters whose gradients have a limit, and these limits."""
+        if self.max_actor_grad_norm is None:
+            return [(list(self.policy.parameters()), self.max_grad_norm)]
+        actor = evaluator.actor_parameters()
+        of_actor = {id(parameter) for parameter in actor}
+        others = [parameter for parameter in self.policy.parameters() if id(parameter) not in of_actor]
+        return [(actor, self.max_actor_grad_norm), (others, self.max_grad_norm)]
 
     def _policy_losses(
         self,
