@@ -38,7 +38,10 @@ PPO_EQUIVALENT = {
     "test_gae.py::test_gae_computation": "compares advantages with GAE's numbers",
     "test_vec_extract_dict_obs.py::test_vec_with_ppo": "its VecEnv is one simulator: it holds no environments to branch",
 }
-"""Tests that run with ``n_samples=1, reward_transform="identity", refit_critic=False``, where HybridGRPO is PPO, and why."""
+"""
+Tests that run with ``n_samples=1, reward_transform="identity", refit_critic=False, max_actor_grad_norm=None``, where
+HybridGRPO is PPO, and why.
+"""
 
 
 def stand_in(algorithm: type[BaseAlgorithm]) -> Any:
@@ -97,7 +100,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
 def pytest_runtest_call(item: pytest.Function) -> Generator[None, Any, Any]:
     n_before = sb3.PPO.n_models
     if item.config.getoption("algo") != "ppo" and item.nodeid.split("[")[0].endswith(tuple(PPO_EQUIVALENT)):
-        sb3.PPO.defaults = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False}
+        sb3.PPO.defaults = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False, "max_actor_grad_norm": None}
     try:
         result = yield
     finally:

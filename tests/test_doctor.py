@@ -60,6 +60,7 @@ BROKEN = {
         "Pendulum-v1",
         {"vf_coef": 0.0, "refit_critic": False, "n_updates": 12, "value_scale": 300.0},
     ),
+    "starved actor": (scaled(1000), {"reward_transform": "identity", "max_actor_grad_norm": None, "n_updates": 25}),
     "collapsed policy": ("Pendulum-v1", {"policy_kwargs": {"log_std_init": -8.0}}),
     "groups without signal": (Deaf, {}),
     "branches disagree": (limited(), {"brancher": RewardFunction(wrong_function), "branch_horizon": 1}),

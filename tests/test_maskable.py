@@ -20,7 +20,7 @@ from sb3_hybrid_grpo import GRPO, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.check import check_branchable
 
-PPO_SETTINGS = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False}
+PPO_SETTINGS = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False, "max_actor_grad_norm": None}
 N_STEPS = 64
 
 

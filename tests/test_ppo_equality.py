@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_hybrid_grpo import HybridGRPO
 from tests.envs import limited
 
-PPO_SETTINGS = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False}
+PPO_SETTINGS = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False, "max_actor_grad_norm": None}
 N_ITERATIONS = 3
 
 

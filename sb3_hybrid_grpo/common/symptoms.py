@@ -109,6 +109,15 @@ SYMPTOMS = (
         'normalise with VecNormalize, or use `reward_transform="scaled_tanh"`.',
     ),
     Symptom(
+        "starved actor",
+        "train/actor_grad_scale",
+        1e-3,
+        _below,
+        "the critic's gradient, which is large because returns are, uses up `max_grad_norm`, and the policy hardly moves. "
+        "Give the actor's a limit of its own, `max_actor_grad_norm=0.005`, or normalise rewards with VecNormalize.",
+        patience=20,
+    ),
+    Symptom(
         "groups without signal",
         "diagnostics/groups_without_signal",
         0.9,

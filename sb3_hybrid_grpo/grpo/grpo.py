@@ -122,6 +122,7 @@ class GRPO(HybridGRPO):
             reward_transform_kwargs=reward_transform_kwargs,
             branch_horizon=1,
             refit_critic=False,
+            max_actor_grad_norm=None,
             brancher=brancher,
             branch_timeout=branch_timeout,
         )

@@ -147,6 +147,9 @@ class ClippedUpdate(OnPolicyAlgorithm):
         means = {f"train/{name}": float(np.mean(values)) for name, values in metrics.items()}
         means["train/grad_norm_peak"] = max(metrics["grad_norm"]) / (float(np.median(metrics["grad_norm"])) or 1.0)
         if self.uses_critic:
+            if self.max_actor_grad_norm is None:
+                scales = self.max_grad_norm / np.maximum(metrics["grad_norm"], self.max_grad_norm)
+                means["train/actor_grad_scale"] = float(np.mean(scales))
             buffer = self.rollout_buffer
             means["train/explained_variance"] = float(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         for name, value in means.items():

@@ -52,6 +52,7 @@ PAPER_SETTINGS: Mapping[str, Any] = {
     "reward_transform": "tanh",
     "branch_horizon": 1,
     "refit_critic": False,
+    "max_actor_grad_norm": None,
 }
 """Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
 
@@ -103,7 +104,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param n_samples: Number of actions N sampled at each state. With 1 nothing is branched, and with
-        ``reward_transform="identity"`` and ``refit_critic=False`` the algorithm is PPO.
+        ``reward_transform="identity"``, ``refit_critic=False`` and ``max_actor_grad_norm=None`` the algorithm is PPO.
     :param advantage: How N estimates become advantages: ``"hybrid"``, ``"per_action"`` or ``"averaged"`` (the paper's), see
         ``sb3_hybrid_grpo.common.advantages``
     :param tail_coef: Weight of the committed action's λ-tail in the ``"hybrid"`` advantage; by default 0 beside branches of
@@ -131,9 +132,9 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         has at least four states per unit before it and an action in it changed a reward or ended an episode: gradient
         descent lags behind returns that grow, and branches end in the critic's values
     :param max_actor_grad_norm: Limit of the norm of the actor's gradient by itself; ``max_grad_norm`` is then the limit of all
-        others together. By default there is one limit for all, as in PPO: where returns are large the critic's gradient leaves
-        the actor's next to nothing, and 0.005 is worth a try. Then all minibatches count alike, as the norm is 0.1 to 1
-        without a limit, and Adam's ε (1e-5 in SB3) passes over directions that are noise
+        others together. With ``None`` there is one limit for all, as in PPO: the critic's gradient, which grows with the
+        returns and with ``refit_critic``, then leaves the actor's next to nothing. The norm is 0.1 to 1 without a limit, so
+        that with 0.005 all minibatches count alike, and Adam's ε (1e-5 in SB3) passes over what is only noise
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), ``"learned"`` (a model of the
@@ -200,7 +201,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         action_selection: str = "first",
         soft_values: bool = False,
         refit_critic: bool = True,
-        max_actor_grad_norm: float | None = None,
+        max_actor_grad_norm: float | None = 0.005,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
     ) -> None:
