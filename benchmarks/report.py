@@ -112,6 +112,9 @@ def _sections(found: SuiteRows, repetitions: int, figures: Path) -> Iterator[str
     if left_out:
         yield f"Not in the aggregates: {', '.join(left_out)}. Runs are missing, or PPO is no better than random actions.\n"
     if comparable:
+        behind = [config for config in found.configs if config not in found.compared()]
+        if behind:
+            yield f"Not in the aggregates, as seeds are missing: {', '.join(behind)}.\n"
         yield from _aggregates(found, repetitions, figures, command)
     yield f"By environment: {command}\n\n{_environment_table(found)}\n"
     path = figures / f"{suite.name}_environments.png"
@@ -129,9 +132,7 @@ def _aggregates(found: SuiteRows, repetitions: int, figures: Path, command: str)
     chances = [improvements(scores, baseline) for scores in finals]
     for axis, scores in enumerate(finals):
         quotients = ratios(scores, baseline, repetitions)
-        lines = [
-            [config, means[axis].text(config), quotients.text(config), chances[axis].text(config)] for config in found.configs
-        ]
+        lines = [[config, means[axis].text(config), quotients.text(config), chances[axis].text(config)] for config in scores]
         header = ["configuration", "IQM", f"IQM / that of {baseline}", f"P(better than {baseline})"]
         n_seeds, n_environments = scores[baseline].shape
         title = f"At equal {AXES[axis]}, {n_environments} environments with {n_seeds} seeds"
@@ -149,7 +150,7 @@ def _best_ppo(found: SuiteRows, means: dict[str, np.ndarray]) -> str:
     """Return the PPO to beat: the one with the best IQM, where a suite has several."""
     candidates = [
         config
-        for config in found.configs
+        for config in found.compared()
         if any(row.settings["algorithm"] == "ppo" for environment in found.scales for row in found.rows[config, environment])
     ]
     return max(candidates, key=lambda config: float(means[config][0]), default=REFERENCE)

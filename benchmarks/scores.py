@@ -50,11 +50,18 @@ class SuiteRows(NamedTuple):
     rows: Mapping[tuple[str, Environment], Sequence[Row]]
     scales: Mapping[Environment, Scale]
 
+    def compared(self) -> list[str]:
+        """Return PPO and those configurations that have runs of as many seeds as any other, in all environments alike."""
+        seeds = {config: min(len(self.rows[config, environment]) for environment in self.scales) for config in self.configs}
+        most = max((n for config, n in seeds.items() if config != REFERENCE), default=0)
+        return [config for config in self.configs if config == REFERENCE or seeds[config] == most]
+
     def comparable(self) -> list[Environment]:
-        """Return the environments that have a scale and runs of every configuration."""
-        return [
-            environment for environment in self.scales if all(self.rows.get((config, environment)) for config in self.configs)
-        ]
+        """Return the environments that have a scale and runs of every configuration that is compared."""
+        if not self.scales:
+            return []
+        compared = self.compared()
+        return [environment for environment in self.scales if all(self.rows.get((config, environment)) for config in compared)]
 
     def scores(self, axis: int, shares: Sequence[float]) -> dict[str, np.ndarray]:
         """
@@ -64,8 +71,8 @@ class SuiteRows(NamedTuple):
         :param shares: budgets, as shares of PPO's
         :return: normalised scores by configuration, [seeds, environments, shares]: of as many seeds as all have
         """
-        environments = self.comparable()
-        n_seeds = min(len(self.rows[config, environment]) for config in self.configs for environment in environments)
+        environments, configs = self.comparable(), self.compared()
+        n_seeds = min(len(self.rows[config, environment]) for config in configs for environment in environments)
         return {
             config: np.array(
                 [
@@ -73,7 +80,7 @@ class SuiteRows(NamedTuple):
                     for i in range(n_seeds)
                 ]
             )
-            for config in self.configs
+            for config in configs
         }
 
     def _score(self, row: Row, environment: Environment, axis: int, shares: Sequence[float]) -> np.ndarray:

@@ -178,3 +178,17 @@ def test_scores_at_equal_budgets(tmp_path):
     assert steps_to_reach(rows[0], 10.0) == 256
     assert steps_to_reach(rows[0], 11.0) == math.inf
     assert not gather(suite, rows, {"CartPole-v1": 10.0}).comparable()
+
+
+def test_a_configuration_with_fewer_seeds_is_not_compared(tmp_path):
+    suite = load_suite(str(write_suite(tmp_path)))
+    suite = suite._replace(configs=("ppo", "hybrid_grpo", "paper"))
+    curve = [(0, 0, 0.0, 0.0), (256, 256, 1.0, 10.0)]
+    for config, seeds in ("ppo", (0, 1, 2)), ("hybrid_grpo", (0, 1)), ("paper", (0,)):
+        for seed in seeds:
+            write_row(tmp_path / "tiny.csv", config, CARTPOLE, seed, curve)
+    found = gather(suite, read_rows(tmp_path), {"CartPole-v1": 5.0})
+    assert found.configs == ("ppo", "hybrid_grpo", "paper") and found.compared() == ["ppo", "hybrid_grpo"]
+    assert {config: scores.shape for config, scores in found.scores(0, [1.0]).items()} == dict.fromkeys(
+        found.compared(), (2, 1, 1)
+    )
