@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,10 +191,13 @@ def agree(recorded: Settings, wanted: Settings) -> bool:
     :param wanted: settings of a run
     :return: whether nothing differs that both have
     """
-    parameters = inspect.signature(ALGORITHMS[wanted["algorithm"]]).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    before = _ENVIRONMENT_DEFAULTS | Environment._field_defaults | defaults | recorded
+    before = _ENVIRONMENT_DEFAULTS | Environment._field_defaults | _defaults(wanted["algorithm"]) | recorded
     return all(before[name] == value for name, value in wanted.items())
+
+
+@cache
+def _defaults(algorithm: str) -> Mapping[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(ALGORITHMS[algorithm]).parameters.items()}
 
 
 def _arguments(algorithm: str, hyperparams: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
