@@ -147,9 +147,7 @@ class ClippedUpdate(OnPolicyAlgorithm):
         means = {f"train/{name}": float(np.mean(values)) for name, values in metrics.items()}
         means["train/grad_norm_peak"] = max(metrics["grad_norm"]) / (float(np.median(metrics["grad_norm"])) or 1.0)
         if self.uses_critic:
-            if self.max_actor_grad_norm is None:
-                scales = self.max_grad_norm / np.maximum(metrics["grad_norm"], self.max_grad_norm)
-                means["train/actor_grad_scale"] = float(np.mean(scales))
+            means["train/actor_grad_scale"] = self._left_by_critic(metrics["grad_norm"])
             buffer = self.rollout_buffer
             means["train/explained_variance"] = float(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
         for name, value in means.items():
@@ -164,3 +162,9 @@ class ClippedUpdate(OnPolicyAlgorithm):
             schedule = getattr(self, name)
             if schedule is not None:
                 self.logger.record(f"train/{name}", schedule(self._current_progress_remaining))
+
+    def _left_by_critic(self, grad_norms: list[float]) -> float:
+        """Return the factor that the limit of all gradients together leaves of the actor's."""
+        if self.max_actor_grad_norm is not None:
+            return 1.0
+        return float(np.mean(self.max_grad_norm / np.maximum(grad_norms, self.max_grad_norm)))
