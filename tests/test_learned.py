@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
@@ -215,6 +216,31 @@ def test_before_it_is_ready_it_is_ppo():
     np.testing.assert_allclose(
         buffer.advantages[:, 0], (buffer.returns - buffer.values).ravel() - (buffer.returns - buffer.values).mean(), atol=1e-4
     )
+
+
+@pytest.mark.parametrize("change", ["load", "set_env"])
+def test_the_networks_stay(tmp_path, change):
+    model = HybridGRPO(
+        "MlpPolicy", make_vec_env("CartPole-v1", 1, seed=0), n_steps=512, n_samples=4, n_epochs=1, brancher="learned", seed=0
+    )
+    model.learn(4 * 512)
+    before = model._brancher
+    assert before.is_ready
+    env = make_vec_env("CartPole-v1", 1, seed=1)
+    if change == "load":
+        model.save(tmp_path / "model")
+        assert PPO.load(tmp_path / "model").predict(np.zeros(4), deterministic=True)[0] in (0, 1)
+        model = HybridGRPO.load(tmp_path / "model", env)
+    else:
+        model.set_env(env)
+    brancher = model._brancher
+    assert brancher is not before
+    assert (brancher.is_ready, brancher.error, brancher.spread) == (True, before.error, before.spread)
+    inputs, members = th.randn(20, 6), th.arange(20) % 5
+    for found, expected in zip(brancher.model.predict(inputs, members), before.model.predict(inputs, members), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    model.learn(512, reset_num_timesteps=False)
+    assert model.rollout_buffer.branch_alive[:, :, 1:].any()
 
 
 class OwnForward(ActorCriticPolicy):

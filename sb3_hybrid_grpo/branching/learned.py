@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -211,6 +211,26 @@ class LearnedBrancher:
         ]
         self.spread = float(th.stack([predicted, *groups]).var(dim=0).mean())
         self.is_ready = self.error < self.spread
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the networks and what is known of them; transitions are no part of it, as in SB3's off-policy checkpoints."""
+        return {
+            "model": self.model.state_dict(),
+            "is_trained": self._is_trained,
+            "is_ready": self.is_ready,
+            "error": self.error,
+            "spread": self.spread,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Go on with networks from a checkpoint.
+
+        :param state: what ``state_dict`` returned
+        """
+        self.model.load_state_dict(state["model"])
+        self._is_trained = state["is_trained"]
+        self.is_ready, self.error, self.spread = state["is_ready"], state["error"], state["spread"]
 
     def remember(self, obs: Observations) -> None:
         """

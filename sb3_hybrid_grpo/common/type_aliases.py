@@ -234,6 +234,16 @@ class LearningBrancher(RememberingBrancher, Protocol):
         :param transitions: transitions of a rollout
         """
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model and what is known of it, for a checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Go on with a model from a checkpoint.
+
+        :param state: what ``state_dict`` returned
+        """
+
 
 BrancherFactory: TypeAlias = Callable[[VecEnv], Brancher]
 

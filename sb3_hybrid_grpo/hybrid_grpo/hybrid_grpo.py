@@ -32,6 +32,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
     InvalidArgumentError,
+    LearningBrancher,
     MaskingBrancher,
 )
 from sb3_hybrid_grpo.hybrid_grpo.clipped_update import ClippedUpdate
@@ -252,6 +253,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
         self._selection_scale = np.inf
+        self._model_state = None
         self._brancher: Brancher | None = None
         self._check_policy_class()
         self._check_arguments()
@@ -373,6 +375,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             )
         if self._is_maskable and hasattr(brancher, "include_masks"):
             cast(MaskingBrancher, brancher).include_masks()
+        if self._is_modelled and self._model_state is not None:
+            cast(LearningBrancher, brancher).load_state_dict(self._model_state)
         return brancher
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

@@ -44,6 +44,7 @@ class MacroSteps(OnPolicyAlgorithm):
     _horizon: int
     _is_maskable: bool
     _is_modelled: bool
+    _model_state: dict[str, Any] | None
     _selection_scale: float
     _watch: Watch
 
@@ -189,6 +190,7 @@ class MacroSteps(OnPolicyAlgorithm):
     def _learn_model(self, rollout_buffer: MultiSampleMixin, new_obs: Any, dones: np.ndarray) -> None:
         brancher = cast(LearningBrancher, self._brancher)
         brancher.learn_from(committed_transitions(self.policy, rollout_buffer, new_obs, dones))
+        self._model_state = brancher.state_dict()
         self.logger.record("rollout/model_error", brancher.error)
         self.logger.record("rollout/model_spread", brancher.spread)
         self.logger.record("rollout/model_share", rollout_buffer.model_share)
