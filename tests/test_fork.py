@@ -395,6 +395,15 @@ def press_ctrl_c(after, is_over):
         after = 2
 
 
+@pytest.fixture
+def minded_ctrl_c():
+    """A shell starts jobs in the background with Ctrl-C ignored, and Python then leaves it at that."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("minded_ctrl_c")
 def test_ctrl_c_leaves_no_process(pids):
     """Wherever it comes; signals reach a process group as a whole, but only the parent minds them."""
     env, brancher = troublesome_brancher(max_running=2)
