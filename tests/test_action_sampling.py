@@ -245,7 +245,7 @@ def test_tempered_rollout(space):
     temperature = 2.0
     model = HybridGRPO(
         "MlpPolicy", Walk(action_space=space), n_steps=256, n_samples=3, branch_horizon=2, n_epochs=1, learning_rate=0.0,
-        sampling_temperature=temperature, policy_kwargs={"ortho_init": False}, seed=0,
+        sampling_temperature=temperature, policy_kwargs={"ortho_init": False}, seed=0, device="cpu",
     )  # fmt: skip
     model.learn(256)
     buffer = model.rollout_buffer

@@ -174,6 +174,8 @@ def hidden_walk():
     return gym.wrappers.TimeLimit(HidesItsState(), 9)
 
 
+# What it catches and does not expect, pytest warns of again, but not as of the module that it came from.
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @VEC_ENVS
 def test_auto_falls_back_with_one_warning_and_nothing_is_changed_by_finding_out(vec_env_cls):
     def make_venv():
@@ -181,7 +183,7 @@ def test_auto_falls_back_with_one_warning_and_nothing_is_changed_by_finding_out(
 
     with pytest.warns(UserWarning, match=r"HidesItsState.*hidden.*forked copy.*ms per branch.*brancher='fork'") as caught:
         assert_laws(make_venv, 20, {0: 1, 1: 4, 5: 2}, name="auto")
-    assert len(caught) == 1
+    assert len([warning for warning in caught if warning.category is UserWarning]) == 1
 
 
 @VEC_ENVS

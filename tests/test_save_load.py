@@ -26,7 +26,7 @@ def test_save_load(tmp_path, algorithm):
     settings = {"branch_horizon": 1} if algorithm is HybridGRPO else {}
     model = algorithm("MlpPolicy", limited()(), n_samples=3, **settings, **SMALL).learn(64)
     model.save(tmp_path / "model")
-    loaded = algorithm.load(tmp_path / "model", env=limited()())
+    loaded = algorithm.load(tmp_path / "model", env=limited()(), device="cpu")
     np.testing.assert_array_equal(predictions(loaded), predictions(model))
     assert loaded.n_samples == 3 and loaded.rollout_buffer.n_samples == 3
     assert (loaded.num_timesteps, loaded.num_simulator_steps, loaded._n_updates) == (64, 192, 4)
@@ -47,7 +47,7 @@ def test_load_without_env_then_set_env():
 def test_warm_start_from_ppo(tmp_path, algorithm, policy, observation):
     ppo = algorithm(policy, limited(observation=observation)(), learning_rate=1e-3, gamma=0.9, **SMALL).learn(64)
     ppo.save(tmp_path / "ppo")
-    model = HybridGRPO.load(tmp_path / "ppo", env=limited(observation=observation)())
+    model = HybridGRPO.load(tmp_path / "ppo", env=limited(observation=observation)(), device="cpu")
     obs = model.observation_space.sample()
     np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], ppo.predict(obs, deterministic=True)[0])
     assert (model.gamma, model.n_samples, model.num_timesteps) == (0.9, 2, 64)
@@ -61,7 +61,7 @@ def test_warm_start_from_ppo(tmp_path, algorithm, policy, observation):
 def test_ppo_loads_our_checkpoint_and_trains(tmp_path, reward_transform):
     model = HybridGRPO("MlpPolicy", limited()(), reward_transform=reward_transform, **SMALL).learn(64)
     model.save(tmp_path / "model")
-    ppo = PPO.load(tmp_path / "model", env=limited()())
+    ppo = PPO.load(tmp_path / "model", env=limited()(), device="cpu")
     np.testing.assert_array_equal(predictions(ppo), predictions(model))
     assert ppo.learn(32, reset_num_timesteps=False).num_timesteps == 96
 
@@ -81,7 +81,7 @@ def test_resumed_run_is_the_uninterrupted_run(tmp_path):
 
     first = make(make_vec_env(limited(), 2, seed=0)).learn(128)
     first.save(tmp_path / "model")
-    second = HybridGRPO.load(tmp_path / "model", env=make_vec_env(limited(), 2, seed=0))
+    second = HybridGRPO.load(tmp_path / "model", env=make_vec_env(limited(), 2, seed=0), device="cpu")
     assert second.reward_transform.return_rms.count == first.reward_transform.return_rms.count > 0
     go_on(first), go_on(second)
     for name, value in first.policy.state_dict().items():

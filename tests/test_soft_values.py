@@ -33,7 +33,7 @@ def test_entropies_are_those_of_the_policy(space, monkeypatch):
     model = HybridGRPO(
         "MlpPolicy", Walk(action_space=space), n_steps=64, n_samples=3, branch_horizon=3, gamma=0.0, ent_coef=0.5, n_epochs=1,
         learning_rate=0.0, reward_transform="identity", refit_critic=False, soft_values=True, action_sampling="iid", seed=0,
-        policy_kwargs={"ortho_init": False},
+        policy_kwargs={"ortho_init": False}, device="cpu",
     )  # fmt: skip
     model.learn(64)
     buffer = model.rollout_buffer

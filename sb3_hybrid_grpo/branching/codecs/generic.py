@@ -251,11 +251,8 @@ _fast_bit_generator = _find_fast_bit_generator()
 
 def _has_hidden_state(cls: type, slots: list[str]) -> bool:
     """Tell whether instances hold more than Python attributes, such as the C struct of an extension type."""
-
-    class Plain:
-        pass
-
-    return cls.__basicsize__ - np.dtype(np.intp).itemsize * len(slots) > Plain.__basicsize__
+    n_pointers = len(slots) + (cls.__dictoffset__ > 0) + (cls.__weakrefoffset__ > 0)
+    return cls.__basicsize__ - np.dtype(np.intp).itemsize * n_pointers > object.__basicsize__
 
 
 def _structural_codec(cls: type) -> Codec | Mark | None:
