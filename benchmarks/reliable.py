@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rliable import library, metrics
+from scipy import stats
 
 Scores = Mapping[str, np.ndarray]
 
@@ -56,7 +57,7 @@ def curves(scores: Scores) -> Estimates:
     """
 
     def iqm(x: np.ndarray) -> np.ndarray:
-        return np.array([metrics.aggregate_iqm(x[..., i]) for i in range(x.shape[-1])])
+        return stats.trim_mean(x.reshape(-1, x.shape[-1]), proportiontocut=0.25)
 
     return _estimate(dict(scores), iqm, _FEW_REPETITIONS)
 
