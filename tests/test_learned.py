@@ -193,7 +193,9 @@ def test_transitions_of_a_rollout():
 def test_training(env, wrapper):
     vec_env = make_vec_env(env, 2, seed=0)
     vec_env = vec_env if wrapper is None else wrapper(vec_env)
-    model = HybridGRPO("MlpPolicy", vec_env, n_steps=512, n_samples=4, branch_horizon=3, brancher="learned", seed=0)
+    model = HybridGRPO(
+        "MlpPolicy", vec_env, n_steps=512, n_samples=4, branch_horizon=3, brancher="learned", seed=0, device="cpu"
+    )
     model.learn(6 * 1024, log_interval=None)
     logged = model.logger.name_to_value
     assert model.num_simulator_steps == model.num_timesteps
