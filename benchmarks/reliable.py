@@ -1,4 +1,4 @@
-"""Aggregates of normalised scores with stratified bootstrap intervals, all by rliable."""
+"""Aggregates of normalised scores with stratified bootstrap intervals by rliable."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -34,7 +34,6 @@ RUNS = {
     "tempered": ({}, {"sampling_temperature": 2.0}),
     "soft values": ({}, {"soft_values": True, "ent_coef": 0.01}),
     "best action": ({"action_space": spaces.Discrete(3)}, {"action_selection": "best", "branch_horizon": 1}),
-    "learned branches": ({}, {"brancher": "learned"}),
 }
 
 
@@ -69,6 +68,15 @@ def test_what_the_buffer_holds_is_what_the_policy_says():
     with th.no_grad():
         log_probs = [model.policy.get_distribution(obs).log_prob(actions[:, i]).cpu() for i in range(model.n_samples)]
     np.testing.assert_allclose(buffer.log_probs.reshape(len(obs), -1), th.stack(log_probs, dim=1), rtol=1e-4, atol=1e-4)
+
+
+def test_learned_branches():
+    vec_env = make_vec_env("Pendulum-v1", 2, seed=0)
+    settings = {"n_samples": 4, "branch_horizon": 3, "brancher": "learned", "n_steps": 512}
+    model = HybridGRPO("MlpPolicy", vec_env, device=DEVICE, seed=0, **settings).learn(6 * 1024, log_interval=None)
+    logged = model.logger.name_to_value
+    assert logged["rollout/model_error"] < logged["rollout/model_spread"], "the model is not in use"
+    assert model.policy.device.type == DEVICE and 0 <= logged["rollout/model_share"] <= 1
 
 
 def test_grpo():

@@ -77,8 +77,10 @@ def test_equal_noise_gives_equal_actions_at_equal_states(action_space, kwargs):
     noise = draw_noise(policy.action_dist, 2)
     states = obs[:1].expand(2 * N, -1)
     actions = actions_from_noise(policy.get_distribution(states), noise.repeat(N, axis=0)).reshape(2, N, -1)
+    # gSDE's product of noise and features may round by the place in the batch.
+    tolerance = 1e-6 if kwargs else 0
     for group in actions:
-        th.testing.assert_close(group, group[:1].expand_as(group))
+        th.testing.assert_close(group, group[:1].expand_as(group), rtol=tolerance, atol=tolerance)
     if not kwargs and isinstance(action_space, spaces.Box):
         assert (actions[0] != actions[1]).all()
 
