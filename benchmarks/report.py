@@ -30,8 +30,9 @@ Returns are means over 10 episodes with deterministic actions and raw rewards. T
 random actions ({EPISODES} episodes, `benchmarks/random_scores.json`) and 1 for the mean final return of PPO after the same
 committed steps, with undisturbed rewards. Equal budgets are PPO's mean budgets in that environment; between evaluations scores
 are interpolated, and a run that ends earlier keeps its last score. A run
-trains in one thread: its processor seconds, which leave evaluations out, are its wall-clock time on a free core, and do not
-depend on what else the machine does. Aggregates are
+trains in one thread: its processor seconds, which leave evaluations out, are its wall-clock time on a free core. Seconds of
+several machines are converted to those of one: divided by how much longer PPO took at the same commit than on average, fitted
+over all environments that it was trained in (`benchmarks/speeds.py`). Aggregates are
 interquartile means (IQM) with 95 % stratified bootstrap intervals over environments and seeds, computed by
 [rliable](https://github.com/google-research/rliable).
 """
@@ -107,6 +108,8 @@ def _sections(found: SuiteRows, repetitions: int, figures: Path) -> Iterator[str
     conclusions = HERE / "suites" / f"{suite.name}.md"
     if conclusions.exists():
         yield conclusions.read_text(encoding="utf-8")
+    if not found.has_one_machine:
+        yield "Processor seconds are those of several machines, as measured: PPO was not trained on each of them.\n"
     comparable = found.comparable()
     left_out = [environment.name for environment in suite.environments if environment not in comparable]
     if left_out:

@@ -6,7 +6,8 @@ Learning experiments, resumable.
 
 A row per configuration, environment and seed goes to ``benchmarks/results/learning/SUITE.csv`` when the run has finished.
 A run whose row is there already, in any suite's file and with the same settings, is not repeated: interrupt it as you like,
-and start it again.
+and start it again. Seconds of several machines are compared through PPO's: rows of another machine need a commit of their own,
+and there PPO's runs of ``benchmarks/speed.json``, with one seed more than it has rows.
 """
 
 import argparse

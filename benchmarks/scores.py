@@ -7,6 +7,7 @@ import numpy as np
 
 from benchmarks.experiments import Environment, Run, Suite
 from benchmarks.rows import Row, find_row
+from benchmarks.speeds import machine_speeds, on_one_machine, session_of
 
 REFERENCE = "ppo"
 AXES = ("committed steps", "simulator steps", "processor seconds")
@@ -43,12 +44,14 @@ class SuiteRows(NamedTuple):
     :param configs: configurations with runs, PPO's among them
     :param rows: the rows of each configuration and environment, by seed
     :param scales: the scales of environments where PPO was trained and is better than random
+    :param has_one_machine: whether the rows' seconds are those of one machine, converted if they were not
     """
 
     suite: Suite
     configs: tuple[str, ...]
     rows: Mapping[tuple[str, Environment], Sequence[Row]]
     scales: Mapping[Environment, Scale]
+    has_one_machine: bool
 
     def compared(self) -> list[str]:
         """Return PPO and those configurations that have runs of as many seeds as any other, in all environments alike."""
@@ -120,16 +123,22 @@ def gather(suite: Suite, rows: Sequence[Row], random: Mapping[str, float]) -> Su
     :return: its rows
     """
     seeds = sorted({row.seed for row in rows})
+    speeds = machine_speeds(rows)
 
     def found(config: str, environment: Environment) -> list[Row]:
         candidates = (find_row(Run(config, environment, seed), rows) for seed in seeds)
         return [row for row in candidates if row is not None]
 
     named = dict.fromkeys((REFERENCE, *suite.configs))
-    by_pair = {(config, environment): found(config, environment) for config in named for environment in suite.environments}
+    pairs = [(config, environment) for config in named for environment in suite.environments]
+    pairs += [(REFERENCE, environment.undisturbed()) for environment in suite.environments]
+    by_pair = {pair: found(*pair) for pair in pairs}
+    sessions = {session_of(row) for own in by_pair.values() for row in own}
+    if sessions <= speeds.keys():
+        by_pair = {pair: [on_one_machine(row, speeds) for row in own] for pair, own in by_pair.items()}
     scales = {}
     for environment in suite.environments:
-        reference = found(REFERENCE, environment.undisturbed())
+        reference = by_pair[REFERENCE, environment.undisturbed()]
         if not reference or environment.id not in random:
             continue
         scale = Scale(
@@ -140,4 +149,4 @@ def gather(suite: Suite, rows: Sequence[Row], random: Mapping[str, float]) -> Su
         if scale.reference > scale.random:
             scales[environment] = scale
     configs = tuple(config for config in named if any(by_pair[config, environment] for environment in suite.environments))
-    return SuiteRows(suite, configs, by_pair, scales)
+    return SuiteRows(suite, configs, by_pair, scales, len(sessions) == 1 or sessions <= speeds.keys())

@@ -16,6 +16,7 @@ from benchmarks.disturbed_reward import DisturbedReward, student_t
 from benchmarks.experiments import HERE, SUITES, Environment, agree, load_suite, runs_of, settings_of
 from benchmarks.rows import append_row, find_row, read_rows
 from benchmarks.scores import AXES, gather, steps_to_reach
+from benchmarks.speeds import machine_speeds
 from sb3_hybrid_grpo import PAPER_SETTINGS, check_branchable
 
 pytest.importorskip("rich")
@@ -34,8 +35,8 @@ def arguments(suite, output, seeds=2):
     return ["--suite", str(suite), "--jobs", "2", "--seeds", str(seeds), "--output", str(output)]
 
 
-def write_row(path, config, environment, seed, curve):
-    names = {"suite": path.stem, "config": config, "environment": environment.name, "seed": seed, "commit": "abc"}
+def write_row(path, config, environment, seed, curve, commit="abc"):
+    names = {"suite": path.stem, "config": config, "environment": environment.name, "seed": seed, "commit": commit}
     versions = {"torch": "1", "stable-baselines3": "2", "gymnasium": "3", "mujoco": "4"}
     settings = json.dumps(settings_of(config, environment))
     append_row(path, {**names, **versions, "curve": json.dumps(curve), "settings": settings})
@@ -178,6 +179,45 @@ def test_scores_at_equal_budgets(tmp_path):
     assert steps_to_reach(rows[0], 10.0) == 256
     assert steps_to_reach(rows[0], 11.0) == math.inf
     assert not gather(suite, rows, {"CartPole-v1": 10.0}).comparable()
+
+
+PENDULUM = Environment("Pendulum-v1", 256)
+
+
+def write_run(folder, config, environment, commit, seconds, seed=0, steps=256):
+    curve = [(0, 0, 0.0, 0.0), (steps // 2, steps, seconds / 2, 10.0), (steps, 2 * steps, seconds, 20.0)]
+    write_row(folder / "tiny.csv", config, environment, seed, curve, commit)
+
+
+def test_speeds_of_machines(tmp_path):
+    write_run(tmp_path, "ppo", CARTPOLE, "quick", 1.0)
+    write_run(tmp_path, "ppo", PENDULUM, "quick", 3.0, steps=512)
+    write_run(tmp_path, "ppo", PENDULUM, "slow", 2.0)
+    write_run(tmp_path, "ppo_lambda0.9", PENDULUM, "slow-dirty", 18.0)
+    write_run(tmp_path, "ppo_lambda0.95_kl0.015", PENDULUM, "slow", 0.1)  # does less
+    write_run(tmp_path, "hybrid_grpo", PENDULUM, "slow", 0.1)
+    write_run(tmp_path, "ppo", Environment("Acrobot-v1", 256), "apart", 1.0)
+    # On Pendulum the quick one takes 1.5 seconds and the slow one the geometric mean of 2 and 18: four times as much.
+    assert machine_speeds(read_rows(tmp_path)) == pytest.approx({"quick": 0.5, "slow": 2.0})
+    assert machine_speeds([]) == {}
+
+
+def test_seconds_of_several_machines_become_those_of_one(tmp_path):
+    suite = load_suite(str(write_suite(tmp_path)))
+    write_run(tmp_path, "ppo", CARTPOLE, "quick", 1.0)
+    write_run(tmp_path, "ppo", PENDULUM, "quick", 1.0)
+    write_run(tmp_path, "ppo", PENDULUM, "slow", 4.0)
+    write_run(tmp_path, "hybrid_grpo", CARTPOLE, "slow-dirty", 8.0)
+    found = gather(suite, read_rows(tmp_path), {"CartPole-v1": 5.0})
+    assert found.has_one_machine
+    # Twice PPO's time on the same machine, so that half of its run is PPO's budget.
+    assert found.scores(2, [1.0])["hybrid_grpo"].item() == pytest.approx((10 - 5) / (20 - 5))
+    assert found.rows["hybrid_grpo", CARTPOLE][0].curve[-1][:2] == (256, 512)
+
+    write_run(tmp_path, "hybrid_grpo", CARTPOLE, "unknown", 1.0, seed=1)
+    found = gather(suite, read_rows(tmp_path), {"CartPole-v1": 5.0})
+    assert not found.has_one_machine
+    assert found.rows["hybrid_grpo", CARTPOLE][0].curve[-1][2] == 8
 
 
 def test_a_configuration_with_fewer_seeds_is_not_compared(tmp_path):

@@ -1,0 +1,75 @@
+"""How fast the machines were that rows come from, so that seconds of several can be compared."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.rows import Row
+
+
+def session_of(row: Row) -> str:
+    """
+    Tell which rows were made on one machine, at one time.
+
+    :param row: a finished run
+    :return: its commit, whether or not rows of the same session had already changed the files since
+    """
+    return row.columns["commit"].removesuffix("-dirty")
+
+
+def machine_speeds(rows: Sequence[Row]) -> dict[str, float]:
+    """
+    Fit log(PPO's processor seconds per committed step) = a number of the environment + a number of the session, by least
+    squares over all runs of PPO, which does the same in every session, whatever its ``gae_lambda``.
+
+    :param rows: finished runs
+    :return: seconds of each session per second of the average one, of those sessions that can be compared through
+        environments they share, directly or through others
+    """
+    runs = [row for row in rows if row.settings["algorithm"] == "ppo" and row.settings["target_kl"] is None]
+    pairs = [(row.settings["id"], session_of(row)) for row in runs]
+    sessions = _connected(pairs)
+    rates = {
+        pair: np.log([row.curve[-1][2] / row.curve[-1][0] for row, own in zip(runs, pairs, strict=True) if own == pair])
+        for pair in sorted(set(pairs))
+        if pair[1] in sessions
+    }
+    if not rates:
+        return {}
+    columns = {name: i for i, name in enumerate(sorted({name for pair in rates for name in pair}))}
+    table, targets = np.zeros((len(rates), len(columns))), np.zeros(len(rates))
+    for i, (pair, logarithms) in enumerate(rates.items()):
+        weight = np.sqrt(len(logarithms))
+        table[i, [columns[name] for name in pair]] = weight
+        targets[i] = weight * logarithms.mean()
+    solution, *_ = np.linalg.lstsq(table, targets, rcond=None)
+    logarithms = np.array([solution[columns[session]] for session in sessions])
+    return dict(zip(sessions, np.exp(logarithms - logarithms.mean()).tolist(), strict=True))
+
+
+def on_one_machine(row: Row, speeds: Mapping[str, float]) -> Row:
+    """
+    Convert the seconds of a run.
+
+    :param row: a finished run
+    :param speeds: what ``machine_speeds`` has found
+    :return: the row with the seconds that it would have taken in the average session
+    """
+    speed = speeds[session_of(row)]
+    return row._replace(curve=[(steps, simulator, seconds / speed, score) for steps, simulator, seconds, score in row.curve])
+
+
+def _connected(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the largest group of sessions that are connected by environments."""
+    groups: list[Counter[str]] = []
+    for environment in {environment for environment, _ in pairs}:
+        merged = Counter(session for own, session in pairs if own == environment)
+        apart = []
+        for group in groups:
+            if group.keys() & merged.keys():
+                merged.update(group)
+            else:
+                apart.append(group)
+        groups = [*apart, merged]
+    return sorted(max(groups, key=len, default=Counter()))
