@@ -1,6 +1,5 @@
 """How fast the machines were that rows come from, so that seconds of several can be compared."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -62,14 +61,9 @@ def on_one_machine(row: Row, speeds: Mapping[str, float]) -> Row:
 
 def _connected(pairs: Sequence[tuple[str, str]]) -> list[str]:
     """Return the largest group of sessions that are connected by environments."""
-    groups: list[Counter[str]] = []
-    for environment in {environment for environment, _ in pairs}:
-        merged = Counter(session for own, session in pairs if own == environment)
-        apart = []
-        for group in groups:
-            if group.keys() & merged.keys():
-                merged.update(group)
-            else:
-                apart.append(group)
-        groups = [*apart, merged]
-    return sorted(max(groups, key=len, default=Counter()))
+    groups: list[set[str]] = []
+    for environment in dict.fromkeys(environment for environment, _ in pairs):
+        own = {session for other, session in pairs if other == environment}
+        linked = [group for group in groups if group & own]
+        groups = [group for group in groups if group not in linked] + [own.union(*linked)]
+    return sorted(max(groups, key=len, default=set()))
