@@ -193,18 +193,18 @@ def test_transitions_of_a_rollout():
 def test_training(env, wrapper):
     vec_env = make_vec_env(env, 2, seed=0)
     vec_env = vec_env if wrapper is None else wrapper(vec_env)
-    model = HybridGRPO(
-        "MlpPolicy", vec_env, n_steps=512, n_samples=4, branch_horizon=3, brancher="learned", seed=0, device="cpu"
-    )
-    model.learn(6 * 1024, log_interval=None)
+    model = HybridGRPO("MlpPolicy", vec_env, n_steps=512, n_samples=4, branch_horizon=3, brancher="learned", seed=0)
+    model.learn(5 * 1024, log_interval=None)
+    was_ready = model._brancher.is_ready
+    model.learn(1024, log_interval=None, reset_num_timesteps=False)
     logged = model.logger.name_to_value
     assert model.num_simulator_steps == model.num_timesteps
-    assert logged["rollout/model_error"] < 0.1
+    # Whoever predicts the mean has an error of one.
+    assert 0 < logged["rollout/model_error"] < 0.5
+    assert (logged["rollout/model_error"] < logged["rollout/model_spread"]) == model._brancher.is_ready
     assert 0 <= logged["rollout/model_share"] <= 1
     buffer = model.rollout_buffer
-    if wrapper is None:
-        assert logged["rollout/model_error"] < logged["rollout/model_spread"]
-        assert buffer.branch_alive[:, :, 1:].any()
+    assert buffer.branch_alive[:, :, 1:].any() == was_ready
     np.testing.assert_allclose(buffer.weights.sum(axis=-1), 1, rtol=1e-5)
     actions = buffer.actions.reshape(1024, 5, -1)
     np.testing.assert_array_equal(actions[:, 0], actions[:, -1])
