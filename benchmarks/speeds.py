@@ -27,23 +27,17 @@ def machine_speeds(rows: Sequence[Row]) -> dict[str, float]:
         environments they share, directly or through others
     """
     runs = [row for row in rows if row.settings["algorithm"] == "ppo" and row.settings["target_kl"] is None]
-    pairs = [(row.settings["id"], session_of(row)) for row in runs]
-    sessions = _connected(pairs)
-    rates = {
-        pair: np.log([row.curve[-1][2] / row.curve[-1][0] for row, own in zip(runs, pairs, strict=True) if own == pair])
-        for pair in sorted(set(pairs))
-        if pair[1] in sessions
-    }
-    if not rates:
+    sessions = _connected([(row.settings["id"], session_of(row)) for row in runs])
+    if not sessions:
         return {}
-    columns = {name: i for i, name in enumerate(sorted({name for pair in rates for name in pair}))}
-    table, targets = np.zeros((len(rates), len(columns))), np.zeros(len(rates))
-    for i, (pair, logarithms) in enumerate(rates.items()):
-        weight = np.sqrt(len(logarithms))
-        table[i, [columns[name] for name in pair]] = weight
-        targets[i] = weight * logarithms.mean()
-    solution, *_ = np.linalg.lstsq(table, targets, rcond=None)
-    logarithms = np.array([solution[columns[session]] for session in sessions])
+    runs = [row for row in runs if session_of(row) in sessions]
+    columns = {name: i for i, name in enumerate([*sessions, *{row.settings["id"] for row in runs}])}
+    table = np.zeros((len(runs), len(columns)))
+    for line, row in zip(table, runs, strict=True):
+        line[[columns[session_of(row)], columns[row.settings["id"]]]] = 1
+    rates = [row.curve[-1][2] / row.curve[-1][0] for row in runs]
+    solution, *_ = np.linalg.lstsq(table, np.log(rates), rcond=None)
+    logarithms = solution[: len(sessions)]
     return dict(zip(sessions, np.exp(logarithms - logarithms.mean()).tolist(), strict=True))
 
 
