@@ -196,6 +196,8 @@ def test_training(env, wrapper):
     model = HybridGRPO("MlpPolicy", vec_env, n_steps=512, n_samples=4, branch_horizon=3, brancher="learned", seed=0)
     model.learn(5 * 1024, log_interval=None)
     was_ready = model._brancher.is_ready
+    # CartPole's model errs far less than it may; Pendulum's is close to what is asked of it.
+    assert was_ready or env == "Pendulum-v1" or wrapper is VecNormalize
     model.learn(1024, log_interval=None, reset_num_timesteps=False)
     logged = model.logger.name_to_value
     assert model.num_simulator_steps == model.num_timesteps
