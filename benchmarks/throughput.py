@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vec-env", choices=VEC_ENVS, default="dummy")
     parser.add_argument("--branch-horizon", type=int, default=1)
     parser.add_argument("--branch-fraction", type=float, default=1.0)
+    parser.add_argument("--device", default="cpu", help="PyTorch's device (default: cpu)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file of rows")
     parser.add_argument("--restart", action="store_true", help="throw the rows in it away")
     parser.add_argument("--profile", metavar="ENV", help="only this environment, with the first of --n-envs, beside PPO")
@@ -76,9 +78,10 @@ def rounds(options: argparse.Namespace) -> Iterator[list[Run]]:
         for n_envs in options.n_envs:
             for pair in range(options.pairs):
                 setting = (environment, n_envs, options.vec_env, options.n_steps, options.iterations, pair)
-                others = [Run(*setting, algorithm="trpo")]
-                others += [Run(*setting, algorithm="hybrid_grpo", n_samples=n, **branched) for n in options.n_samples]
-                runs = [Run(*setting, algorithm="ppo"), *(others if pair % 2 == 0 else reversed(others))]
+                run_of = partial(Run, *setting, device=options.device)
+                others = [run_of(algorithm="trpo")]
+                others += [run_of(algorithm="hybrid_grpo", n_samples=n, **branched) for n in options.n_samples]
+                runs = [run_of(algorithm="ppo"), *(others if pair % 2 == 0 else reversed(others))]
                 yield [run for run in runs if run.algorithm in options.algorithms]
 
 

@@ -57,6 +57,7 @@ class Run(NamedTuple):
     :param n_samples: number N of actions per state
     :param branch_horizon: number K of steps per branch
     :param branch_fraction: share of states that are branched
+    :param device: PyTorch's device
     """
 
     environment: str
@@ -69,6 +70,7 @@ class Run(NamedTuple):
     n_samples: int = 1
     branch_horizon: int = 1
     branch_fraction: float = 1.0
+    device: str = "cpu"
 
     def columns(self) -> dict[str, str]:
         """Return the columns that tell its row from those of other runs."""
@@ -136,7 +138,7 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
         kwargs |= {name: getattr(run, name) for name in ("n_samples", "branch_horizon", "branch_fraction")}
         kwargs["brancher"] = partial(watched_brancher, clock)
     policy = "CnnPolicy" if run.environment.startswith("ALE/") else "MlpPolicy"
-    model = algorithm(policy, env, n_steps=run.n_steps, seed=run.pair, device="cpu", **kwargs)
+    model = algorithm(policy, env, n_steps=run.n_steps, seed=run.pair, device=run.device, **kwargs)
 
     clock.watch(model, "collect_rollouts", "rollout")
     clock.watch(model, "train", "update")

@@ -59,6 +59,15 @@ def test_pairs_are_counterbalanced():
     ]
 
 
+def test_device(tmp_path):
+    output = tmp_path / "throughput.csv"
+    (cpu, *_) = measure(output, "1")
+    assert cpu["device"] == "cpu"
+    with pytest.raises(SystemExit) as exit_info:
+        throughput.main([*ARGUMENTS, "1", "--device", "nowhere", "--output", str(output)])
+    assert exit_info.value.code == 1
+
+
 def test_missing_runs_get_a_reference_of_their_own(monkeypatch):
     options = throughput.parse("--envs CartPole-v1 --n-samples 1 2 --n-envs 4 --pairs 1".split())
     (runs,) = throughput.rounds(options)
