@@ -113,20 +113,24 @@ def agreement(gradients: Sequence[np.ndarray]) -> float:
     return float(np.mean([cosine(a, b) for a, b in pairs]))
 
 
-def table(rows: Sequence[Row], cell: Callable[[np.ndarray], str]) -> Iterator[list[str]]:
+def table(rows: Sequence[Row], cells: Callable[[np.ndarray], Sequence[str]]) -> Iterator[list[str]]:
     """
     Summarise rows.
 
     :param rows: the rows
-    :param cell: writes the numbers of all seeds
+    :param cells: writes columns of numbers, [seeds, columns]
     :return: lines of environment, estimator, variance of the advantages over PPO's on the same data, agreement, and the share
         of the estimates' variance that depends on the action
     """
     for environment in dict.fromkeys(row["environment"] for row in rows):
-        ppo = _columns(rows, environment, PPO)
+        ppo_variance, *_ = _columns(rows, environment, PPO)
+        numbers: list[np.ndarray] = []
         for name in ESTIMATORS:
             variance, agreements, within, between = _columns(rows, environment, name)
-            yield [environment, name, cell(variance / ppo[0]), cell(agreements), cell(within / (within + between))]
+            numbers += [variance / ppo_variance, agreements, within / (within + between)]
+        texts = iter(cells(np.stack(numbers, axis=1)))
+        for name in ESTIMATORS:
+            yield [environment, name, next(texts), next(texts), next(texts)]
 
 
 def _columns(rows: Sequence[Row], environment: str, name: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rliable import plot_utils
 
-from benchmarks.reliable import Estimates, curves, profiles
+from benchmarks.reliable import Estimates, interquartile_means, profiles
 from benchmarks.scores import AXES, SuiteRows
 
 SHARES = np.linspace(0, 1, 21)
@@ -25,7 +25,7 @@ def draw_curves(suite_rows: SuiteRows, path: Path) -> None:
     """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     for axis, panel in enumerate(figure.subplots(1, len(AXES), sharey=True)):
-        estimates = curves(suite_rows.scores(axis, SHARES))
+        estimates = interquartile_means(suite_rows.scores(axis, SHARES))
         plot_utils.plot_sample_efficiency_curve(
             SHARES,
             *estimates,

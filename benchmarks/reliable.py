@@ -24,58 +24,41 @@ class Estimates(NamedTuple):
     points: dict[str, Any]
     intervals: dict[str, np.ndarray]
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, index: int = 0) -> str:
         """
         Write a number and its interval.
 
         :param name: name of the estimate
+        :param index: which of its numbers
         :return: cell of a table, empty if there is no estimate of that name
         """
         if name not in self.points:
             return ""
-        low, high = np.ravel(self.intervals[name])
-        return f"{np.ravel(self.points[name])[0]:.2f} [{low:.2f}, {high:.2f}]"
+        low, high = self.intervals[name].reshape(2, -1)[:, index]
+        return f"{np.ravel(self.points[name])[index]:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def interquartile_means(scores: Scores, repetitions: int) -> Estimates:
+def interquartile_means(scores: Scores, repetitions: int = _FEW_REPETITIONS) -> Estimates:
     """
-    Average the middle half of all runs.
-
-    :param scores: normalised scores by configuration, [seeds, environments]
-    :param repetitions: bootstrap repetitions
-    :return: IQM by configuration
-    """
-    return _estimate(dict(scores), lambda x: np.array([metrics.aggregate_iqm(x)]), repetitions)
-
-
-def curves(scores: Scores) -> Estimates:
-    """
-    Average the middle half of all runs at each budget.
+    Average the middle half of all runs, at each of several budgets.
 
     :param scores: normalised scores by configuration, [seeds, environments, budgets]
+    :param repetitions: bootstrap repetitions
     :return: IQM by configuration, [budgets]
     """
-
-    def iqm(x: np.ndarray) -> np.ndarray:
-        return stats.trim_mean(x.reshape(-1, x.shape[-1]), proportiontocut=0.25)
-
-    return _estimate(dict(scores), iqm, _FEW_REPETITIONS)
+    return _estimate(dict(scores), _iqm, repetitions)
 
 
 def ratios(scores: Scores, baseline: str, repetitions: int) -> Estimates:
     """
     Compare interquartile means.
 
-    :param scores: normalised scores by configuration, [seeds, environments]
+    :param scores: normalised scores by configuration, [seeds, environments, budgets]
     :param baseline: the configuration to divide by
     :param repetitions: bootstrap repetitions
-    :return: IQM over the baseline's by configuration, without the baseline
+    :return: IQM over the baseline's by configuration, without the baseline, [budgets]
     """
-
-    def ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.array([metrics.aggregate_iqm(x) / metrics.aggregate_iqm(y)])
-
-    return _estimate(_pairs(scores, baseline), ratio, repetitions)
+    return _estimate(_pairs(scores, baseline), lambda x, y: _iqm(x) / _iqm(y), repetitions)
 
 
 def improvements(scores: Scores, baseline: str) -> Estimates:
@@ -100,9 +83,16 @@ def profiles(scores: Scores, thresholds: Sequence[float]) -> Estimates:
     return Estimates(*library.create_performance_profile(dict(scores), np.asarray(thresholds), reps=_FEW_REPETITIONS))
 
 
+def _iqm(scores: np.ndarray) -> np.ndarray:
+    # rliable's own takes one budget at a time.
+    return stats.trim_mean(scores.reshape(-1, scores.shape[-1]), proportiontocut=0.25)
+
+
 def _pairs(scores: Scores, baseline: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {name: (scores[name], scores[baseline]) for name in scores if name != baseline}
 
 
 def _estimate(scores: dict[str, Any], function: Callable[..., Any], repetitions: int) -> Estimates:
+    # The same rows give the same report: rliable draws from NumPy's global generator.
+    np.random.seed(0)
     return Estimates(*library.get_interval_estimates(scores, function, reps=repetitions))

@@ -89,9 +89,13 @@ def _variance_section(path: Path, repetitions: int) -> Iterator[str]:
     if conclusions.exists():
         yield conclusions.read_text(encoding="utf-8")
     header = ["environment", "estimator", "variance / PPO's", "agreement of batches", "share of the action"]
-    lines = table(rows, lambda numbers: interquartile_means({"": numbers[:, None]}, repetitions).text(""))
+
+    def cells(numbers: np.ndarray) -> list[str]:
+        means = interquartile_means({"": numbers[:, None]}, repetitions)
+        return [means.text("", i) for i in range(numbers.shape[1])]
+
     command = "`python -m benchmarks.advantage_variance && python -m benchmarks.report`"
-    yield f"IQM over seeds: {command}\n\n{_table(header, list(lines))}\n"
+    yield f"IQM over seeds: {command}\n\n{_table(header, list(table(rows, cells)))}\n"
 
 
 def _is_worth_a_report(found: SuiteRows) -> bool:
@@ -129,16 +133,17 @@ def _aggregates(found: SuiteRows, repetitions: int, figures: Path, command: str)
     from benchmarks.learning_figures import draw_comparisons, draw_curves
     from benchmarks.reliable import improvements, interquartile_means, ratios
 
-    finals = [{config: scores[..., 0] for config, scores in found.scores(axis, [1.0]).items()} for axis, _ in enumerate(AXES)]
-    means = [interquartile_means(scores, repetitions) for scores in finals]
-    baseline = _best_ppo(found, means[0].points)
-    chances = [improvements(scores, baseline) for scores in finals]
-    for axis, scores in enumerate(finals):
-        quotients = ratios(scores, baseline, repetitions)
-        lines = [[config, means[axis].text(config), quotients.text(config), chances[axis].text(config)] for config in scores]
+    finals = [found.scores(axis, [1.0]) for axis, _ in enumerate(AXES)]
+    stacked = {config: np.concatenate([scores[config] for scores in finals], axis=-1) for config in finals[0]}
+    means = interquartile_means(stacked, repetitions)
+    baseline = _best_ppo(found, means.points)
+    quotients = ratios(stacked, baseline, repetitions)
+    chances = [improvements({config: own[..., 0] for config, own in scores.items()}, baseline) for scores in finals]
+    n_seeds, n_environments, _ = stacked[baseline].shape
+    for axis, chance in enumerate(chances):
+        lines = [[config, means.text(config, axis), quotients.text(config, axis), chance.text(config)] for config in stacked]
         header = ["configuration", "IQM", f"IQM / that of {baseline}", f"P(better than {baseline})"]
-        n_seeds, n_environments = scores[baseline].shape
-        title = f"At equal {AXES[axis]}, {n_environments} environments with {n_seeds} seeds"
+        title = f"At equal {AXES[axis]} (environments: {n_environments}, seeds: {n_seeds})"
         yield f"{title}: {command}\n\n{_table(header, lines)}\n"
     for name, title in (("curves", "IQM over each axis"), ("comparisons", "Performance profiles, probability of improvement")):
         path = figures / f"{found.suite.name}_{name}.png"

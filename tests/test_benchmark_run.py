@@ -167,6 +167,24 @@ def test_report(tmp_path):
     assert all((tmp_path / "out" / image).read_bytes().startswith(b"\x89PNG") for image in images)
 
 
+def test_aggregates():
+    metrics = pytest.importorskip("rliable.metrics")
+    from benchmarks.reliable import interquartile_means, ratios
+
+    rng = np.random.default_rng(0)
+    scores = {name: rng.normal(2, 1, size=(5, 2, 3)) for name in ("ppo", "other")}
+    means, quotients = interquartile_means(scores, 50), ratios(scores, "ppo", 50)
+    for budget in range(3):
+        ppo, other = (metrics.aggregate_iqm(scores[name][..., budget]) for name in ("ppo", "other"))
+        assert means.points["other"][budget] == pytest.approx(other)
+        assert quotients.points["other"][budget] == pytest.approx(other / ppo)
+        low, high = means.intervals["other"][:, budget]
+        assert means.text("other", budget) == f"{other:.2f} [{low:.2f}, {high:.2f}]"
+        assert low < other < high
+    assert means.text("none") == ""
+    np.testing.assert_array_equal(interquartile_means(scores, 50).intervals["other"], means.intervals["other"])
+
+
 def test_scores_at_equal_budgets(tmp_path):
     suite = load_suite(str(write_suite(tmp_path)))
     write_row(tmp_path / "tiny.csv", "ppo", CARTPOLE, 0, [(0, 0, 0.0, 0.0), (256, 256, 1.0, 10.0)])
