@@ -19,22 +19,22 @@ def session_of(row: Row) -> str:
 
 def machine_speeds(rows: Sequence[Row]) -> dict[str, float]:
     """
-    Fit log(PPO's processor seconds per committed step) = a number of the environment + a number of the session, by least
-    squares over all runs of PPO, which does the same in every session, whatever its ``gae_lambda``.
+    Fit log(PPO's processor seconds per committed step) = a number of the environment, its wrappers included, + a number of the
+    session, by least squares over all runs of PPO, which does the same in every session, whatever its ``gae_lambda``.
 
     :param rows: finished runs
     :return: seconds of each session per second of the average one, of those sessions that can be compared through
         environments they share, directly or through others
     """
     runs = [row for row in rows if row.settings["algorithm"] == "ppo" and row.settings["target_kl"] is None]
-    sessions = _connected([(row.settings["id"], session_of(row)) for row in runs])
+    sessions = _connected([(row.columns["environment"], session_of(row)) for row in runs])
     if not sessions:
         return {}
     runs = [row for row in runs if session_of(row) in sessions]
-    columns = {name: i for i, name in enumerate([*sessions, *{row.settings["id"] for row in runs}])}
+    columns = {name: i for i, name in enumerate([*sessions, *{row.columns["environment"] for row in runs}])}
     table = np.zeros((len(runs), len(columns)))
     for line, row in zip(table, runs, strict=True):
-        line[[columns[session_of(row)], columns[row.settings["id"]]]] = 1
+        line[[columns[session_of(row)], columns[row.columns["environment"]]]] = 1
     rates = [row.curve[-1][2] / row.curve[-1][0] for row in runs]
     solution, *_ = np.linalg.lstsq(table, np.log(rates), rcond=None)
     logarithms = solution[: len(sessions)]

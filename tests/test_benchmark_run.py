@@ -214,6 +214,7 @@ def test_speeds_of_machines(tmp_path):
     write_run(tmp_path, "ppo_lambda0.9", PENDULUM, "slow-dirty", 18.0)
     write_run(tmp_path, "ppo_lambda0.95_kl0.015", PENDULUM, "slow", 0.1)  # does less
     write_run(tmp_path, "hybrid_grpo", PENDULUM, "slow", 0.1)
+    write_run(tmp_path, "ppo", Environment("Pendulum-v1", 256, reward_noise=1.0), "slow", 9.0)  # a slower environment
     write_run(tmp_path, "ppo", Environment("Acrobot-v1", 256), "apart", 1.0)
     # On Pendulum the quick one takes 1.5 seconds and the slow one the geometric mean of 2 and 18: four times as much.
     assert machine_speeds(read_rows(tmp_path)) == pytest.approx({"quick": 0.5, "slow": 2.0})
