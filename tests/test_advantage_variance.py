@@ -25,7 +25,7 @@ def test_table_by_hand():
             numbers = dict(zip(COLUMNS, (variances[seed], 0.5 + seed, 1.0, 3.0), strict=True))
             cells = {"environment": "Env", "seed": seed} | ESTIMATORS[name]._asdict() | numbers
             rows.append({key: text(value) for key, value in cells.items()})
-    lines = list(table(rows, lambda numbers: " ".join(f"{number:g}" for number in numbers)))
+    lines = list(table(rows, lambda numbers: [" ".join(f"{number:g}" for number in column) for column in numbers.T]))
     assert [line[1] for line in lines] == list(ESTIMATORS)
     assert lines[0] == ["Env", PPO, "1 1", "0.5 1.5", "0.25 0.25"]
     assert ["Env", "GRPO, N = 8", "0.5 0.25", "0.5 1.5", "0.25 0.25"] in lines
