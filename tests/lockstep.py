@@ -22,9 +22,10 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnvWrapper
 
 from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
 
 WALL_CLOCK = {"t_start", "episode_times", "episode_start_time", "time_queue", "start_time", "step_time", "t"}
-NO_STATE = {"_spec", "spec", "sb3_hybrid_grpo_branches", "P"}
+NO_STATE = {"_spec", "spec", "sb3_hybrid_grpo_branches", "reset", "step", "P"}
 
 
 def describe(obj):
@@ -210,12 +211,13 @@ def follow(venv, n_steps, n_branches=3, branched=True, seed=0, check_state=True,
         venv.env_method("seed_everything", seed)
         seed_global_generators(seed)
         venv.seed(seed)
-        steps = [venv.reset()]
+        venv.reset()
         brancher = None
         if branched:
             before = state_of(venv)
             brancher = make_brancher(brancher_name, venv)
             assert state_of(venv) == before, "the probe changed the environment"
+        steps = [venv.reset()]
         for _ in range(n_steps):
             actions = sample_actions(venv.action_space, rng, (venv.num_envs, n_branches))
             if brancher is not None:
@@ -300,6 +302,61 @@ def assert_laws(make_venv, n_steps, brancher_name="snapshot", make_reference=Non
             assert describe(getattr(actual, name)) == describe(getattr(expected, name)), name
         assert actual.state == expected.state
     return ends
+
+
+def follow_plan(venv, plan, horizons, name="fork"):
+    """
+    Commit the actions of a plan [T, E, ...], and in some steps open branches.
+
+    The first branch goes the way of the plan: it must see what is then committed. The others go elsewhere.
+    """
+    rng = np.random.default_rng(1)
+    venv.env_method("seed_everything", 0)
+    seed_global_generators(0)
+    venv.seed(0)
+    venv.reset()
+    before = state_of(venv)
+    brancher = make_brancher(name, venv) if name else None
+    assert state_of(venv) == before, "the probe changed the environment"
+    seen = [venv.reset()]
+    expected = {}
+    for t, committed in enumerate(plan):
+        if t in horizons:
+            before = state_of(venv)
+            alive = np.ones((venv.num_envs, 2), dtype=bool)
+            for k, action in enumerate(plan[t : t + horizons[t]]):
+                actions = np.stack([action, sample_actions(venv.action_space, rng, (venv.num_envs,))], axis=1)
+                if k == 0:
+                    outcome = brancher.open(actions, alive, horizon=horizons[t])
+                else:
+                    outcome = brancher.advance(actions, alive)
+                for env_idx in np.flatnonzero(alive[:, 0]):
+                    expected.setdefault(t + k, []).append((env_idx, outcome))
+                alive = alive & ~(outcome.terminated | outcome.truncated)
+                if not alive.any():
+                    break
+            brancher.close()
+            assert state_of(venv) == before, "branching changed the environment"
+        obs, rewards, dones, infos = venv.step(committed)
+        for env_idx, outcome in expected.pop(t, []):
+            row = [env_idx]
+            outcome = BranchOutcome(pick(outcome.observations, row), *(part[row] for part in outcome[1:4]))
+            assert_committed_outcome(outcome, pick(obs, row), rewards[row], dones[row], [infos[env_idx]])
+        seen.append((obs, rewards, dones, infos))
+    seen.append(state_of(venv))
+    venv.close()
+    return seen
+
+
+def assert_laws_of_paths(make_venv, n_steps, horizons, name="fork"):
+    """Laws 1 and 2, also around the first end of an episode, which is returned."""
+    venv = make_venv()
+    plan = sample_actions(venv.action_space, np.random.default_rng(0), (n_steps, venv.num_envs))
+    plain = follow_plan(venv, plan, {}, name=None)
+    first_end = next(t for t, (_, _, dones, _) in enumerate(plain[1:-1]) if dones.any())
+    horizons = {**horizons, max(first_end - 2, 0): 5, first_end: 1}
+    assert describe(follow_plan(make_venv(), plan, horizons, name)) == describe(plain)
+    return plain[1 + first_end]
 
 
 def subproc(start_method="fork"):

@@ -27,78 +27,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hybrid_grpo import BranchError, BranchTimeoutError, HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.branching import fork, local, make_brancher
 from sb3_hybrid_grpo.branching.fork import ForkBrancher
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
 from tests.envs import Walk, limited
-from tests.lockstep import (
-    assert_committed_outcome,
-    describe,
-    pick,
-    reporting,
-    sample_actions,
-    seed_global_generators,
-    state_of,
-    subproc,
-)
+from tests.lockstep import assert_laws_of_paths, describe, reporting, subproc
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork"),
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning:multiprocessing"),
 ]
 VEC_ENVS = pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, subproc()], ids=["DummyVecEnv", "SubprocVecEnv"])
-
-
-def follow(venv, plan, horizons, name="fork"):
-    """
-    Commit the actions of a plan [T, E, ...], and in some steps open branches.
-
-    The first branch goes the way of the plan: it must see what is then committed. The others go elsewhere.
-    """
-    rng = np.random.default_rng(1)
-    venv.env_method("seed_everything", 0)
-    seed_global_generators(0)
-    venv.seed(0)
-    seen = [venv.reset()]
-    before = state_of(venv)
-    brancher = make_brancher(name, venv) if name else None
-    assert state_of(venv) == before, "the probe changed the environment"
-    expected = {}
-    for t, committed in enumerate(plan):
-        if t in horizons:
-            before = state_of(venv)
-            alive = np.ones((venv.num_envs, 2), dtype=bool)
-            for k, action in enumerate(plan[t : t + horizons[t]]):
-                actions = np.stack([action, sample_actions(venv.action_space, rng, (venv.num_envs,))], axis=1)
-                if k == 0:
-                    outcome = brancher.open(actions, alive, horizon=horizons[t])
-                else:
-                    outcome = brancher.advance(actions, alive)
-                for env_idx in np.flatnonzero(alive[:, 0]):
-                    expected.setdefault(t + k, []).append((env_idx, outcome))
-                alive = alive & ~(outcome.terminated | outcome.truncated)
-                if not alive.any():
-                    break
-            brancher.close()
-            assert state_of(venv) == before, "branching changed the environment"
-        obs, rewards, dones, infos = venv.step(committed)
-        for env_idx, outcome in expected.pop(t, []):
-            row = [env_idx]
-            outcome = BranchOutcome(pick(outcome.observations, row), *(part[row] for part in outcome[1:4]))
-            assert_committed_outcome(outcome, pick(obs, row), rewards[row], dones[row], [infos[env_idx]])
-        seen.append((obs, rewards, dones, infos))
-    seen.append(state_of(venv))
-    venv.close()
-    return seen
-
-
-def assert_laws(make_venv, n_steps, horizons, name="fork"):
-    """Laws 1 and 2, also around the first end of an episode, which is returned."""
-    venv = make_venv()
-    plan = sample_actions(venv.action_space, np.random.default_rng(0), (n_steps, venv.num_envs))
-    plain = follow(venv, plan, {}, name=None)
-    first_end = next(t for t, (_, _, dones, _) in enumerate(plain[1:-1]) if dones.any())
-    horizons = {**horizons, max(first_end - 2, 0): 5, first_end: 1}
-    assert describe(follow(make_venv(), plan, horizons, name)) == describe(plain)
-    return plain[1 + first_end]
 
 
 BOX2D = {
@@ -120,7 +56,7 @@ def test_box2d(case, vec_env_cls):
         make_env = reporting(lambda: Monitor(gym.make(env_id, **{"max_episode_steps": 120, **kwargs})))
         return make_vec_env(make_env, 1 if env_id == "CarRacing-v3" else 2, vec_env_cls=vec_env_cls)
 
-    assert_laws(make_venv, n_steps, {0: 1, 1: 5})
+    assert_laws_of_paths(make_venv, n_steps, {0: 1, 1: 5})
 
 
 class Gambler(gym.Env):
@@ -149,7 +85,7 @@ class Gambler(gym.Env):
 def test_branches_draw_the_same_random_numbers_as_the_committed_step():
     venv = make_vec_env(reporting(Gambler), 1)
     venv.action_space.seed(0)
-    *_, dones, _ = assert_laws(lambda: make_vec_env(reporting(Gambler), 1), 12, {t: 1 + t % 3 for t in range(12)})
+    *_, dones, _ = assert_laws_of_paths(lambda: make_vec_env(reporting(Gambler), 1), 12, {t: 1 + t % 3 for t in range(12)})
     assert dones.any()
 
 
@@ -182,7 +118,7 @@ def test_auto_falls_back_with_one_warning_and_nothing_is_changed_by_finding_out(
         return make_vec_env(reporting(hidden_walk), 2, vec_env_cls=vec_env_cls)
 
     with pytest.warns(UserWarning, match=r"HidesItsState.*hidden.*forked copy.*ms per branch.*brancher='fork'") as caught:
-        assert_laws(make_venv, 20, {0: 1, 1: 4, 5: 2}, name="auto")
+        assert_laws_of_paths(make_venv, 20, {0: 1, 1: 4, 5: 2}, name="auto")
     assert len([warning for warning in caught if warning.category is UserWarning]) == 1
 
 

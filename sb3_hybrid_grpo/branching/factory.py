@@ -13,9 +13,9 @@ def make_brancher(brancher: str | BrancherFactory, venv: VecEnv, timeout: float 
     Make the brancher of a training environment.
 
     :param brancher: ``"snapshot"``: save and restore the state of the environments; ``"fork"``: copy their process for every
-        branch; ``"auto"``: snapshots where they are exact, else forks, with a warning; ``"learned"``: a model of the
-        environment, learned along the way; or a callable that makes a ``Brancher``
-        for a vectorised environment
+        branch; ``"replay"``: take the steps of the episode again in a copy of the environment; ``"auto"``: snapshots where
+        they are exact, else forks, or replays where the platform cannot fork, with a warning; ``"learned"``: a model of the
+        environment, learned along the way; or a callable that makes a ``Brancher`` for a vectorised environment
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step; a callable has its own limits
     :return: its brancher

@@ -10,13 +10,14 @@ import gymnasium as gym
 from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, end
 from sb3_hybrid_grpo.branching.env import LocalBrancher
 from sb3_hybrid_grpo.branching.fork import ForkBrancher, milliseconds_per_fork, obstacle_to_fork
+from sb3_hybrid_grpo.branching.replay import ReplayBrancher
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
-BRANCHER_NAMES = ("auto", "snapshot", "fork")
+BRANCHER_NAMES = ("auto", "snapshot", "fork", "replay")
 
 _REHEARSAL_SECONDS = 30.0
 
-EnvBrancher: TypeAlias = LocalBrancher | ForkBrancher
+EnvBrancher: TypeAlias = LocalBrancher | ForkBrancher | ReplayBrancher
 
 
 class Choice(NamedTuple):
@@ -37,7 +38,8 @@ def choose_brancher(
     """
     Make the brancher of environments that live in this process.
 
-    :param name: ``"snapshot"``, ``"fork"``, or ``"auto"``: snapshots where they are exact, else forks where these are
+    :param name: ``"snapshot"``, ``"fork"``, ``"replay"``, or ``"auto"``: snapshots where they are exact, else forks where
+        these are, or replays where the platform cannot fork
     :param envs: the environments
     :param as_returned: see ``LocalBrancher``
     :param timeout: seconds that an environment may take for one step
@@ -47,8 +49,12 @@ def choose_brancher(
     """
     if name == "fork":
         return Choice(ForkBrancher(envs, as_returned, timeout))
-    if name == "snapshot" or not CAN_FORK:
+    if name == "replay":
+        return Choice(ReplayBrancher(envs, as_returned, timeout))
+    if name == "snapshot":
         return Choice(LocalBrancher(envs, as_returned, timeout))
+    if not CAN_FORK:
+        return _choose_without_forks(envs, as_returned, timeout)
     obstacle = obstacle_to_fork(envs)
     if obstacle is not None:
         try:
@@ -60,6 +66,18 @@ def choose_brancher(
         return Choice(LocalBrancher(envs, as_returned, timeout))
     brancher = ForkBrancher(envs, as_returned, timeout)
     return Choice(brancher, _announce(reason))
+
+
+def _choose_without_forks(envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeout: float | None) -> Choice:
+    try:
+        return Choice(LocalBrancher(envs, as_returned, timeout))
+    except UnbranchableEnvError as error:
+        reason = error
+    try:
+        brancher = ReplayBrancher(envs, as_returned, timeout)
+    except UnbranchableEnvError as error:
+        raise UnbranchableEnvError(f"{reason}\nNor does brancher='replay' help here: {error}") from reason.__cause__
+    return Choice(brancher, _announce_replays(str(reason)))
 
 
 def _rehearse(envs: Sequence[gym.Env[Any, Any]]) -> str | None:
@@ -98,5 +116,15 @@ def _announce(reason: str) -> str:
         f"{reason.splitlines()[0]} As a last resort each of its branches runs in a forked copy of the process. This is exact "
         f"but slow: {milliseconds_per_fork():.1f} ms per branch beside the environment's step, where a snapshot takes "
         "microseconds. Pass brancher='fork' to say that this is what you want, register a codec "
-        "(sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass brancher='snapshot' to never fork."
+        "(sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass brancher='snapshot' to never fork. Where "
+        "episodes are short brancher='replay' can be faster: it takes their steps again in a copy of the environment."
+    )
+
+
+def _announce_replays(reason: str) -> str:
+    return (
+        f"{reason.splitlines()[0]} As a last resort each of its branches takes the steps of the episode again in a copy of "
+        "the environment. This is exact, or ends in an error, but slow in long episodes. Pass brancher='replay' to say that "
+        "this is what you want, register a codec (sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass "
+        "brancher='snapshot' for snapshots or nothing."
     )

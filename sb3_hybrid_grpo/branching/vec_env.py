@@ -39,7 +39,7 @@ class VecEnvBrancher:
 
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step
-    :param name: ``"auto"``, ``"snapshot"`` or ``"fork"``, see ``make_brancher``
+    :param name: ``"auto"``, ``"snapshot"``, ``"fork"`` or ``"replay"``, see ``make_brancher``
     :raises UnbranchableEnvError: if an environment or a wrapper does not allow exact branching
     """
 
@@ -174,7 +174,7 @@ class _WorkerBranches:
 
     :param registered: codecs and transparent wrappers registered in the main process
     :param timeout: seconds that all branches of the environment may take for one step
-    :param name: ``"auto"``, ``"snapshot"`` or ``"fork"``
+    :param name: ``"auto"``, ``"snapshot"``, ``"fork"`` or ``"replay"``
     """
 
     def __init__(self, registered: CloudpickleWrapper, timeout: float | None, name: str) -> None:

@@ -138,9 +138,10 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         that with 0.005 all minibatches count alike, and Adam's ε (1e-5 in SB3) passes over what is only noise
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
-        environment), ``"auto"`` (snapshots where they are exact, else forks, with a warning), ``"learned"`` (a model of the
-        environment is learned along the way, and used as far as it is right), or a callable that makes a ``Brancher`` for a
-        ``VecEnv``
+        environment), ``"replay"`` (the steps of the episode are taken again in a copy of the environment: faster than that in
+        short episodes, and on any platform), ``"auto"`` (snapshots where they are exact, else forks, or replays where the
+        platform cannot fork, with a warning), ``"learned"`` (a model of the environment is learned along the way, and used as
+        far as it is right), or a callable that makes a ``Brancher`` for a ``VecEnv``
     :param branch_timeout: Seconds that the branches of an environment may take for one step before ``BranchTimeoutError`` is
         raised; no limit by default
     :raises InvalidArgumentError: if an argument has a value that cannot work

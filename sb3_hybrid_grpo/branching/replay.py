@@ -1,0 +1,140 @@
+"""Branching by playing an episode again in a copy: exact where nothing but resets and steps moves an environment."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from sb3_hybrid_grpo.branching.episodes import CANNOT_REPLAY, WAYS_OUT, Recorder, WrongEpisodeError
+from sb3_hybrid_grpo.branching.masks import masks_of
+from sb3_hybrid_grpo.branching.outcomes import empty_outcome, store_observation
+from sb3_hybrid_grpo.branching.randomness import Watch
+from sb3_hybrid_grpo.branching.simulator import Simulator
+from sb3_hybrid_grpo.branching.time_limit import time_limit
+from sb3_hybrid_grpo.common.type_aliases import (
+    BranchError,
+    BranchOutcome,
+    BranchTimeoutError,
+    HybridGRPOError,
+    UnbranchableEnvError,
+)
+
+
+class ReplayBrancher:
+    """
+    Branches environments of this process by taking the steps of their episodes again, from the last reset on, in copies.
+
+    The environments themselves never take part. A copy is what ``copy.deepcopy`` makes of an environment before its reset;
+    for many that keep their state outside Python that is a new one, which plays the same episode if it begins with the same
+    random numbers. Whether it did is checked at each branch, by what the last step returned and by the random generator. A
+    branch costs as many steps as the episode has had.
+
+    :param envs: the environments, as a vectorised environment holds them; their ``reset`` and ``step`` are written down from
+        now on, and they can be branched after their next reset
+    :param as_returned: keep the precision in which environments return observations and rewards, see ``LocalBrancher``
+    :param timeout: seconds that all branches of an environment may take for one step, replays included
+    :raises UnbranchableEnvError: if an environment cannot be copied, or its copy plays another episode
+    :raises BranchError: if an environment raises when a few steps are tried
+    """
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], as_returned: bool = False, timeout: float | None = None) -> None:
+        self._recorders = [Recorder.of(Simulator(env)) for env in envs]
+        self._observation_space = envs[0].observation_space
+        self._example: Any = None
+        self._reward_dtype: type[np.floating[Any]] = np.float64 if as_returned else np.float32
+        self._timeout = timeout
+        self._watch = Watch()
+        self._branches: dict[tuple[int, int], gym.Env[Any, Any]] = {}
+        for recorder in self._recorders:
+            with self._refuse_shared_generators(recorder):
+                example = recorder.probe()
+            recorder.users.add(self)
+            if as_returned:
+                self._example = example
+
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+        """
+        Open branches in the present states and take their first steps.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param horizon: not needed
+        :return: the outcomes, zero where not ``alive``
+        :raises BranchError: if an environment raises, or its copy does not come to the present state
+        """
+        self.close()
+        return self._step(actions, alive)
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """
+        Take a further step in the open branches.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which branches go on, [E, n]
+        :return: the outcomes, zero where not ``alive``
+        :raises BranchError: if an environment raises
+        """
+        return self._step(actions, alive)
+
+    def close(self) -> None:
+        """Forget the open branches."""
+        self._branches.clear()
+
+    def include_masks(self) -> None:
+        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
+        for recorder in self._recorders:
+            recorder.simulator.include_masks()
+
+    def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        n_masks = self._recorders[0].simulator.n_masks
+        outcome = empty_outcome(self._observation_space, alive.shape, self._example, self._reward_dtype, n_masks=n_masks)
+        # Environments may change the actions that they get.
+        actions = actions.copy()
+        for env_idx, recorder in enumerate(self._recorders):
+            limit = nullcontext() if self._timeout is None else time_limit(self._timeout)
+            with self._refuse_shared_generators(recorder), limit:
+                for idx in np.flatnonzero(alive[env_idx]).tolist():
+                    self._step_one(recorder, (env_idx, idx), actions, outcome)
+        return outcome
+
+    def _step_one(self, recorder: Recorder, at: tuple[int, int], actions: np.ndarray, outcome: BranchOutcome) -> None:
+        observations, rewards, terminated, truncated, masks = outcome
+        try:
+            branch = self._branches.pop(at, None) or recorder.replay()
+            obs, rewards[at], terminated[at], truncated[at], _ = branch.step(actions[at])
+            store_observation(observations, at, obs)
+            if terminated[at] or truncated[at]:
+                return
+            if masks is not None:
+                masks[at] = masks_of(branch)
+            self._branches[at] = branch
+        except Exception as error:
+            error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
+            is_told = isinstance(error, WrongEpisodeError)
+            problem = str(error) if is_told else f"raised {type(error).__name__} in a branch: {error}"
+            raise error_class(
+                f"Environment {at[0]}, {recorder.simulator.env}, {problem}\n"
+                f"Action: {actions[at]}. The environment itself did not take part and is as it was."
+            ) from error
+
+    @contextmanager
+    def _refuse_shared_generators(self, recorder: Recorder) -> Iterator[None]:
+        """Bring the random generators back that the whole process shares, and raise if they were used."""
+        cause = None
+        self._watch.start()
+        try:
+            yield
+        except HybridGRPOError as error:
+            cause = error
+        finally:
+            if was_used := self._watch.noticed():
+                self._watch.undo()
+        if was_used:
+            raise UnbranchableEnvError(
+                f"{recorder.simulator.env} {CANNOT_REPLAY} it draws from a random generator that the whole process shares "
+                f"(np.random, random or torch), and others have drawn from it since. Use self.np_random.\n{WAYS_OUT}"
+            ) from cause
+        if cause is not None:
+            raise cause
