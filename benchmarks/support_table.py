@@ -90,7 +90,8 @@ def row_of(family: Family) -> str | None:
 
 
 def verdict(report: BranchReport) -> str:
-    return {"snapshot": "exactly, from snapshots", "fork": "exactly, by forking", None: "refused"}[report.brancher]
+    hows = {"snapshot": "from snapshots", "fork": "by forking", "replay": "by replaying episodes"}
+    return "refused" if report.brancher is None else f"exactly, {hows[report.brancher]}"
 
 
 def ratios(reports: list[BranchReport]) -> str:

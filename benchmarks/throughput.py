@@ -28,6 +28,7 @@ import gymnasium as gym
 from benchmarks.machine import provenance
 from benchmarks.throughput_report import Row, print_table, write_profile
 from benchmarks.timed_run import ALGORITHMS, VEC_ENVS, Run
+from sb3_hybrid_grpo.branching.local import BRANCHER_NAMES
 
 RESULTS = Path(__file__).parent / "results" / "throughput.csv"
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "ALE/Pong-v5"]
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vec-env", choices=VEC_ENVS, default="dummy")
     parser.add_argument("--branch-horizon", type=int, default=1)
     parser.add_argument("--branch-fraction", type=float, default=1.0)
+    parser.add_argument("--brancher", choices=BRANCHER_NAMES, default="auto")
     parser.add_argument("--device", default="cpu", help="PyTorch's device (default: cpu)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file of rows")
     parser.add_argument("--restart", action="store_true", help="throw the rows in it away")
@@ -73,7 +75,7 @@ def rounds(options: argparse.Namespace) -> Iterator[list[Run]]:
     :param options: the command line's options
     :return: the runs of each repetition with each environment and number of environments, that of PPO first
     """
-    branched = {"branch_horizon": options.branch_horizon, "branch_fraction": options.branch_fraction}
+    branched = {name: getattr(options, name) for name in ("branch_horizon", "branch_fraction", "brancher")}
     for environment in filter(is_installed, options.envs):
         for n_envs in options.n_envs:
             for pair in range(options.pairs):

@@ -58,6 +58,7 @@ class Run(NamedTuple):
     :param branch_horizon: number K of steps per branch
     :param branch_fraction: share of states that are branched
     :param device: PyTorch's device
+    :param brancher: name of the brancher
     """
 
     environment: str
@@ -71,6 +72,7 @@ class Run(NamedTuple):
     branch_horizon: int = 1
     branch_fraction: float = 1.0
     device: str = "cpu"
+    brancher: str = "auto"
 
     def columns(self) -> dict[str, str]:
         """Return the columns that tell its row from those of other runs."""
@@ -136,7 +138,7 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
     kwargs: dict[str, Any] = {name: defaults[name].default for name in SHARED}
     if algorithm is HybridGRPO:
         kwargs |= {name: getattr(run, name) for name in ("n_samples", "branch_horizon", "branch_fraction")}
-        kwargs["brancher"] = partial(watched_brancher, clock)
+        kwargs["brancher"] = partial(watched_brancher, clock, run.brancher)
     policy = "CnnPolicy" if run.environment.startswith("ALE/") else "MlpPolicy"
     model = algorithm(policy, env, n_steps=run.n_steps, seed=run.pair, device=run.device, **kwargs)
 
@@ -154,17 +156,18 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
     return model
 
 
-def watched_brancher(clock: Clock, env: VecEnv) -> Brancher:
+def watched_brancher(clock: Clock, name: str, env: VecEnv) -> Brancher:
     """
     Make the brancher that HybridGRPO would make for itself.
 
     :param clock: the clock that adds up its time
+    :param name: its name
     :param env: the training environment
     :return: the brancher
     """
-    brancher = make_brancher("auto", env)
-    for name in ("open", "start", "wait", "advance", "close", "observed", "remember"):
-        clock.watch(brancher, name, "branching")
+    brancher = make_brancher(name, env)
+    for method in ("open", "start", "wait", "advance", "close", "observed", "remember"):
+        clock.watch(brancher, method, "branching")
     return brancher
 
 

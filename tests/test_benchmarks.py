@@ -68,6 +68,12 @@ def test_device(tmp_path):
     assert exit_info.value.code == 1
 
 
+def test_brancher(tmp_path):
+    ppo, hybrid = measure(tmp_path / "throughput.csv", "2", "--brancher", "replay")
+    assert (ppo["brancher"], hybrid["brancher"]) == ("auto", "replay")
+    assert int(hybrid["simulator_steps"]) > 64
+
+
 def test_missing_runs_get_a_reference_of_their_own(monkeypatch):
     options = throughput.parse("--envs CartPole-v1 --n-samples 1 2 --n-envs 4 --pairs 1".split())
     (runs,) = throughput.rounds(options)

@@ -1,6 +1,7 @@
 """The check says the right thing about environments of all kinds, and what to do."""
 
 import random
+import re
 import threading
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ from gymnasium.utils import EzPickle
 from sb3_hybrid_grpo import InvalidArgumentError, check_branchable
 from sb3_hybrid_grpo.branching import LeafCodec, snapshot
 from sb3_hybrid_grpo.branching.child import CAN_FORK
+from sb3_hybrid_grpo.check import check
 from sb3_hybrid_grpo.check.__main__ import main
 from tests.envs import Walk, limited
 from tests.lockstep import describe_global_generators
@@ -185,6 +187,30 @@ def test_trace_in_the_random_generator(monkeypatch):
     report = check_branchable(Silent)
     assert not report.is_exact or report.brancher == "fork"
     assert any("self.np_random drew something else after branching" in finding for finding in report.findings)
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="the platform cannot fork")
+@pytest.mark.parametrize(
+    "env_id, note",
+    [
+        ("LunarLander-v3", r"brancher='replay' is exact: a branch takes \d+ µs"),
+        ("BipedalWalker-v3", r"brancher='replay' does not help: .*outlives a reset"),
+    ],
+)
+def test_replays_beside_forks(env_id, note):
+    pytest.importorskip("Box2D")
+    report = check_branchable(env_id, n_steps=30)
+    assert report.brancher == "fork" and "SwigPyObject" in report.verdict
+    assert len([finding for finding in report.findings if "replay" in finding]) == 0
+    assert [line for line in report.notes if re.match(note, line)]
+
+
+def test_replays_without_forks(monkeypatch):
+    pytest.importorskip("Box2D")
+    monkeypatch.setattr(check, "CAN_FORK", False)
+    report = check_branchable("LunarLander-v3", n_steps=30)
+    assert report.verdict == "exact by replaying episodes (processes cannot be forked on this system)"
+    assert report.is_exact and report.costs.snapshot is None
 
 
 def test_thread():

@@ -253,7 +253,9 @@ def test_platform_without_fork(monkeypatch):
 
         return HidesItsState()
 
-    with pytest.raises(UnbranchableEnvError, match=r"hidden(?s:.*)Nor does brancher='replay' help here.*other rewards"):
+    with pytest.raises(
+        UnbranchableEnvError, match=r"hidden(?s:.*)cannot fork(?s:.*)Nor does brancher='replay': .*other rewards"
+    ):
         make_brancher("auto", make_vec_env(hidden_walk))
     if pytest.importorskip("Box2D"):
         with pytest.warns(UserWarning, match=r"LunarLander.*last resort.*steps of the episode again.*brancher='replay'"):

@@ -39,7 +39,7 @@ def choose_brancher(
     Make the brancher of environments that live in this process.
 
     :param name: ``"snapshot"``, ``"fork"``, ``"replay"``, or ``"auto"``: snapshots where they are exact, else forks where
-        these are, or replays where the platform cannot fork
+        these are, else replays
     :param envs: the environments
     :param as_returned: see ``LocalBrancher``
     :param timeout: seconds that an environment may take for one step
@@ -53,14 +53,9 @@ def choose_brancher(
         return Choice(ReplayBrancher(envs, as_returned, timeout))
     if name == "snapshot":
         return Choice(LocalBrancher(envs, as_returned, timeout))
-    if not CAN_FORK:
-        return _choose_without_forks(envs, as_returned, timeout)
-    obstacle = obstacle_to_fork(envs)
+    obstacle = obstacle_to_fork(envs) if CAN_FORK else "this platform cannot fork processes."
     if obstacle is not None:
-        try:
-            return Choice(LocalBrancher(envs, as_returned, timeout))
-        except UnbranchableEnvError as error:
-            raise UnbranchableEnvError(f"{error}\nNor does brancher='fork' help here: {obstacle}") from error.__cause__
+        return _choose_without_forks(envs, obstacle, as_returned, timeout)
     reason = _rehearse(envs)
     if reason is None:
         return Choice(LocalBrancher(envs, as_returned, timeout))
@@ -68,7 +63,9 @@ def choose_brancher(
     return Choice(brancher, _announce(reason))
 
 
-def _choose_without_forks(envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeout: float | None) -> Choice:
+def _choose_without_forks(
+    envs: Sequence[gym.Env[Any, Any]], obstacle: str, as_returned: bool, timeout: float | None
+) -> Choice:
     try:
         return Choice(LocalBrancher(envs, as_returned, timeout))
     except UnbranchableEnvError as error:
@@ -76,7 +73,9 @@ def _choose_without_forks(envs: Sequence[gym.Env[Any, Any]], as_returned: bool, 
     try:
         brancher = ReplayBrancher(envs, as_returned, timeout)
     except UnbranchableEnvError as error:
-        raise UnbranchableEnvError(f"{reason}\nNor does brancher='replay' help here: {error}") from reason.__cause__
+        raise UnbranchableEnvError(
+            f"{reason}\nNor does brancher='fork' help here: {obstacle}\nNor does brancher='replay': {error}"
+        ) from reason.__cause__
     return Choice(brancher, _announce_replays(str(reason)))
 
 

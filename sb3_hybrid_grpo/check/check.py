@@ -26,7 +26,8 @@ from sb3_hybrid_grpo.check.laws import LawBrokenError, Run, Saboteur, run, same
 from sb3_hybrid_grpo.check.report import BranchReport, Costs
 from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchError, InvalidArgumentError, UnbranchableEnvError
 
-_N_FORKED_STEPS = 5
+_MOST_STEPS = {"fork": 5, "replay": 30}
+_QUICK_STEP = 1000.0
 _N_TIMED_BRANCHES = 8
 _N_TIMINGS = 5
 _CONTAINERS = (dict, list, tuple, set, frozenset)
@@ -75,15 +76,23 @@ class _Check:
             codecs = _codecs(venv.envs[0])
             if any(isinstance(layer, EzPickle) for layer in _layers(venv.envs[0])):
                 self._notes.append(
-                    "EzPickle: copy.deepcopy of this environment would make a fresh one. Branches do not copy it, they save "
-                    "and restore its state in place."
+                    "EzPickle: copy.deepcopy of this environment would make a fresh one. Snapshots do not copy it, they "
+                    "save and restore its state in place."
                 )
+        brancher, costs = self._find_brancher()
+        return BranchReport(self._name, brancher, self._findings, self._notes, codecs, costs)
+
+    def _find_brancher(self) -> tuple[str | None, Costs | None]:
         for name in ("snapshot", "fork"):
             with self._quiet():
                 costs = self._try(name)
-            if costs is not None:
-                return BranchReport(self._name, name, self._findings, self._notes, codecs, costs)
-        return BranchReport(self._name, None, self._findings, self._notes, codecs, None)
+            if costs is None:
+                continue
+            if name == "fork" and costs.raw_step < _QUICK_STEP:
+                self._try_replays()
+            return name, costs
+        costs = self._try_replays()
+        return None if costs is None else "replay", costs
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -126,17 +135,18 @@ class _Check:
 
     def _try(self, name: str) -> Costs | None:
         """Branch in one way; return the costs, or None and take down what stands in the way."""
-        n_steps = self._n_steps
-        if name == "fork":
-            n_steps = min(n_steps, _N_FORKED_STEPS)
-            if not CAN_FORK:
-                self._findings.append("processes cannot be forked on this system")
-                return None
+        n_steps = min(self._n_steps, _MOST_STEPS.get(name, self._n_steps))
+        if name == "fork" and not CAN_FORK:
+            self._findings.append("processes cannot be forked on this system")
+            return None
         with self._made() as venv:
             try:
                 if name == "fork" and (obstacle := obstacle_to_fork(venv.envs)) is not None:
                     raise UnbranchableEnvError(obstacle)
                 brancher = make_brancher(name, venv)
+                if name == "replay":
+                    venv.seed(0)
+                    venv.reset()
             except (UnbranchableEnvError, BranchError) as error:
                 self._findings += [str(error)]
                 if name == "snapshot":
@@ -149,6 +159,20 @@ class _Check:
                 return None
             costs = _costs(venv, brancher, name)
         return costs if self._leaves_no_trace(name, branched) else None
+
+    def _try_replays(self) -> Costs | None:
+        """Branch by replaying episodes; what stands in the way of this is no more than a note."""
+        findings, self._findings = self._findings, []
+        with self._quiet():
+            costs = self._try("replay")
+        self._notes += [f"brancher='replay' does not help: {finding}" for finding in self._findings]
+        if costs is not None:
+            self._notes.append(
+                f"brancher='replay' is exact: a branch takes {costs.branch_step:.0f} µs at the beginning of an episode, and "
+                "later as many steps more as the episode has had"
+            )
+        self._findings = findings
+        return costs
 
     def _leaves_no_trace(self, name: str, branched: Run) -> bool:
         n_steps = len(branched.results)
@@ -229,9 +253,11 @@ def _costs(venv: DummyVecEnv, brancher: Brancher, name: str) -> Costs:
         brancher.open(actions, alive, 1)
         brancher.close()
 
+    if name == "replay":
+        venv.reset()
     branch_step = _microseconds(branch) / _N_TIMED_BRANCHES
     with simulator.unwatched():
-        if name == "fork":
+        if name != "snapshot":
             return Costs(_microseconds(lambda: simulator.root.step(actions[0, 0])), None, branch_step)
         snapshot = Snapshot(*simulator.roots)
         save_and_restore = _microseconds(lambda: Snapshot(*simulator.roots).restore())

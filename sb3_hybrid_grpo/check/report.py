@@ -9,7 +9,7 @@ class Costs(NamedTuple):
     What branching costs, in microseconds.
 
     :param raw_step: one ``env.step``
-    :param snapshot: saving and restoring the environment's state once; ``None`` when branching by forking
+    :param snapshot: saving and restoring the environment's state once; ``None`` without snapshots
     :param branch_step: one step of one branch, all included
     """
 
@@ -23,12 +23,20 @@ class Costs(NamedTuple):
         return f"env.step {self.raw_step:.0f} µs, {snapshot}step of a branch {branch_step}"
 
 
+_VERDICTS = {
+    "snapshot": "exact by snapshots",
+    "fork": "exact by forking",
+    "replay": "exact by replaying episodes",
+    None: "cannot be branched",
+}
+
+
 class BranchReport(NamedTuple):
     """
     Whether and how an environment can be branched.
 
     :param name: the environment
-    :param brancher: ``"snapshot"`` or ``"fork"``, whichever ``brancher="auto"`` takes; ``None`` if neither is exact
+    :param brancher: ``"snapshot"``, ``"fork"`` or ``"replay"``, whichever ``brancher="auto"`` takes; ``None`` if none is exact
     :param findings: what stands in the way of snapshots, or of branching at all, and what can be done about it
     :param notes: what was checked, and what could not be
     :param codecs: types of the objects that the state consists of, and what saves them
@@ -50,10 +58,11 @@ class BranchReport(NamedTuple):
     @property
     def verdict(self) -> str:
         """How the environment is branched exactly, or that it cannot be, and what is in the way."""
+        verdict = _VERDICTS[self.brancher]
         if self.brancher == "snapshot":
-            return "exact by snapshots"
-        reason = re.sub(r"^.*? cannot be branched( by forking)?: ", "", re.split(r"\.\s", self.findings[-1])[0]).rstrip(".")
-        return f"{'cannot be branched' if self.brancher is None else 'exact by forking'} ({reason})"
+            return verdict
+        reason = re.sub(r"^.*? cannot be branched( by [a-z ]+)?: ", "", re.split(r"\.\s", self.findings[-1])[0]).rstrip(".")
+        return f"{verdict} ({reason})"
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
