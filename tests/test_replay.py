@@ -338,6 +338,20 @@ def test_copies_of_a_recorded_environment_are_environments_of_their_own():
     branch(brancher, ACTION)
 
 
+def test_workers_do_not_copy_their_brancher(monkeypatch):
+    """It is an attribute of an environment that nothing is wrapped around."""
+
+    def refuse(self, memo):
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(ReplayBrancher, "__deepcopy__", refuse, raising=False)
+    venv = subproc()([Walk])
+    brancher = make_brancher("replay", venv)
+    venv.reset()
+    assert branch(brancher, ACTION).rewards.all()
+    venv.close()
+
+
 def test_snapshots_of_a_recorded_environment():
     """They are exact, and leave no episode that could be taken for the environment's."""
     venv = DummyVecEnv([Walk])

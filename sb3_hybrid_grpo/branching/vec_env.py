@@ -202,6 +202,10 @@ class _WorkerBranches:
         except Exception:
             return _Raised(BranchError, traceback.format_exc())
 
+    def __deepcopy__(self, memo: Any) -> "_WorkerBranches":
+        """Return itself: it is no part of the environment that holds it."""
+        return self
+
     def _make_brancher(self, env: gym.Env[Any, Any]) -> tuple[str | None, bool]:
         codecs, wrappers = self._registered.var
         for cls, codec in codecs.items():
