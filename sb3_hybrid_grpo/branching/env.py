@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching import randomness
-from sb3_hybrid_grpo.branching.outcomes import empty_outcome
+from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
 from sb3_hybrid_grpo.branching.remembered import RememberedStates, TaskStates
 from sb3_hybrid_grpo.branching.simulator import Simulator
@@ -17,7 +17,7 @@ from sb3_hybrid_grpo.branching.time_limit import time_limit
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
 
 
-class LocalBrancher:
+class LocalBrancher(InProcessBrancher):
     """
     Branches environments of this process from exact snapshots.
 
@@ -33,20 +33,14 @@ class LocalBrancher:
     """
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]], as_returned: bool = False, timeout: float | None = None) -> None:
-        self._simulators = [Simulator(env) for env in envs]
+        super().__init__(envs, as_returned, timeout)
         self._watch = randomness.Watch()
         self._shares_generators = False
-        self._observation_space = envs[0].observation_space
-        self._example: Any = None
-        self._reward_dtype: type[np.floating[Any]] = np.float64 if as_returned else np.float32
-        self._steps_left = 0
-        self._timeout = timeout
         for simulator in self._simulators:
             self._watch.start()
             example, uses_global_generators = simulator.probe(self._watch)
             self._shares_generators |= uses_global_generators
-            if as_returned:
-                self._example = example
+            self._note(example)
         self.remembered = self._remembered_states(is_worker=as_returned) if timeout is None else None
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
@@ -58,19 +52,6 @@ class LocalBrancher:
             return TaskStates(tasks, self._observation_space, is_worker)
         memories = [simulator.memory for simulator in self._simulators if simulator.memory is not None]
         return _RememberedAttributes(self, self._simulators, memories) if len(memories) == len(self._simulators) else None
-
-    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
-        """
-        Open branches in the present states, take their first steps and leave the environments as they were.
-
-        :param actions: actions as the environments take them, [E, n, \\*action_shape]
-        :param alive: which of them are branched, [E, n]
-        :param horizon: number of steps that a branch may take in all
-        :return: the outcomes, zero where not ``alive``
-        :raises BranchError: if an environment raises
-        """
-        self.close()
-        return self.begin(actions, alive, horizon)
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
@@ -85,26 +66,10 @@ class LocalBrancher:
         self._steps_left = horizon
         return self._step(actions, alive)
 
-    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        """
-        Take a further step in the open branches and leave the environments as they were.
-
-        :param actions: actions as the environments take them, [E, n, \\*action_shape]
-        :param alive: which branches go on, [E, n]
-        :return: the outcomes, zero where not ``alive``
-        :raises BranchError: if an environment raises
-        """
-        return self._step(actions, alive)
-
     def close(self) -> None:
         """Forget the open branches."""
         for simulator in self._simulators:
             simulator.close()
-
-    def include_masks(self) -> None:
-        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
-        for simulator in self._simulators:
-            simulator.include_masks()
 
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         self._steps_left -= 1
@@ -134,9 +99,7 @@ class LocalBrancher:
 
     def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         is_filled = bool(alive.all())
-        outcome = empty_outcome(
-            self._observation_space, alive.shape, self._example, self._reward_dtype, is_filled, self._simulators[0].n_masks
-        )
+        outcome = self._empty_outcome(alive.shape, is_filled)
         # Environments may change the actions that they get.
         actions = actions.copy()
         for env_idx, simulator in enumerate(self._simulators):

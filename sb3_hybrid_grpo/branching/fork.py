@@ -18,8 +18,9 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, Raised, end
+from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.masks import masks_of
-from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
+from sb3_hybrid_grpo.branching.outcomes import identical, store_observation
 from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, Simulator
 from sb3_hybrid_grpo.branching.snapshot import find, kind_of
 from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome, BranchTimeoutError, UnbranchableEnvError
@@ -29,7 +30,7 @@ _At: TypeAlias = tuple[int, int]
 _STANDARD_STREAMS = (sys.__stdin__, sys.__stdout__, sys.__stderr__)
 
 
-class ForkBrancher:
+class ForkBrancher(InProcessBrancher):
     """
     Branches environments of this process by copying the whole process for each branch.
 
@@ -57,54 +58,17 @@ class ForkBrancher:
         obstacle = obstacle_to_fork(envs)
         if obstacle is not None:
             raise UnbranchableEnvError(obstacle)
-        self._simulators = [Simulator(env) for env in envs]
-        self._observation_space = envs[0].observation_space
-        self._example: Any = None
-        self._reward_dtype: type[np.floating[Any]] = np.float64 if as_returned else np.float32
-        self._timeout = timeout
+        super().__init__(envs, as_returned, timeout)
         self._max_running = max_running or os.cpu_count() or 1
-        self._steps_left = 0
         self._family: set[Child] = set()
         self._branches: dict[_At, Child] = {}
         for simulator in self._simulators:
-            example = self._probe(simulator)
-            if as_returned:
-                self._example = example
-
-    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
-        """
-        Open branches in the present states and take their first steps.
-
-        :param actions: actions as the environments take them, [E, n, \\*action_shape]
-        :param alive: which of them are branched, [E, n]
-        :param horizon: number of steps that a branch may take in all
-        :return: the outcomes, zero where not ``alive``
-        :raises BranchError: if an environment raises, or the copy of the process dies
-        """
-        self.close()
-        self._steps_left = horizon
-        return self._step(actions, alive)
-
-    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        """
-        Take a further step in the open branches.
-
-        :param actions: actions as the environments take them, [E, n, \\*action_shape]
-        :param alive: which branches go on, [E, n]
-        :return: the outcomes, zero where not ``alive``
-        :raises BranchError: if an environment raises, or the copy of the process dies
-        """
-        return self._step(actions, alive)
+            self._note(self._probe(simulator))
 
     def close(self) -> None:
         """End the open branches."""
         end(self._family, self._family)
         self._branches.clear()
-
-    def include_masks(self) -> None:
-        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
-        for simulator in self._simulators:
-            simulator.include_masks()
 
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         try:
@@ -119,9 +83,7 @@ class ForkBrancher:
         return outcome
 
     def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        outcome = empty_outcome(
-            self._observation_space, alive.shape, self._example, self._reward_dtype, n_masks=self._simulators[0].n_masks
-        )
+        outcome = self._empty_outcome(alive.shape)
         deadline = None if self._timeout is None else time.monotonic() + self._timeout * np.count_nonzero(alive.any(axis=1))
         pending = [(int(env_idx), int(idx)) for env_idx, idx in np.argwhere(alive)][::-1]
         running: dict[Any, _At] = {}

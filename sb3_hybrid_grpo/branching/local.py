@@ -3,21 +3,20 @@
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, end
 from sb3_hybrid_grpo.branching.env import LocalBrancher
 from sb3_hybrid_grpo.branching.fork import ForkBrancher, milliseconds_per_fork, obstacle_to_fork
+from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.replay import ReplayBrancher
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
 BRANCHER_NAMES = ("auto", "snapshot", "fork", "replay")
 
 _REHEARSAL_SECONDS = 30.0
-
-EnvBrancher: TypeAlias = LocalBrancher | ForkBrancher | ReplayBrancher
 
 
 class Choice(NamedTuple):
@@ -28,7 +27,7 @@ class Choice(NamedTuple):
     :param announcement: the text of a warning, if it is the last resort
     """
 
-    brancher: EnvBrancher
+    brancher: InProcessBrancher
     announcement: str | None = None
 
 

@@ -8,10 +8,10 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.episodes import CANNOT_REPLAY, WAYS_OUT, Recorder, WrongEpisodeError
+from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.masks import masks_of
-from sb3_hybrid_grpo.branching.outcomes import empty_outcome, store_observation
+from sb3_hybrid_grpo.branching.outcomes import store_observation
 from sb3_hybrid_grpo.branching.randomness import Watch
-from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.time_limit import time_limit
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
@@ -22,7 +22,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
 )
 
 
-class ReplayBrancher:
+class ReplayBrancher(InProcessBrancher):
     """
     Branches environments of this process by taking the steps of their episodes again, from the last reset on, in copies.
 
@@ -40,56 +40,22 @@ class ReplayBrancher:
     """
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]], as_returned: bool = False, timeout: float | None = None) -> None:
-        self._recorders = [Recorder.of(Simulator(env)) for env in envs]
-        self._observation_space = envs[0].observation_space
-        self._example: Any = None
-        self._reward_dtype: type[np.floating[Any]] = np.float64 if as_returned else np.float32
-        self._timeout = timeout
+        super().__init__(envs, as_returned, timeout)
+        self._recorders = [Recorder.of(simulator) for simulator in self._simulators]
         self._watch = Watch()
         self._branches: dict[tuple[int, int], gym.Env[Any, Any]] = {}
         for recorder in self._recorders:
             with self._refuse_shared_generators(recorder):
                 example = recorder.probe()
             recorder.users.add(self)
-            if as_returned:
-                self._example = example
-
-    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
-        """
-        Open branches in the present states and take their first steps.
-
-        :param actions: actions as the environments take them, [E, n, \\*action_shape]
-        :param alive: which of them are branched, [E, n]
-        :param horizon: not needed
-        :return: the outcomes, zero where not ``alive``
-        :raises BranchError: if an environment raises, or its copy does not come to the present state
-        """
-        self.close()
-        return self._step(actions, alive)
-
-    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        """
-        Take a further step in the open branches.
-
-        :param actions: actions as the environments take them, [E, n, \\*action_shape]
-        :param alive: which branches go on, [E, n]
-        :return: the outcomes, zero where not ``alive``
-        :raises BranchError: if an environment raises
-        """
-        return self._step(actions, alive)
+            self._note(example)
 
     def close(self) -> None:
         """Forget the open branches."""
         self._branches.clear()
 
-    def include_masks(self) -> None:
-        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
-        for recorder in self._recorders:
-            recorder.simulator.include_masks()
-
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        n_masks = self._recorders[0].simulator.n_masks
-        outcome = empty_outcome(self._observation_space, alive.shape, self._example, self._reward_dtype, n_masks=n_masks)
+        outcome = self._empty_outcome(alive.shape)
         # Environments may change the actions that they get.
         actions = actions.copy()
         for env_idx, recorder in enumerate(self._recorders):

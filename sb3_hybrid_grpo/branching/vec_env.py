@@ -13,7 +13,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_hybrid_grpo.branching.local import EnvBrancher, choose_brancher
+from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
+from sb3_hybrid_grpo.branching.local import choose_brancher
 from sb3_hybrid_grpo.branching.outcomes import join
 from sb3_hybrid_grpo.branching.remembered import RecalledBranches, RememberedStates
 from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
@@ -181,7 +182,7 @@ class _WorkerBranches:
         self._registered = registered
         self._timeout = timeout
         self._name = name
-        self._brancher: EnvBrancher | None = None
+        self._brancher: InProcessBrancher | None = None
 
     def __call__(self, method: str, *arguments: Any) -> Any:
         """
@@ -336,7 +337,9 @@ class _WorkerStates:
         return self._workers.step("remembered.advance", actions, alive)
 
 
-def _branch_simulators(venv: VecEnv, timeout: float | None, name: str) -> tuple[EnvBrancher | _SubprocBrancher, str | None]:
+def _branch_simulators(
+    venv: VecEnv, timeout: float | None, name: str
+) -> tuple[InProcessBrancher | _SubprocBrancher, str | None]:
     if type(venv).step_wait is DummyVecEnv.step_wait and isinstance(venv, DummyVecEnv):
         return choose_brancher(name, venv.envs, timeout=timeout)
     if type(venv).step_wait is SubprocVecEnv.step_wait and isinstance(venv, SubprocVecEnv):
