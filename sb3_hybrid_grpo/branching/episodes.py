@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+import time
 import weakref
 from typing import Any, TypeAlias
 
 import gymnasium as gym
+import numpy as np
 
 from sb3_hybrid_grpo.branching.outcomes import identical
 from sb3_hybrid_grpo.branching.randomness import Watch
@@ -21,12 +23,14 @@ WAYS_OUT = (
 
 _PROBE_EPISODES = 4
 _PROBE_STEPS = 64
+_PROBE_SECONDS = 1.0
 _SHADOWED = ("reset", "step")
+_PLAIN = bool | int | float | str | bytes | np.ndarray | np.generic | None
 
 _Env: TypeAlias = gym.Env[Any, Any]
 
 
-class WrongEpisodeError(Exception):
+class WrongEpisodeError(BranchError):
     """A copy did not come to the state of its environment."""
 
 
@@ -110,6 +114,11 @@ class Recorder:
         self._episode = episode
         return returned
 
+    @property
+    def length(self) -> float:
+        """Number of steps since the last reset; infinity if that was not written down."""
+        return np.inf if self._episode is None else len(self._episode.actions)
+
     def replay(self) -> _Env:
         """
         Play the episode so far again.
@@ -124,7 +133,9 @@ class Recorder:
         returned: tuple[Any, ...] = twin.reset(**copy.deepcopy(episode.keywords))[:1]
         for action in copy.deepcopy(episode.actions):
             returned = twin.step(action)[:4]
-        if pickle.dumps(returned) != episode.last_returned or _random_state(twin) != _random_state(self._root):
+        with self.simulator.unwatched():
+            state = _visible_state(self._root)
+        if pickle.dumps(returned) != episode.last_returned or _visible_state(twin) != state:
             raise WrongEpisodeError(
                 f"came to another state when {len(episode.actions)} steps were taken again in a copy. Something else than "
                 "resets and steps moves it, such as another random generator, the clock, or attributes set from outside.\n"
@@ -145,8 +156,11 @@ class Recorder:
             played = Simulator(self._copy())
             played.root.reset()
             played.try_actions(copy.deepcopy(env.action_space), _PROBE_STEPS, seed=0)
+            start = time.perf_counter()
             for seed in range(_PROBE_EPISODES):
                 example = _compare_episodes(played, seed)
+                if time.perf_counter() - start > _PROBE_SECONDS:
+                    break
         except UnbranchableEnvError as error:
             raise UnbranchableEnvError(f"{env} {CANNOT_REPLAY} {error}\n{WAYS_OUT}") from error.__cause__
         except Exception as error:
@@ -193,8 +207,21 @@ def _compare_episodes(played: Simulator, seed: int) -> Any:
                 "one that had been played before. Some of its state outlives a reset and is not copied by copy.deepcopy, or "
                 "is random beyond self.np_random."
             )
+    if _visible_state(played.root) != _visible_state(new.root):
+        raise UnbranchableEnvError(
+            "attributes of a new copy had other values than those of one that had been played before: copy.deepcopy leaves "
+            "them out, and they outlive a reset."
+        )
     return example
 
 
-def _random_state(env: _Env) -> bytes:
-    return pickle.dumps(env.unwrapped.np_random.bit_generator.state)
+def _visible_state(root: _Env) -> bytes:
+    """Describe the random generator, and the attributes of all layers that are numbers, texts or arrays."""
+    layers = [root]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+    attributes = [
+        sorted((name, value) for name, value in vars(layer).items() if isinstance(value, _PLAIN) and name != "_np_random_seed")
+        for layer in layers
+    ]
+    return pickle.dumps((root.unwrapped.np_random.bit_generator.state, attributes))

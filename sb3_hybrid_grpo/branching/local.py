@@ -1,7 +1,7 @@
 """Which brancher serves the environments of a process."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,12 +11,17 @@ from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied,
 from sb3_hybrid_grpo.branching.env import LocalBrancher
 from sb3_hybrid_grpo.branching.fork import ForkBrancher, milliseconds_per_fork, obstacle_to_fork
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
+from sb3_hybrid_grpo.branching.quickest import QuickestBrancher
 from sb3_hybrid_grpo.branching.replay import ReplayBrancher
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
 BRANCHER_NAMES = ("auto", "snapshot", "fork", "replay")
 
 _REHEARSAL_SECONDS = 30.0
+_NO_TELLING = "there is no telling"
+
+_FORKED = "runs in a forked copy of the process"
+_REPLAYED = "takes the steps of the episode again in a copy of the environment"
 
 
 class Choice(NamedTuple):
@@ -37,8 +42,8 @@ def choose_brancher(
     """
     Make the brancher of environments that live in this process.
 
-    :param name: ``"snapshot"``, ``"fork"``, ``"replay"``, or ``"auto"``: snapshots where they are exact, else forks where
-        these are, else replays
+    :param name: ``"snapshot"``, ``"fork"``, ``"replay"``, or ``"auto"``: snapshots where they are exact, else
+        replays or forks, whichever is quicker
     :param envs: the environments
     :param as_returned: see ``LocalBrancher``
     :param timeout: seconds that an environment may take for one step
@@ -55,11 +60,13 @@ def choose_brancher(
     obstacle = obstacle_to_fork(envs) if CAN_FORK else "this platform cannot fork processes."
     if obstacle is not None:
         return _choose_without_forks(envs, obstacle, as_returned, timeout)
-    reason = _rehearse(envs)
-    if reason is None:
+    obstacle = _rehearse(partial(LocalBrancher, envs))
+    if obstacle in (None, _NO_TELLING):
         return Choice(LocalBrancher(envs, as_returned, timeout))
-    brancher = ForkBrancher(envs, as_returned, timeout)
-    return Choice(brancher, _announce(reason))
+    if _rehearse(partial(ReplayBrancher, envs)) is None:
+        brancher: InProcessBrancher = QuickestBrancher(envs, as_returned, timeout)
+        return Choice(brancher, _announce(obstacle, f"{_FORKED}, or {_REPLAYED} while that is quicker", _fork_cost(), "fork"))
+    return Choice(ForkBrancher(envs, as_returned, timeout), _announce(obstacle, _FORKED, _fork_cost(), "fork"))
 
 
 def _choose_without_forks(
@@ -75,54 +82,47 @@ def _choose_without_forks(
         raise UnbranchableEnvError(
             f"{reason}\nNor does brancher='fork' help here: {obstacle}\nNor does brancher='replay': {error}"
         ) from reason.__cause__
-    return Choice(brancher, _announce_replays(str(reason)))
+    return Choice(brancher, _announce(str(reason), _REPLAYED, "the longer the episode, the slower", "replay"))
 
 
-def _rehearse(envs: Sequence[gym.Env[Any, Any]]) -> str | None:
+def _rehearse(make_brancher: Callable[[], InProcessBrancher]) -> str | None:
     """
-    Probe snapshots in a copy of the process: what they do not save must not be changed by trying.
+    Probe in a copy of the process: what is not saved, or shared by copies of an environment, must not be changed by trying.
 
-    :param envs: the environments
-    :return: why they cannot be branched from snapshots; ``None`` if they can, or if there is no telling
+    :param make_brancher: makes a brancher, which probes
+    :return: what stands in its way; ``None`` if nothing does
     """
     # The threads of XLA are not copied, and computations would wait for them.
     if "jax" in sys.modules:
-        return None
+        return _NO_TELLING
     family: set[Child] = set()
-    child = Child(partial(_probe_snapshots, envs), family)
+    child = Child(partial(_probe, make_brancher), family)
     try:
         is_done = child.channel.connection.poll(_REHEARSAL_SECONDS)
-        answer = child.receive() if is_done else None
+        answer = child.receive() if is_done else _NO_TELLING
     except ChildDied:
-        return None
+        return _NO_TELLING
     finally:
         end([child], family)
-    return answer if isinstance(answer, str) else None
+    return answer if answer is None or isinstance(answer, str) else _NO_TELLING
 
 
-def _probe_snapshots(envs: Sequence[gym.Env[Any, Any]], channel: Channel) -> None:
+def _probe(make_brancher: Callable[[], InProcessBrancher], channel: Channel) -> None:
     try:
-        LocalBrancher(envs)
+        make_brancher()
     except UnbranchableEnvError as error:
         channel.send(str(error))
     else:
         channel.send(None)
 
 
-def _announce(reason: str) -> str:
-    return (
-        f"{reason.splitlines()[0]} As a last resort each of its branches runs in a forked copy of the process. This is exact "
-        f"but slow: {milliseconds_per_fork():.1f} ms per branch beside the environment's step, where a snapshot takes "
-        "microseconds. Pass brancher='fork' to say that this is what you want, register a codec "
-        "(sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass brancher='snapshot' to never fork. Where "
-        "episodes are short brancher='replay' can be faster: it takes their steps again in a copy of the environment."
-    )
+def _fork_cost() -> str:
+    return f"{milliseconds_per_fork():.1f} ms per branch beside the environment's step"
 
 
-def _announce_replays(reason: str) -> str:
+def _announce(reason: str, how: str, cost: str, name: str) -> str:
     return (
-        f"{reason.splitlines()[0]} As a last resort each of its branches takes the steps of the episode again in a copy of "
-        "the environment. This is exact, or ends in an error, but slow in long episodes. Pass brancher='replay' to say that "
-        "this is what you want, register a codec (sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass "
-        "brancher='snapshot' for snapshots or nothing."
+        f"{reason.splitlines()[0]} As a last resort each of its branches {how}. This is exact but slow: {cost}; a "
+        f"snapshot takes microseconds. Pass brancher={name!r} to say that this is what you want, register a codec "
+        "(sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass brancher='snapshot' for snapshots or nothing."
     )

@@ -77,6 +77,27 @@ def identical(first: Observations, second: Observations) -> bool:
     return all(identical(first[key], second[key]) for key in _keys(first))
 
 
+def copy_environments(source: BranchOutcome, target: BranchOutcome, which: np.ndarray) -> None:
+    """
+    Copy what the branches of some environments led to.
+
+    :param source: outcomes of all environments
+    :param target: where they go
+    :param which: the environments that are meant, [E]
+    """
+    for source_part, target_part in zip(source, target, strict=True):
+        if source_part is not None:
+            _copy_rows(source_part, target_part, which)
+
+
+def _copy_rows(source: Any, target: Any, which: np.ndarray) -> None:
+    if isinstance(source, np.ndarray):
+        target[which] = source[which]
+    else:
+        for key in _keys(source):
+            _copy_rows(source[key], target[key], which)
+
+
 def join(outcomes: Sequence[BranchOutcome]) -> BranchOutcome:
     """
     Put the outcomes of several environments together.

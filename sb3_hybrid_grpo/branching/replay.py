@@ -28,8 +28,8 @@ class ReplayBrancher(InProcessBrancher):
 
     The environments themselves never take part. A copy is what ``copy.deepcopy`` makes of an environment before its reset;
     for many that keep their state outside Python that is a new one, which plays the same episode if it begins with the same
-    random numbers. Whether it did is checked at each branch, by what the last step returned and by the random generator. A
-    branch costs as many steps as the episode has had.
+    random numbers. Whether it did is checked at each branch, by what the last step returned, the random generator, and plain
+    attributes. A branch costs as many steps as the episode has had.
 
     :param envs: the environments, as a vectorised environment holds them; their ``reset`` and ``step`` are written down from
         now on, and they can be branched after their next reset
@@ -49,6 +49,11 @@ class ReplayBrancher(InProcessBrancher):
                 example = recorder.probe()
             recorder.users.add(self)
             self._note(example)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of the present episodes, which a replay takes again; infinity where there is none to replay, [E]."""
+        return np.array([recorder.length for recorder in self._recorders])
 
     def close(self) -> None:
         """Forget the open branches."""
@@ -77,8 +82,8 @@ class ReplayBrancher(InProcessBrancher):
                 masks[at] = masks_of(branch)
             self._branches[at] = branch
         except Exception as error:
-            error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
-            is_told = isinstance(error, WrongEpisodeError)
+            error_class = type(error) if isinstance(error, BranchTimeoutError | WrongEpisodeError) else BranchError
+            is_told = error_class is WrongEpisodeError
             problem = str(error) if is_told else f"raised {type(error).__name__} in a branch: {error}"
             raise error_class(
                 f"Environment {at[0]}, {recorder.simulator.env}, {problem}\n"
