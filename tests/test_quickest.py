@@ -55,7 +55,9 @@ def walks(kinds=("box", "box", "box")):
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 @VEC_ENVS
 def test_laws(vec_env_cls):
-    with pytest.warns(UserWarning, match=r"LunarLander.*forked copy.*while that is quicker.*ms per branch.*brancher='fork'"):
+    with pytest.warns(
+        UserWarning, match=r"LunarLander.*forked copy.*while that is quicker.*ms per branch.*brancher='quickest'"
+    ):
         assert_laws_of_paths(
             lambda: make_vec_env(reporting(lunar_lander), 2, vec_env_cls=vec_env_cls),
             150,
@@ -137,9 +139,10 @@ class Keeps(Walk):
 
 def test_choice():
     pytest.importorskip("Box2D")
-    for make_env, kind in ((lunar_lander, QuickestBrancher), (Keeps, ForkBrancher)):
+    for make_env, kind, name in ((lunar_lander, QuickestBrancher, "quickest"), (Keeps, ForkBrancher, "fork")):
         choice = choose_brancher("auto", [make_env()])
-        assert type(choice.brancher) is kind and "brancher='fork'" in choice.announcement
+        assert type(choice.brancher) is kind and f"brancher={name!r}" in choice.announcement
+        assert type(choose_brancher(name, [make_env()]).brancher) is kind
 
 
 def test_replays_are_tried_in_a_copy_of_the_process(monkeypatch):

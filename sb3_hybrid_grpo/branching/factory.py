@@ -13,9 +13,10 @@ def make_brancher(brancher: str | BrancherFactory, venv: VecEnv, timeout: float 
     Make the brancher of a training environment.
 
     :param brancher: ``"snapshot"``: save and restore the state of the environments; ``"fork"``: copy their process for every
-        branch; ``"replay"``: take the steps of the episode again in a copy of the environment; ``"auto"``: snapshots where
-        they are exact, else replays or forks, whichever is quicker, with a warning; ``"learned"``: a model of the
-        environment, learned along the way; or a callable that makes a ``Brancher`` for a vectorised environment
+        branch; ``"replay"``: take the steps of the episode again in a copy of the environment; ``"quickest"`` of these two
+        at each state; ``"auto"``: snapshots where they are exact, else the quickest way that is, with a warning;
+        ``"learned"``: a model of the environment, learned along the way; or a callable that makes a ``Brancher`` for a
+        vectorised environment
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step; a callable has its own limits
     :return: its brancher

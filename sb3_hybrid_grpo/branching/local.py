@@ -1,7 +1,7 @@
 """Which brancher serves the environments of a process."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,13 @@ from sb3_hybrid_grpo.branching.quickest import QuickestBrancher
 from sb3_hybrid_grpo.branching.replay import ReplayBrancher
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
-BRANCHER_NAMES = ("auto", "snapshot", "fork", "replay")
+BRANCHER_NAMES = ("auto", "snapshot", "fork", "replay", "quickest")
+_BY_NAME: Mapping[str, type[InProcessBrancher]] = {
+    "snapshot": LocalBrancher,
+    "fork": ForkBrancher,
+    "replay": ReplayBrancher,
+    "quickest": QuickestBrancher,
+}
 
 _REHEARSAL_SECONDS = 30.0
 _NO_TELLING = "there is no telling"
@@ -42,8 +48,8 @@ def choose_brancher(
     """
     Make the brancher of environments that live in this process.
 
-    :param name: ``"snapshot"``, ``"fork"``, ``"replay"``, or ``"auto"``: snapshots where they are exact, else
-        replays or forks, whichever is quicker
+    :param name: ``"snapshot"``, ``"fork"``, ``"replay"``, ``"quickest"`` of these two, or ``"auto"``: snapshots where they
+        are exact, else the quickest way that is
     :param envs: the environments
     :param as_returned: see ``LocalBrancher``
     :param timeout: seconds that an environment may take for one step
@@ -51,12 +57,8 @@ def choose_brancher(
     :raises UnbranchableEnvError: if an environment cannot be branched exactly in this way
     :raises BranchError: if an environment raises while it is probed
     """
-    if name == "fork":
-        return Choice(ForkBrancher(envs, as_returned, timeout))
-    if name == "replay":
-        return Choice(ReplayBrancher(envs, as_returned, timeout))
-    if name == "snapshot":
-        return Choice(LocalBrancher(envs, as_returned, timeout))
+    if name in _BY_NAME:
+        return Choice(_BY_NAME[name](envs, as_returned, timeout))
     obstacle = obstacle_to_fork(envs) if CAN_FORK else "this platform cannot fork processes."
     if obstacle is not None:
         return _choose_without_forks(envs, obstacle, as_returned, timeout)
@@ -65,7 +67,9 @@ def choose_brancher(
         return Choice(LocalBrancher(envs, as_returned, timeout))
     if _rehearse(partial(ReplayBrancher, envs)) is None:
         brancher: InProcessBrancher = QuickestBrancher(envs, as_returned, timeout)
-        return Choice(brancher, _announce(obstacle, f"{_FORKED}, or {_REPLAYED} while that is quicker", _fork_cost(), "fork"))
+        return Choice(
+            brancher, _announce(obstacle, f"{_FORKED}, or {_REPLAYED} while that is quicker", _fork_cost(), "quickest")
+        )
     return Choice(ForkBrancher(envs, as_returned, timeout), _announce(obstacle, _FORKED, _fork_cost(), "fork"))
 
 

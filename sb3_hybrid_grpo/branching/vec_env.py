@@ -40,7 +40,7 @@ class VecEnvBrancher:
 
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step
-    :param name: ``"auto"``, ``"snapshot"``, ``"fork"`` or ``"replay"``, see ``make_brancher``
+    :param name: name of the way to branch, see ``make_brancher``
     :raises UnbranchableEnvError: if an environment or a wrapper does not allow exact branching
     """
 
@@ -175,7 +175,7 @@ class _WorkerBranches:
 
     :param registered: codecs and transparent wrappers registered in the main process
     :param timeout: seconds that all branches of the environment may take for one step
-    :param name: ``"auto"``, ``"snapshot"``, ``"fork"`` or ``"replay"``
+    :param name: name of the brancher
     """
 
     def __init__(self, registered: CloudpickleWrapper, timeout: float | None, name: str) -> None:

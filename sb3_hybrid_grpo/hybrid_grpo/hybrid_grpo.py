@@ -139,9 +139,9 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"replay"`` (the steps of the episode are taken again in a copy of the environment: faster than that in
-        short episodes, and on any platform), ``"auto"`` (snapshots where they are exact, else replays or forks,
-        whichever is quicker, with a warning), ``"learned"`` (a model of the environment is learned along the way, and
-        used as far as it is right), or a callable that makes a ``Brancher`` for a ``VecEnv``
+        short episodes, and on any platform), ``"quickest"`` (of these two at each state), ``"auto"`` (snapshots where they are
+        exact, else the quickest way that is, with a warning), ``"learned"`` (a model of the environment is learned along the
+        way, and used as far as it is right), or a callable that makes a ``Brancher`` for a ``VecEnv``
     :param branch_timeout: Seconds that the branches of an environment may take for one step before ``BranchTimeoutError`` is
         raised; no limit by default
     :raises InvalidArgumentError: if an argument has a value that cannot work
