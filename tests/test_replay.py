@@ -128,6 +128,21 @@ def test_branches_begin_with_the_next_reset():
     assert branch(brancher, ACTION).rewards.all()
 
 
+def test_environment_that_cannot_be_copied_any_more():
+    """That is no reason to fail in a committed reset."""
+    venv = DummyVecEnv([Walk])
+    brancher = make_brancher("replay", venv)
+    venv.reset()
+    venv.envs[0].window = (step for step in "abc")
+    branch(brancher, ACTION)
+    venv.reset()
+    with pytest.raises(BranchError, match=r"Environment 0.*could not be copied.*copy\.deepcopy raised TypeError(?s:.*)'fork'"):
+        branch(brancher, ACTION)
+    del venv.envs[0].window
+    venv.reset()
+    branch(brancher, ACTION)
+
+
 def test_recording_goes_on_with_another_brancher_and_ends_with_the_last():
     venv = DummyVecEnv([Walk])
     first = make_brancher("replay", venv)

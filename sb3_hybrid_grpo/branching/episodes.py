@@ -25,6 +25,7 @@ _PROBE_EPISODES = 4
 _PROBE_STEPS = 64
 _PROBE_SECONDS = 1.0
 _SHADOWED = ("reset", "step")
+_SMALL_BYTES = 65536
 _PLAIN = bool | int | float | str | bytes | np.ndarray | np.generic | None
 
 _Env: TypeAlias = gym.Env[Any, Any]
@@ -63,6 +64,7 @@ class Recorder:
         self._reset, self._step = self._root.reset, self._root.step
         self._watch = Watch()
         self._episode: _Episode | None = None
+        self._obstacle = "has not been reset since its steps are written down: reset it, then branch."
         # A copy would make a generator of its own.
         _ = self._root.unwrapped.np_random
         vars(self._root).update({name: getattr(self, name) for name in _SHADOWED})
@@ -91,8 +93,13 @@ class Recorder:
                 del vars(self._root)[name]
             return self._reset(**keywords)
         self._watch.start()
-        episode = _Episode(self._copy(), copy.deepcopy(keywords))
-        self._watch.undo()
+        try:
+            episode = _Episode(self._copy(), copy.deepcopy(keywords))
+        except UnbranchableEnvError as error:
+            self._obstacle = f"could not be copied before its last reset: {error}\n{WAYS_OUT}"
+            return self._reset(**keywords)
+        finally:
+            self._watch.undo()
         returned = self._reset(**keywords)
         episode.last_returned = pickle.dumps(returned[:1])
         self._episode = episode
@@ -128,7 +135,7 @@ class Recorder:
         """
         episode = self._episode
         if episode is None:
-            raise WrongEpisodeError("has not been reset since its steps are written down: reset it, then branch.")
+            raise WrongEpisodeError(self._obstacle)
         twin = _copy_of(episode.start)
         returned: tuple[Any, ...] = twin.reset(**copy.deepcopy(episode.keywords))[:1]
         for action in copy.deepcopy(episode.actions):
@@ -216,12 +223,16 @@ def _compare_episodes(played: Simulator, seed: int) -> Any:
 
 
 def _visible_state(root: _Env) -> bytes:
-    """Describe the random generator, and the attributes of all layers that are numbers, texts or arrays."""
+    """Describe the random generator, and the attributes of all layers that are numbers, texts or small arrays."""
     layers = [root]
     while isinstance(layers[-1], gym.Wrapper):
         layers.append(layers[-1].env)
     attributes = [
-        sorted((name, value) for name, value in vars(layer).items() if isinstance(value, _PLAIN) and name != "_np_random_seed")
+        sorted((name, value) for name, value in vars(layer).items() if _is_plain(value) and name != "_np_random_seed")
         for layer in layers
     ]
     return pickle.dumps((root.unwrapped.np_random.bit_generator.state, attributes))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) and getattr(value, "nbytes", 0) <= _SMALL_BYTES

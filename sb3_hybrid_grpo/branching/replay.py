@@ -32,7 +32,7 @@ class ReplayBrancher(InProcessBrancher):
     attributes. A branch costs as many steps as the episode has had.
 
     :param envs: the environments, as a vectorised environment holds them; their ``reset`` and ``step`` are written down from
-        now on, and they can be branched after their next reset
+        now on, and they can be branched after their next reset, before which they are copied
     :param as_returned: keep the precision in which environments return observations and rewards, see ``LocalBrancher``
     :param timeout: seconds that all branches of an environment may take for one step, replays included
     :raises UnbranchableEnvError: if an environment cannot be copied, or its copy plays another episode
@@ -73,7 +73,7 @@ class ReplayBrancher(InProcessBrancher):
     def _step_one(self, recorder: Recorder, at: tuple[int, int], actions: np.ndarray, outcome: BranchOutcome) -> None:
         observations, rewards, terminated, truncated, masks = outcome
         try:
-            branch = self._branches.pop(at, None) or recorder.replay()
+            branch = self._branches.pop(at) if at in self._branches else recorder.replay()
             obs, rewards[at], terminated[at], truncated[at], _ = branch.step(actions[at])
             store_observation(observations, at, obs)
             if terminated[at] or truncated[at]:
