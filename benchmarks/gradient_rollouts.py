@@ -13,7 +13,8 @@ from sb3_hybrid_grpo.common.estimates import (
     generalized_advantages,
     value_boosted_estimates,
 )
-from sb3_hybrid_grpo.common.evaluation import evaluate_actions, flatten_observations
+from sb3_hybrid_grpo.common.evaluation import flatten_observations
+from sb3_hybrid_grpo.common.evaluators import evaluate_actions
 from sb3_hybrid_grpo.common.losses import normalize
 
 

@@ -6,8 +6,8 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import InvalidArgumentError
-from sb3_hybrid_grpo.common import evaluation
-from sb3_hybrid_grpo.common.evaluation import evaluate_actions, log_probs
+from sb3_hybrid_grpo.common import evaluation, networks
+from sb3_hybrid_grpo.common.evaluators import evaluate_actions, log_probs
 from sb3_hybrid_grpo.common.sampling import actions_from_noise, draw_noise, first_occurrences, sample_actions, to_env_actions
 
 OBS = spaces.Box(-1, 1, (3,))
@@ -125,7 +125,7 @@ def test_to_env_actions_clips_or_unscales():
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_deferred_values_do_not_depend_on_the_chunks(monkeypatch, chunk):
-    monkeypatch.setattr(evaluation, "_MAX_CHUNK", chunk)
+    monkeypatch.setattr(networks, "_MAX_CHUNK", chunk)
     policy, _ = make_policy(SPACES[0])
     observations = np.random.default_rng(1).normal(size=(7, 2, 3, 3)).astype(np.float32)
     values = np.full((7, 2, 3), np.nan, dtype=np.float32)

@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.local import choose_brancher
 from sb3_hybrid_grpo.branching.outcomes import join
-from sb3_hybrid_grpo.branching.remembered import RecalledBranches, RememberedStates
+from sb3_hybrid_grpo.branching.recalled import RecalledBranches
+from sb3_hybrid_grpo.branching.remembered import RememberedStates
 from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_wrappers import recallable, view_of

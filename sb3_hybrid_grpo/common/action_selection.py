@@ -9,8 +9,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common.action_sampling import RELATIVE_ESTIMATORS
 from sb3_hybrid_grpo.common.branch_paths import BranchPaths
-from sb3_hybrid_grpo.common.checks import check_name
-from sb3_hybrid_grpo.common.diagnostics import check_outcome
+from sb3_hybrid_grpo.common.checks import check_name, check_outcome
 from sb3_hybrid_grpo.common.estimates import branch_estimates
 from sb3_hybrid_grpo.common.evaluation import select_observations
 from sb3_hybrid_grpo.common.maskable import overrides_forward

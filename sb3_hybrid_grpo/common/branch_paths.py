@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_hybrid_grpo.common.actors import Actor
-from sb3_hybrid_grpo.common.diagnostics import check_outcome
+from sb3_hybrid_grpo.common.checks import check_outcome
 from sb3_hybrid_grpo.common.evaluation import select_observations
 from sb3_hybrid_grpo.common.sampling import draw_noise
 from sb3_hybrid_grpo.common.type_aliases import AsyncBrancher, Brancher, BranchOutcome, Committed, Observations

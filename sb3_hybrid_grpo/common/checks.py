@@ -1,11 +1,12 @@
-"""Checks of arguments, with messages that say what is allowed."""
+"""Checks of arguments and outcomes, with messages that say what is allowed."""
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError
+from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, InvalidOutcomeError
 
 
 def check_positive_integer(name: str, value: int) -> None:
@@ -50,3 +51,22 @@ def check_name(name: str, value: str, valid: Iterable[str]) -> None:
     """
     if value not in valid:
         raise InvalidArgumentError(f"Unknown {name} {value!r}: choose one of {', '.join(map(repr, valid))}.")
+
+
+def check_outcome(observations: Any, rewards: np.ndarray) -> None:
+    """
+    Check that an environment returned numbers.
+
+    :param observations: observations, [E, ...] or a dict of such arrays
+    :param rewards: rewards, [E, ...]
+    :raises InvalidOutcomeError: if there is NaN or infinity; the message names the environment
+    """
+    parts = observations if isinstance(observations, dict) else {"observation": observations}
+    for name, values in {**parts, "reward": rewards}.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            env_idx = np.argwhere(~np.isfinite(values))[0][0]
+            step = "in a branch" if rewards.ndim > 1 else "in a committed step"
+            raise InvalidOutcomeError(
+                f"Environment {env_idx} returned NaN or infinity as {name} {step}. The policy was not updated with it. Check "
+                "the environment's dynamics for this action, or wrap it in VecCheckNan to see where it starts."
+            )

@@ -1,20 +1,39 @@
 """The last layer of the critic, solved by least squares where gradient descent lags behind returns that grow."""
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.common.evaluation import chunk_size
 from sb3_hybrid_grpo.common.maskable import stock_class
-from sb3_hybrid_grpo.common.type_aliases import Floats
+from sb3_hybrid_grpo.common.networks import chunk_size
+from sb3_hybrid_grpo.common.type_aliases import Floats, MultiSampleRolloutBufferSamples
 
 RIDGE = 3e-3
 """Penalty ρ of a change of the last layer, in units of the features' mean variance."""
 
 MIN_STATES_PER_FEATURE = 4
 """With fewer states a rollout's noise would be fitted."""
+
+
+class FinishedRollout(Protocol):
+    """What is needed of a multi-sample rollout buffer, see there."""
+
+    n_samples: int
+    returns: np.ndarray
+    branch_alive: np.ndarray
+    branch_rewards: np.ndarray
+    branch_terminated: np.ndarray
+
+    def get(self, batch_size: int | None = None) -> Iterator[MultiSampleRolloutBufferSamples]:
+        """
+        Yield minibatches of states.
+
+        :param batch_size: number of states in each
+        """
 
 
 def least_squares_change(features: Floats, residuals: Floats, ridge: float = RIDGE) -> tuple[Floats, float]:
@@ -41,7 +60,7 @@ def least_squares_change(features: Floats, residuals: Floats, ridge: float = RID
     return weight, float(residuals.mean() - features.mean(axis=0) @ weight)
 
 
-def made_a_difference(buffer: MultiSampleMixin) -> bool:
+def made_a_difference(buffer: FinishedRollout) -> bool:
     """
     Tell whether any action that was tried changed a reward or ended an episode.
 
@@ -66,7 +85,7 @@ def has_linear_head(policy: ActorCriticPolicy) -> bool:
 
 
 @th.no_grad()
-def refit_value_head(policy: ActorCriticPolicy, buffer: MultiSampleMixin) -> None:
+def refit_value_head(policy: ActorCriticPolicy, buffer: FinishedRollout) -> None:
     """
     Solve the critic's last layer for the returns of a rollout. What comes before it stays as it is, and so does the actor.
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import explained_variance
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.common.reward_transforms import CallableTransform, RewardTransform
 from sb3_hybrid_grpo.common.sampling import to_env_actions
-from sb3_hybrid_grpo.common.type_aliases import Floats, InvalidOutcomeError
+from sb3_hybrid_grpo.common.type_aliases import Floats
 
 _SAME_ACTION = 0.01
 _DECIDED = 0.99
@@ -131,22 +131,3 @@ def disagreement(rewards: Floats) -> float:
     differences = rewards[:, 0].astype(np.float64) - rewards[:, 1:].mean(axis=1, dtype=np.float64)
     error = differences.std() / np.sqrt(len(differences))
     return float(abs(differences.mean()) / error) if error > 0 else 0.0
-
-
-def check_outcome(observations: Any, rewards: np.ndarray) -> None:
-    """
-    Check that an environment returned numbers.
-
-    :param observations: observations, [E, ...] or a dict of such arrays
-    :param rewards: rewards, [E, ...]
-    :raises InvalidOutcomeError: if there is NaN or infinity; the message names the environment
-    """
-    parts = observations if isinstance(observations, dict) else {"observation": observations}
-    for name, values in {**parts, "reward": rewards}.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            env_idx = np.argwhere(~np.isfinite(values))[0][0]
-            step = "in a branch" if rewards.ndim > 1 else "in a committed step"
-            raise InvalidOutcomeError(
-                f"Environment {env_idx} returned NaN or infinity as {name} {step}. The policy was not updated with it. Check "
-                "the environment's dynamics for this action, or wrap it in VecCheckNan to see where it starts."
-            )

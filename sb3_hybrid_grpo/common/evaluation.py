@@ -1,98 +1,18 @@
-"""Log-probabilities and values from few large passes through SB3's policies."""
+"""Values and log-probabilities of a whole rollout, from few large passes through the policy."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.common.heads import HEADS
-from sb3_hybrid_grpo.common.maskable import is_maskable, masking, overrides_forward, stock_class
-from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
-
-_CHUNK_BYTES = 2**24
-_MAX_CHUNK = 4096
-
-
-def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
-    """
-    Evaluate N actions at each of B states.
-
-    :param distribution: the policy's distribution at B states
-    :param actions: actions, [B, N, \\*action_dims]
-    :return: log-probabilities, [B, N]
-    """
-    return th.stack([distribution.log_prob(sample) for sample in actions.transpose(0, 1)], dim=1)
-
-
-def evaluate_actions(
-    policy: ActorCriticPolicy, obs: PyTorchObs, actions: th.Tensor, action_masks: np.ndarray | th.Tensor | None = None
-) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-    """
-    Evaluate N actions at each of B states with the current policy, from one actor and one critic pass where possible.
-
-    :param policy: the policy
-    :param obs: states
-    :param actions: actions as the buffer keeps them, [B, N, action_dim]
-    :param action_masks: which actions are valid, [B, M], for a maskable policy
-    :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
-    """
-    if keeps_distribution(policy) and type(policy.action_dist) in HEADS:
-        values, outputs = _predict_outputs(policy, obs)
-        return values, *HEADS[type(policy.action_dist)](policy).evaluate(outputs, actions)
-    if isinstance(policy.action_space, spaces.Discrete):
-        actions = actions.long().squeeze(dim=-1)
-    if not keeps_distribution(policy):
-        evaluations = [policy.evaluate_actions(obs, sample, **masking(action_masks)) for sample in actions.transpose(0, 1)]
-        values, log_prob, entropy = evaluations[0]
-        others = [evaluation[1] for evaluation in evaluations[1:]]
-        return values.flatten(), th.stack([log_prob, *others], dim=1), entropy
-    values, _, entropy = policy.evaluate_actions(obs, actions[:, 0], **masking(action_masks))
-    return values.flatten(), log_probs(policy.action_dist, actions), entropy
-
-
-def keeps_distribution(policy: ActorCriticPolicy) -> bool:
-    """
-    Tell whether a policy's ``evaluate_actions`` leaves the distribution in ``action_dist``, as SB3's own policies do.
-
-    :param policy: the policy
-    :return: whether it does
-    """
-    return all(
-        getattr(type(policy), name) is getattr(stock_class(type(policy)), name)
-        for name in ("evaluate_actions", "_get_action_dist_from_latent")
-    )
-
-
-def _predict_outputs(policy: ActorCriticPolicy, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-    features: Any = policy.extract_features(obs)
-    if policy.share_features_extractor:
-        latent_pi, latent_vf = policy.mlp_extractor(features)
-    else:
-        latent_pi = policy.mlp_extractor.forward_actor(features[0])
-        latent_vf = policy.mlp_extractor.forward_critic(features[1])
-    return policy.value_net(latent_vf).flatten(), policy.action_net(latent_pi)
-
-
-def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs) -> th.Tensor:
-    """
-    Predict values such that a gradient step on them leaves the actor as it is: shared features are constants.
-
-    :param policy: the policy
-    :param obs: states
-    :return: values, [B]
-    """
-    if not policy.share_features_extractor:
-        return policy.predict_values(obs).flatten()
-    features = policy.extract_features(obs)
-    assert isinstance(features, th.Tensor)
-    return policy.value_net(policy.mlp_extractor.forward_critic(features.detach())).flatten()  # type: ignore[no-any-return]
+from sb3_hybrid_grpo.common.evaluators import evaluate_actions
+from sb3_hybrid_grpo.common.networks import chunk_size
+from sb3_hybrid_grpo.common.type_aliases import Observations
 
 
 def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_values: bool = True) -> None:
@@ -120,16 +40,6 @@ def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_v
 def _chunks(buffer: MultiSampleMixin) -> Iterator[slice]:
     size = max(chunk_size(buffer.observation_space) // buffer.n_envs, 1)
     return (slice(start, start + size) for start in range(0, buffer.buffer_size, size))
-
-
-def chunk_size(space: spaces.Space[Any]) -> int:
-    """
-    Return how many observations the networks get at once.
-
-    :param space: observation space
-    :return: a number of observations that fit into a few megabytes
-    """
-    return int(np.clip(_CHUNK_BYTES // (4 * spaces.flatdim(space)), 1, _MAX_CHUNK))
 
 
 def flatten_observations(observations: Observations, rows: slice = slice(None)) -> Observations:
@@ -220,25 +130,6 @@ class DeferredEntropies(DeferredValues):
         entropies = self.policy.get_distribution(obs).entropy()
         assert entropies is not None
         return entropies
-
-
-def check_entropies(policy: ActorCriticPolicy, horizon: int) -> None:
-    """
-    Check that the entropies of a policy are known wherever a branch leads.
-
-    :param policy: the policy
-    :param horizon: number of steps of a branch
-    :raises InvalidArgumentError: if they are not
-    """
-    obstacle = None
-    if policy.squash_output:
-        obstacle = "the entropy of a squashed distribution has no closed form"
-    elif overrides_forward(type(policy)):
-        obstacle = f"{type(policy).__name__} samples in a `forward` of its own"
-    elif horizon > 1 and is_maskable(type(policy)):
-        obstacle = "what is valid at the end of a branch is unknown. Use branch_horizon=1"
-    if obstacle is not None:
-        raise InvalidArgumentError(f"soft_values=True is not possible: {obstacle}.")
 
 
 def _join(parts: list[Observations]) -> Observations:

@@ -7,6 +7,9 @@ import torch as th
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_hybrid_grpo.common.maskable import is_maskable, overrides_forward
+from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError
+
 _HALF_LOG_TAU = 0.5 * math.log(math.tau)
 
 
@@ -127,3 +130,22 @@ HEADS: dict[type[Distribution], type[Head]] = {
     DiagGaussianDistribution: GaussianHead,
     CategoricalDistribution: CategoricalHead,
 }
+
+
+def check_entropies(policy: ActorCriticPolicy, horizon: int) -> None:
+    """
+    Check that the entropies of a policy are known wherever a branch leads.
+
+    :param policy: the policy
+    :param horizon: number of steps of a branch
+    :raises InvalidArgumentError: if they are not
+    """
+    obstacle = None
+    if policy.squash_output:
+        obstacle = "the entropy of a squashed distribution has no closed form"
+    elif overrides_forward(type(policy)):
+        obstacle = f"{type(policy).__name__} samples in a `forward` of its own"
+    elif horizon > 1 and is_maskable(type(policy)):
+        obstacle = "what is valid at the end of a branch is unknown. Use branch_horizon=1"
+    if obstacle is not None:
+        raise InvalidArgumentError(f"soft_values=True is not possible: {obstacle}.")

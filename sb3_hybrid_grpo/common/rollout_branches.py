@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_hybrid_grpo.common.actors import Actor
 from sb3_hybrid_grpo.common.branch_paths import BranchPaths, step_behind
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.common.diagnostics import check_outcome
+from sb3_hybrid_grpo.common.checks import check_outcome
 from sb3_hybrid_grpo.common.evaluation import DeferredValues, select_observations
 from sb3_hybrid_grpo.common.type_aliases import Brancher, Committed, Observations, RememberingBrancher
 

@@ -23,7 +23,7 @@ from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.critic import has_linear_head
-from sb3_hybrid_grpo.common.evaluation import check_entropies
+from sb3_hybrid_grpo.common.heads import check_entropies
 from sb3_hybrid_grpo.common.maskable import is_maskable, masking, without_sde
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.sampling import check_common_noise

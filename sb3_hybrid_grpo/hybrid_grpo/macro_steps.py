@@ -17,7 +17,8 @@ from sb3_hybrid_grpo.common.action_selection import SELECTIONS, estimates_before
 from sb3_hybrid_grpo.common.actors import make_actor
 from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
+from sb3_hybrid_grpo.common.checks import check_outcome
+from sb3_hybrid_grpo.common.diagnostics import rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredEntropies, DeferredValues, evaluate_rollout
 from sb3_hybrid_grpo.common.maskable import masking
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardTransform
