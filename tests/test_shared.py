@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import sqlite3
+import sys
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -115,6 +116,25 @@ def test_what_is_copied_with_the_process_is_no_obstacle(kind, tmp_path):
     assert obstacle_to_fork([env]) is None
     if kind == "data base in memory":
         env.thing.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere branches cannot have a position of their own")
+def test_files_that_are_read_are_read_by_each_branch_from_the_same_place_on(tmp_path):
+    (tmp_path / "tape").write_bytes(bytes(range(200)))
+
+    class Reads(Walk):
+        def step(self, action):
+            self.position = self.tape.read(1)[0]
+            return self._observe(), float(self.position), False, False, {}
+
+    env = Reads()
+    with open(tmp_path / "tape", "rb", buffering=0) as env.tape:
+        brancher = ForkBrancher([env])
+        env.reset(seed=0)
+        for step in range(3):
+            outcome = brancher.open(np.zeros((1, 2, 2)), np.ones((1, 2), dtype=bool), 1)
+            assert outcome.rewards.tolist() == [[step, step]]
+            assert env.step(np.zeros(2))[1] == step
 
 
 @FORK

@@ -25,6 +25,9 @@ if sys.platform != "win32":
 CAN_FORK = hasattr(os, "fork")
 """Whether the platform has ``os.fork``: all but Windows have."""
 
+CAN_REOPEN = sys.platform == "linux"
+"""Whether a child can read files that its parent has opened without moving on there as well."""
+
 PATIENCE = 30.0
 """Seconds that a few steps may take when they are tried in a child."""
 
@@ -100,8 +103,8 @@ class Child:
     A copy of this process that does some work from its present state on.
 
     It leaves no trace but what it sends: it never returns into the code that made it, nor runs exit handlers, nor writes to
-    the standard output or to files that the parent opened to write to. Signals that ask the program for something do not
-    reach it, and the processes that it starts end with it.
+    the standard output or to files that the parent opened to write to, nor reads on in others. Signals that ask the program
+    for something do not reach it, and the processes that it starts end with it.
 
     :param work: what it does; it gets its end of the line. What it raises is sent as ``Raised``.
     :param family: all living children, in which this one is registered
@@ -265,8 +268,8 @@ def _settle(*foreign_ends: "Connection[Any, Any]") -> None:
     for connection in foreign_ends:
         connection.close()
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, *_written_files()):
-        os.dup2(nowhere, descriptor)
+    os.dup2(nowhere, 1)
+    _part_from_files(nowhere)
     sys.stdout = os.fdopen(nowhere, "w")
     # Garbage that the parent left is not worth the pages that collecting it would copy.
     gc.disable()
@@ -274,16 +277,43 @@ def _settle(*foreign_ends: "Connection[Any, Any]") -> None:
     th.set_num_threads(1)
 
 
-def _written_files() -> list[int]:
-    """Return the descriptors of files that are open to be written to and not to be read, such as those of logs."""
-    descriptors = []
+def _part_from_files(nowhere: int) -> None:
+    """Lead what is written to files of the parent, such as logs, to nowhere, and read from them without moving on there."""
     for name in os.listdir(_DESCRIPTORS) if os.path.isdir(_DESCRIPTORS) else ():
+        descriptor = int(name)
         # One of them was that of the listing itself.
         with suppress(OSError):
-            is_written = fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
-            if is_written and int(name) > 2 and stat.S_ISREG(os.fstat(int(name)).st_mode):
-                descriptors.append(int(name))
-    return descriptors
+            if descriptor <= 2 or not is_regular_file(descriptor):
+                continue
+            mode = access_mode(descriptor)
+            if mode == os.O_WRONLY:
+                os.dup2(nowhere, descriptor, inheritable=False)
+            elif mode == os.O_RDONLY and CAN_REOPEN:
+                position = os.lseek(descriptor, 0, os.SEEK_CUR)
+                again = os.open(f"{_DESCRIPTORS}/{name}", os.O_RDONLY)
+                os.lseek(again, position, os.SEEK_SET)
+                os.dup2(again, descriptor, inheritable=False)
+                os.close(again)
+
+
+def is_regular_file(descriptor: int) -> bool:
+    """
+    Tell whether a descriptor is that of a file on a disk.
+
+    :param descriptor: an open descriptor
+    :return: whether it is
+    """
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def access_mode(descriptor: int) -> int:
+    """
+    Tell what a descriptor was opened for.
+
+    :param descriptor: an open descriptor
+    :return: ``os.O_RDONLY``, ``os.O_WRONLY`` or ``os.O_RDWR``
+    """
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
 
 
 def _run(work: Callable[[Channel], None], channel: Channel) -> None:

@@ -1,6 +1,7 @@
 """What a copy of the process would share with the original, or would not have."""
 
 import mmap
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
+from sb3_hybrid_grpo.branching.child import CAN_REOPEN, access_mode, is_regular_file
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import find, kind_of
 
@@ -61,13 +63,17 @@ def is_shared(obj: Any) -> bool:
 
 
 def _is_open_file(obj: Any) -> bool:
-    """Tell whether an object is an open file, socket or pipe: two processes would share its position or its peer."""
+    """Tell whether an object is an open file, socket or pipe, with a position or a peer that two processes would share."""
     if not hasattr(type(obj), "fileno") or any(obj is stream for stream in _STANDARD_STREAMS):
         return False
     try:
-        return int(obj.fileno()) >= 0
+        descriptor = int(obj.fileno())
+        if descriptor < 0:
+            return False
+        is_only_read = CAN_REOPEN and is_regular_file(descriptor) and access_mode(descriptor) == os.O_RDONLY
     except (OSError, ValueError):
         return False
+    return not is_only_read
 
 
 def _is_shared_array(array: np.ndarray) -> bool:
