@@ -119,7 +119,8 @@ def test_what_is_copied_with_the_process_is_no_obstacle(kind, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere branches cannot have a position of their own")
-def test_files_that_are_read_are_read_by_each_branch_from_the_same_place_on(tmp_path):
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+def test_files_that_are_read_are_read_by_each_branch_from_the_same_place_on(flags, tmp_path):
     (tmp_path / "tape").write_bytes(bytes(range(200)))
 
     class Reads(Walk):
@@ -128,7 +129,7 @@ def test_files_that_are_read_are_read_by_each_branch_from_the_same_place_on(tmp_
             return self._observe(), float(self.position), False, False, {}
 
     env = Reads()
-    with open(tmp_path / "tape", "rb", buffering=0) as env.tape:
+    with open(os.open(tmp_path / "tape", flags), "rb", buffering=0) as env.tape:
         brancher = ForkBrancher([env])
         env.reset(seed=0)
         for step in range(3):

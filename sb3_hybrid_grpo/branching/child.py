@@ -285,12 +285,12 @@ def _part_from_files(nowhere: int) -> None:
         with suppress(OSError):
             if descriptor <= 2 or not is_regular_file(descriptor):
                 continue
-            mode = access_mode(descriptor)
+            mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
             if mode == os.O_WRONLY:
                 os.dup2(nowhere, descriptor, inheritable=False)
-            elif mode == os.O_RDONLY and CAN_REOPEN:
+            elif CAN_REOPEN:
                 position = os.lseek(descriptor, 0, os.SEEK_CUR)
-                again = os.open(f"{_DESCRIPTORS}/{name}", os.O_RDONLY)
+                again = os.open(f"{_DESCRIPTORS}/{name}", mode)
                 os.lseek(again, position, os.SEEK_SET)
                 os.dup2(again, descriptor, inheritable=False)
                 os.close(again)
@@ -304,16 +304,6 @@ def is_regular_file(descriptor: int) -> bool:
     :return: whether it is
     """
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
-
-
-def access_mode(descriptor: int) -> int:
-    """
-    Tell what a descriptor was opened for.
-
-    :param descriptor: an open descriptor
-    :return: ``os.O_RDONLY``, ``os.O_WRONLY`` or ``os.O_RDWR``
-    """
-    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
 
 
 def _run(work: Callable[[Channel], None], channel: Channel) -> None:

@@ -1,7 +1,6 @@
 """What a copy of the process would share with the original, or would not have."""
 
 import mmap
-import os
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
-from sb3_hybrid_grpo.branching.child import CAN_REOPEN, access_mode, is_regular_file
+from sb3_hybrid_grpo.branching.child import CAN_REOPEN, is_regular_file
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import find, kind_of
 
@@ -70,9 +69,11 @@ def _is_open_file(obj: Any) -> bool:
         descriptor = int(obj.fileno())
         if descriptor < 0:
             return False
-        is_only_read = CAN_REOPEN and is_regular_file(descriptor) and access_mode(descriptor) == os.O_RDONLY
+        is_only_read = CAN_REOPEN and is_regular_file(descriptor) and not obj.writable()
     except (OSError, ValueError):
         return False
+    except AttributeError:
+        return True
     return not is_only_read
 
 
