@@ -174,7 +174,7 @@ def pipe():
 def test_a_rehearsal_takes_along_the_processes_that_it_started(end, pipe, monkeypatch):
     monkeypatch.setattr(rehearsal, "PATIENCE", 0.3)
     monkeypatch.setattr(rehearsal, "_MOST_TIMES_AS_LONG", 0)
-    assert rehearse([Serves(pipe)], end) is not None
+    assert rehearse([Serves(pipe)], end).obstacle is not None
 
 
 @CAN_FORK

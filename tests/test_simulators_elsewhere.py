@@ -273,20 +273,26 @@ def test_a_step_that_waits_in_vain_when_it_is_undone(name, message):
 
 class Slow(Walk):
     def step(self, action):
-        time.sleep(0.012)
+        time.sleep(0.01)
         return super().step(action)
 
 
 def test_slow_environments_have_more_time(monkeypatch):
-    monkeypatch.setattr(rehearsal, "PATIENCE", 0.4)
-    assert rehearsal.rehearse([Slow()], lambda: LocalBrancher([Slow()])) is None
+    monkeypatch.setattr(rehearsal, "PATIENCE", 0.8)
+    env = Slow()
+
+    def probe():
+        time.sleep(0.5)
+        return LocalBrancher([env])
+
+    assert rehearsal.rehearse([env], probe).obstacle is None
 
 
 @pytest.mark.parametrize(
     "end, message", [(lambda: os._exit(3), "process exited with code 3"), (lambda: 1 / 0, "ZeroDivisionErr")]
 )
 def test_what_happens_to_a_brancher_in_a_copy_stands_in_its_way(end, message):
-    assert message in rehearsal.rehearse([Walk()], end)
+    assert message in rehearsal.rehearse([Walk()], end).obstacle
 
 
 class AsksAThread(Walk):
@@ -338,7 +344,7 @@ class Copied(Walk):
 
     def __init__(self):
         super().__init__()
-        self.home, self.steps = os.getpid(), iter("abc")
+        self.steps = iter("abc")
 
     def __deepcopy__(self, memo):
         return type(self)()

@@ -1,6 +1,7 @@
 """Which brancher serves the environments of a process."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from sb3_hybrid_grpo.branching.env import LocalBrancher
 from sb3_hybrid_grpo.branching.fork import ForkBrancher, milliseconds_per_fork
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.quickest import QuickestBrancher
-from sb3_hybrid_grpo.branching.rehearsal import NoTellingError, rehearse
+from sb3_hybrid_grpo.branching.rehearsal import NoTellingError, Verdict, rehearse
 from sb3_hybrid_grpo.branching.replay import ReplayBrancher
 from sb3_hybrid_grpo.branching.shared import obstacle_to_fork
 from sb3_hybrid_grpo.branching.time_limit import time_limit
@@ -26,6 +27,7 @@ _BY_NAME: Mapping[str, type[InProcessBrancher]] = {
 }
 
 _LONGEST_PROBE = 4 * PATIENCE
+_CLEARLY_MORE = 2
 
 _FORKED = "runs in a forked copy of the process"
 _REPLAYED = "takes the steps of the episode again in a copy of the environment"
@@ -50,7 +52,7 @@ def choose_brancher(
     Make the brancher of environments that live in this process.
 
     :param name: ``"snapshot"``, ``"fork"``, ``"replay"``, ``"quickest"`` of these two, or ``"auto"``: snapshots where they
-        are exact, else the quickest way that is
+        are exact and no slower than forks, else the quickest way that is exact
     :param envs: the environments
     :param as_returned: see ``LocalBrancher``
     :param timeout: seconds that an environment may take for one step
@@ -61,12 +63,17 @@ def choose_brancher(
     if name in _BY_NAME:
         return Choice(_make(name, envs, as_returned, timeout))
     obstacle = obstacle_to_fork(envs) if CAN_FORK else "this platform cannot fork processes."
-    reason = None
+    snapshots = Verdict(None)
     if obstacle is None:
         try:
-            reason = rehearse(envs, partial(LocalBrancher, envs))
+            snapshots = rehearse(envs, partial(LocalBrancher, envs))
         except NoTellingError as error:
             obstacle = str(error)
+    reason = snapshots.obstacle
+    if reason is None and obstacle is None and snapshots.milliseconds > _CLEARLY_MORE * milliseconds_per_fork():
+        costly = f"{envs[0]} takes {snapshots.milliseconds:.0f} ms to be saved and restored for a branch."
+        with suppress(UnbranchableEnvError):
+            return _last_resort(envs, costly, obstacle, as_returned, timeout)
     if reason is None:
         try:
             return Choice(_make("snapshot", envs, as_returned, timeout))
@@ -80,7 +87,7 @@ def _last_resort(
 ) -> Choice:
     """Make a brancher that needs no snapshots, and no forks either if there is an obstacle to them."""
     refusals = [] if obstacle is None else [f"Nor does brancher='fork' help here: {obstacle}"]
-    can_replay = obstacle is not None or rehearse(envs, partial(ReplayBrancher, envs)) is None
+    can_replay = obstacle is not None or rehearse(envs, partial(ReplayBrancher, envs)).obstacle is None
     ways = {
         "quickest": (can_replay and obstacle is None, f"{_FORKED}, or {_REPLAYED} while that is quicker"),
         "fork": (not can_replay, _FORKED),
