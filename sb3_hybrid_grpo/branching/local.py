@@ -127,7 +127,7 @@ def _fork_cost() -> str:
 
 def _announce(reason: str, how: str, cost: str, name: str) -> str:
     return (
-        f"{reason.splitlines()[0]} As a last resort each of its branches {how}. This is exact but slow: {cost}; "
-        f"snapshots take microseconds for most environments. Pass brancher={name!r} to say that this is what you want, register "
-        "a codec (sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass brancher='snapshot' for snapshots or nothing."
+        f"{reason.splitlines()[0]} As a last resort each of its branches {how}. This is exact but slow: {cost}; most "
+        f"snapshots take microseconds. Pass brancher={name!r} to say that this is what you want, register a codec "
+        "(sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass brancher='snapshot' for snapshots or nothing."
     )
