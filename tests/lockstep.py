@@ -25,7 +25,7 @@ from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
 
 WALL_CLOCK = {"t_start", "episode_times", "episode_start_time", "time_queue", "start_time", "step_time", "t"}
-NO_STATE = {"_spec", "spec", "sb3_hybrid_grpo_branches", "reset", "step", "P"}
+NO_STATE = {"_spec", "spec", "sb3_hybrid_grpo_branches", "reset", "step", "close", "P"}
 
 
 def describe(obj):

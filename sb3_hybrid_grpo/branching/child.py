@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import signal
+import stat
 import sys
 import threading
 import warnings
@@ -18,14 +19,27 @@ import torch as th
 
 from sb3_hybrid_grpo.common.type_aliases import BranchError
 
+if sys.platform != "win32":
+    import fcntl
+
 CAN_FORK = hasattr(os, "fork")
 """Whether the platform has ``os.fork``: all but Windows have."""
+
+CAN_REOPEN = sys.platform == "linux"
+"""Whether a child can read files that its parent has opened without moving on there as well."""
+
+PATIENCE = 30.0
+"""Seconds that a few steps may take when they are tried in a child."""
 
 _PR_SET_PDEATHSIG = 1
 _prctl = getattr(ctypes.CDLL(None), "prctl", None) if CAN_FORK else None
 
 _REQUESTS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT") if hasattr(signal, name)]
 """Signals that ask a program to do something: this is for the parent to do, once."""
+
+_DESCRIPTORS = "/dev/fd"
+
+_is_child = False
 
 _FORK_BESIDE_THREADS = r".*is multi-threaded, use of fork\(\)"
 
@@ -44,6 +58,10 @@ class Raised(NamedTuple):
 
 class ChildDied(Exception):
     """A child ended without an answer."""
+
+
+class ChildHangs(Exception):
+    """A child did not answer in time."""
 
 
 class Channel:
@@ -84,8 +102,9 @@ class Child:
     """
     A copy of this process that does some work from its present state on.
 
-    It leaves no trace but what it sends: it never returns into the code that made it, nor runs exit handlers, nor writes what
-    the parent had not yet written to the standard output. Signals that ask the program for something do not reach it.
+    It leaves no trace but what it sends: it never returns into the code that made it, nor runs exit handlers, nor writes to
+    the standard output or to files that the parent opened to write to, nor reads on in others. Signals that ask the program
+    for something do not reach it, and the processes that it starts end with it.
 
     :param work: what it does; it gets its end of the line. What it raises is sent as ``Raised``.
     :param family: all living children, in which this one is registered
@@ -108,23 +127,30 @@ class Child:
             if self.pid == 0:
                 try:
                     random.setstate(python_random)
+                    _lead_group(0)
                     _settle(ours, *(child.channel.connection for child in family))
                     _run(work, Channel(theirs))
                 finally:
                     os._exit(0)
+            # Both do it, as either may be the first to need it.
+            _lead_group(self.pid)
             theirs.close()
             # Ctrl-C would be lost in the middle of its finalizer.
             del theirs
             family.add(self)
 
-    def receive(self) -> Any:
+    def receive(self, timeout: float | None = None) -> Any:
         """
         Wait for what the child sends next.
 
+        :param timeout: seconds to wait
         :return: the object, or ``Raised``
         :raises ChildDied: if it died instead; the message says of what
+        :raises ChildHangs: if it sent nothing in time
         """
         try:
+            if timeout is not None and not self.channel.connection.poll(timeout):
+                raise ChildHangs
             return self.channel.receive()
         except (EOFError, OSError) as error:
             raise ChildDied(self._cause_of_death()) from error
@@ -138,6 +164,17 @@ class Child:
         # If it died, the next receive says so.
         with suppress(ConnectionError):
             self.channel.send(message)
+
+    def kill(self) -> None:
+        """End the child, if it is still there, and the processes that it has started, even if it is not."""
+        # As long as it is not reaped, nobody else can have its number.
+        if self.is_reaped:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        # There is no such group if it belongs to that of its parent. macOS refuses where all of a group are dead already.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self) -> int | None:
         """
@@ -153,6 +190,11 @@ class Child:
 
     def _cause_of_death(self) -> str:
         with _requests_held():
+            # Only as long as it is not reaped can its group be told from one of strangers.
+            if hasattr(os, "waitid"):
+                with suppress(ChildProcessError):
+                    os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+                    self.kill()
             status = self.reap()
         if status is None:
             return "died"
@@ -169,9 +211,7 @@ def end(children: Iterable[Child], family: set[Child]) -> None:
     children = list(children)
     with _requests_held():
         for child in children:
-            if not child.is_reaped:
-                with suppress(ProcessLookupError):
-                    os.kill(child.pid, signal.SIGKILL)
+            child.kill()
         for child in children:
             child.channel.close()
             if not child.is_reaped:
@@ -211,8 +251,17 @@ def _fork() -> int:
     return os.fork()
 
 
+def _lead_group(pid: int) -> None:
+    """Put a child, or 0 for this process, into a process group of its own, unless this process is a child's."""
+    if not _is_child:
+        with suppress(OSError):
+            os.setpgid(pid, pid)
+
+
 def _settle(*foreign_ends: "Connection[Any, Any]") -> None:
     """Make a forked process independent of its parent."""
+    global _is_child
+    _is_child = True
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # A parent that is gone, or a brother whose parent closes the line, is noticed only if nobody else holds that end.
@@ -220,11 +269,41 @@ def _settle(*foreign_ends: "Connection[Any, Any]") -> None:
         connection.close()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
+    _part_from_files(nowhere)
     sys.stdout = os.fdopen(nowhere, "w")
     # Garbage that the parent left is not worth the pages that collecting it would copy.
     gc.disable()
     # The threads that share out PyTorch's work do not exist here.
     th.set_num_threads(1)
+
+
+def _part_from_files(nowhere: int) -> None:
+    """Lead what is written to files of the parent, such as logs, to nowhere, and read from them without moving on there."""
+    for name in os.listdir(_DESCRIPTORS) if os.path.isdir(_DESCRIPTORS) else ():
+        descriptor = int(name)
+        # One of them was that of the listing itself.
+        with suppress(OSError):
+            if descriptor <= 2 or not is_regular_file(descriptor):
+                continue
+            mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+            if mode == os.O_WRONLY:
+                os.dup2(nowhere, descriptor, inheritable=False)
+            elif CAN_REOPEN:
+                position = os.lseek(descriptor, 0, os.SEEK_CUR)
+                again = os.open(f"{_DESCRIPTORS}/{name}", mode)
+                os.lseek(again, position, os.SEEK_SET)
+                os.dup2(again, descriptor, inheritable=False)
+                os.close(again)
+
+
+def is_regular_file(descriptor: int) -> bool:
+    """
+    Tell whether a descriptor is that of a file on a disk.
+
+    :param descriptor: an open descriptor
+    :return: whether it is
+    """
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def _run(work: Callable[[Channel], None], channel: Channel) -> None:

@@ -4,15 +4,18 @@ import copy
 import pickle
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 
-from sb3_hybrid_grpo.branching.outcomes import identical
+from sb3_hybrid_grpo.branching.outcomes import difference
 from sb3_hybrid_grpo.branching.randomness import Watch
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin
+from sb3_hybrid_grpo.branching.stand_in import StandIn
 from sb3_hybrid_grpo.common.type_aliases import BranchError, UnbranchableEnvError
 
 CANNOT_REPLAY = "cannot be branched by replaying episodes:"
@@ -24,7 +27,8 @@ WAYS_OUT = (
 _PROBE_EPISODES = 4
 _PROBE_STEPS = 64
 _PROBE_SECONDS = 1.0
-_SHADOWED = ("reset", "step")
+_SHADOWED = ("reset", "step", "close")
+_CANVASES = ("screen", "window", "viewer")
 _SMALL_BYTES = 65536
 _PLAIN = bool | int | float | str | bytes | np.ndarray | np.generic | None
 
@@ -52,22 +56,24 @@ class _Episode:
 
 class Recorder:
     """
-    Writes down the episodes of an environment, whose ``reset`` and ``step`` it takes the place of while it has ``users``.
+    Writes down the episodes of an environment, whose methods it takes the place of while it has users.
+
+    A copy is closed when it has served its purpose, and the environment's own when it is closed itself.
 
     :param simulator: the environment
     """
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._n_users = 0
         self._root = simulator.root
-        self._reset, self._step = self._root.reset, self._root.step
+        self._reset, self._step, self._close = self._root.reset, self._root.step, self._root.close
         self._watch = Watch()
         self._episode: _Episode | None = None
         self._obstacle = "has not been reset since its steps are written down: reset it, then branch."
         # A copy would make a generator of its own.
         _ = self._root.unwrapped.np_random
-        vars(self._root).update({name: getattr(self, name) for name in _SHADOWED})
+        self._stand_in = StandIn(self._root, {name: getattr(self, name) for name in _SHADOWED})
 
     @classmethod
     def of(cls, simulator: Simulator) -> "Recorder":
@@ -80,6 +86,34 @@ class Recorder:
         recorder = getattr(vars(simulator.root).get("reset"), "__self__", None)
         return recorder if isinstance(recorder, cls) else cls(simulator)
 
+    def serve(self, user: Any) -> None:
+        """
+        Write episodes down as long as an object lives.
+
+        :param user: the object
+        """
+        self._n_users += 1
+        weakref.finalize(user, self._dismiss)
+
+    def _dismiss(self) -> None:
+        self._n_users -= 1
+        if not self._n_users:
+            self._forget()
+            self._stand_in.leave()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recorder":
+        """Return the recorder of a copy of the environment that somebody else makes: it has no users."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy({**vars(self), "_n_users": 0, "_episode": None}, memo))
+        return twin
+
+    def _forget(self) -> None:
+        """Forget the episode, and with it the copy that it can be played again in."""
+        episode, self._episode = self._episode, None
+        if episode is not None:
+            close_copy(episode.start)
+
     def reset(self, **keywords: Any) -> Any:
         """
         Reset the environment.
@@ -87,10 +121,8 @@ class Recorder:
         :param keywords: arguments of its ``reset``
         :return: what it returns
         """
-        self._episode = None
-        if not self.users:
-            for name in _SHADOWED:
-                del vars(self._root)[name]
+        self._forget()
+        if not self._n_users:
             return self._reset(**keywords)
         self._watch.start()
         try:
@@ -100,7 +132,8 @@ class Recorder:
             return self._reset(**keywords)
         finally:
             self._watch.undo()
-        returned = self._reset(**keywords)
+        with _closing_if_it_fails(episode.start):
+            returned = self._reset(**keywords)
         episode.last_returned = pickle.dumps(returned[:1])
         self._episode = episode
         return returned
@@ -116,10 +149,20 @@ class Recorder:
         if episode is None:
             return self._step(action)
         episode.actions.append(copy.deepcopy(action))
-        returned = self._step(action)
+        with _closing_if_it_fails(episode.start):
+            returned = self._step(action)
         episode.last_returned = pickle.dumps(returned[:4])
         self._episode = episode
         return returned
+
+    def close(self) -> Any:
+        """
+        Close the environment.
+
+        :return: what its ``close`` returns
+        """
+        self._forget()
+        return self._close()
 
     @property
     def length(self) -> float:
@@ -137,6 +180,11 @@ class Recorder:
         if episode is None:
             raise WrongEpisodeError(self._obstacle)
         twin = _copy_of(episode.start)
+        with _closing_if_it_fails(twin):
+            self._play(episode, twin)
+        return twin
+
+    def _play(self, episode: _Episode, twin: _Env) -> None:
         returned: tuple[Any, ...] = twin.reset(**copy.deepcopy(episode.keywords))[:1]
         for action in copy.deepcopy(episode.actions):
             returned = twin.step(action)[:4]
@@ -148,7 +196,6 @@ class Recorder:
                 "resets and steps moves it, such as another random generator, the clock, or attributes set from outside.\n"
                 f"{WAYS_OUT}"
             )
-        return twin
 
     def probe(self) -> Any:
         """
@@ -160,14 +207,8 @@ class Recorder:
         """
         env = self.simulator.env
         try:
-            played = Simulator(self._copy())
-            played.root.reset()
-            played.try_actions(copy.deepcopy(env.action_space), _PROBE_STEPS, seed=0)
-            start = time.perf_counter()
-            for seed in range(_PROBE_EPISODES):
-                example = _compare_episodes(played, seed)
-                if time.perf_counter() - start > _PROBE_SECONDS:
-                    break
+            with _closing(self._copy()) as twin:
+                example = _compare_some_episodes(Simulator(twin))
         except UnbranchableEnvError as error:
             raise UnbranchableEnvError(f"{env} {CANNOT_REPLAY} {error}\n{WAYS_OUT}") from error.__cause__
         except Exception as error:
@@ -200,20 +241,64 @@ def _copy_of(env: _Env, memo: dict[int, Any] | None = None) -> _Env:
     return twin
 
 
-def _compare_episodes(played: Simulator, seed: int) -> Any:
+def close_copy(twin: _Env) -> None:
+    """
+    Close a copy of an environment.
+
+    :param twin: the copy
+    :raises BranchError: if it raises
+    """
+    # What is drawn to is closed for all: a copy that has it from its original leaves it to that.
+    if any(getattr(twin.unwrapped, name, None) is not None for name in _CANVASES):
+        return
+    try:
+        twin.close()
+    except Exception as error:
+        raise BranchError(f"{twin} raised {type(error).__name__} when a copy of it was closed: {error}") from error
+
+
+@contextmanager
+def _closing_if_it_fails(twin: _Env) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        # What went wrong first tells more.
+        with suppress(BranchError):
+            close_copy(twin)
+        raise
+
+
+@contextmanager
+def _closing(twin: _Env) -> Iterator[_Env]:
+    with _closing_if_it_fails(twin):
+        yield twin
+    close_copy(twin)
+
+
+def _compare_some_episodes(played: Simulator) -> Any:
+    played.root.reset()
+    played.try_actions(copy.deepcopy(played.env.action_space), _PROBE_STEPS, seed=0)
+    start = time.perf_counter()
+    for seed in range(_PROBE_EPISODES):
+        with _closing(_copy_of(played.root)) as twin:
+            example = _compare_episodes(played, Simulator(twin), seed)
+        if time.perf_counter() - start > _PROBE_SECONDS:
+            break
+    return example
+
+
+def _compare_episodes(played: Simulator, new: Simulator, seed: int) -> Any:
     """Play the beginning of an episode in an environment and in a copy of it; return an observation."""
-    new = Simulator(_copy_of(played.root))
     for simulator in (played, new):
         simulator.root.reset()
     action_space = copy.deepcopy(played.env.action_space)
     (once, example), (again, _) = (simulator.try_actions(action_space, _PROBE_STEPS, seed) for simulator in (played, new))
-    for name in ("observations", "rewards", "terminated", "truncated"):
-        if not identical(getattr(once, name), getattr(again, name)):
-            raise UnbranchableEnvError(
-                f"with the same actions, and the same random numbers from the reset on, a new copy returned other {name} than "
-                "one that had been played before. Some of its state outlives a reset and is not copied by copy.deepcopy, or "
-                "is random beyond self.np_random."
-            )
+    if (name := difference(once, again)) is not None:
+        raise UnbranchableEnvError(
+            f"with the same actions, and the same random numbers from the reset on, a new copy returned other {name} than one "
+            "that had been played before. Some of its state outlives a reset and is not copied by copy.deepcopy, or is random "
+            "beyond self.np_random."
+        )
     if _visible_state(played.root) != _visible_state(new.root):
         raise UnbranchableEnvError(
             "attributes of a new copy had other values than those of one that had been played before: copy.deepcopy leaves "

@@ -2,32 +2,39 @@
 
 import copy
 import os
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import SemLock
 from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, Raised, end
+from sb3_hybrid_grpo.branching.child import CAN_FORK, PATIENCE, Channel, Child, ChildDied, ChildHangs, Raised, end
+from sb3_hybrid_grpo.branching.forecasts import Forecast
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.masks import masks_of
-from sb3_hybrid_grpo.branching.outcomes import identical, store_observation
+from sb3_hybrid_grpo.branching.outcomes import difference, store_observation
+from sb3_hybrid_grpo.branching.shared import obstacle_to_fork
 from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, Simulator
-from sb3_hybrid_grpo.branching.snapshot import find, kind_of
 from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome, BranchTimeoutError, UnbranchableEnvError
 
 _At: TypeAlias = tuple[int, int]
 
-_STANDARD_STREAMS = (sys.__stdin__, sys.__stdout__, sys.__stderr__)
+_STEPS_OF_COPIES = (PROBE_STEPS, 3, PROBE_STEPS)
+"""Other numbers of steps in between, lest a counter outside the process comes around to the same value."""
+
+_OUTSIDE = (
+    "Some of its state is outside this process (a server, a device, shared memory), or depends on the clock or on the "
+    "system's source of random numbers."
+)
+_WAYS_OUT = (
+    "Ways out: (1) pass a brancher of your own, brancher=lambda venv: MyBrancher(venv); (2) train without branching, with "
+    "n_samples=1."
+)
 
 
 class ForkBrancher(InProcessBrancher):
@@ -62,8 +69,46 @@ class ForkBrancher(InProcessBrancher):
         self._max_running = max_running or os.cpu_count() or 1
         self._family: set[Child] = set()
         self._branches: dict[_At, Child] = {}
+        self._forecasts: list[Forecast] = []
         for simulator in self._simulators:
             self._note(self._probe(simulator))
+        self._forecasts += [Forecast(simulator.root, idx, self) for idx, simulator in enumerate(self._simulators)]
+
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
+        """Open branches in the present states, see ``InProcessBrancher``; raise if an earlier one was wrong."""
+        for env_idx, forecast in enumerate(self._forecasts):
+            forecast.is_open = False
+            if forecast.difference is not None:
+                raise BranchError(
+                    f"Environment {env_idx}, {self._simulators[env_idx].env}, cannot be branched by forking: a branch "
+                    f"{forecast.difference}. {_OUTSIDE} What lies outside may have been changed by branches since the model "
+                    f"was made: begin anew.\n{_WAYS_OUT}"
+                )
+        outcome = super().open(actions, alive, horizon)
+        for forecast, of_env in zip(self._forecasts, alive, strict=True):
+            forecast.is_open = bool(of_env.any())
+        return outcome
+
+    def foretell(self, env_idx: int, forecast: Forecast, action: Any) -> tuple[Any, ...] | str | None:
+        """Take a step in a copy of the process, see ``Foreteller``."""
+        simulator = self._simulators[env_idx]
+        try:
+            with simulator.unwatched():
+                child = Child(lambda channel: channel.send(forecast.step_env(action)[:4]), self._family)
+        except BranchError:
+            return None
+        try:
+            answer = child.receive(self._timeout)
+        except ChildHangs:
+            return f"took longer than branch_timeout={self._timeout} s, unlike the step with the same action that followed"
+        except ChildDied as error:
+            return f"{error}, unlike the step with the same action that followed"
+        finally:
+            end([child], self._family)
+        if isinstance(answer, Raised):
+            return f"raised {answer.error_class}, unlike the step with the same action that followed: {answer.message}"
+        returned: tuple[Any, ...] = answer
+        return returned
 
     def close(self) -> None:
         """End the open branches."""
@@ -131,29 +176,32 @@ class ForkBrancher(InProcessBrancher):
         )
 
     def _probe(self, simulator: Simulator) -> Any:
-        """Let two copies take the same steps, compare, and return an observation as the environment returns it."""
+        """Let copies of one state take the same steps, compare, and return an observation as the environment returns it."""
         _make_generators(simulator.root)
         with simulator.unwatched():
-            (once, example), (again, _) = (self._ask(partial(_take_steps, simulator), simulator.env) for _ in range(2))
-        for name in ("observations", "rewards", "terminated", "truncated"):
-            if not identical(getattr(once, name), getattr(again, name)):
-                raise UnbranchableEnvError(
-                    f"{simulator.env} cannot be branched by forking: in two copies of the process the same actions gave "
-                    f"other {name}. Some of its state is outside this process (a server, a device, shared memory), or "
-                    "depends on the clock or on the system's source of random numbers.\n"
-                    "Ways out: (1) pass a brancher of your own, brancher=lambda venv: MyBrancher(venv); (2) train without "
-                    "branching, with n_samples=1."
-                )
-        return example
-
-    def _ask(self, work: Any, env: gym.Env[Any, Any]) -> Any:
-        child = Child(work, self._family)
+            child = Child(partial(_take_steps, simulator), self._family)
         try:
-            answer = child.receive()
-        except ChildDied as error:
-            raise BranchError(f"{env}: a copy of the process that tried a few steps {error}.") from error
+            (once, example), _, (again, _) = (self._hear(child, simulator.env) for _ in _STEPS_OF_COPIES)
         finally:
             end([child], self._family)
+        if (name := difference(once, again)) is not None:
+            raise UnbranchableEnvError(
+                f"{simulator.env} cannot be branched by forking: in two copies of the process the same actions gave "
+                f"other {name}. {_OUTSIDE}\n{_WAYS_OUT}"
+            )
+        return example
+
+    def _hear(self, child: Child, env: gym.Env[Any, Any]) -> Any:
+        try:
+            answer = child.receive(PATIENCE)
+        except ChildHangs:
+            raise UnbranchableEnvError(
+                f"{env} cannot be branched by forking: a few steps in a copy of the process took longer than {PATIENCE:g} s. "
+                "They may wait for something outside this process, or for threads, which a copy does not have"
+                f"{' (jax is loaded: its threads are among these)' if 'jax' in sys.modules else ''}.\n{_WAYS_OUT}"
+            ) from None
+        except ChildDied as error:
+            raise BranchError(f"{env}: a copy of the process that tried a few steps {error}.") from error
         if isinstance(answer, Raised):
             raise BranchError(
                 f"{env} raised {answer.error_class} when a few steps with actions sampled from its action space were tried in "
@@ -178,48 +226,6 @@ def milliseconds_per_fork() -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def obstacle_to_fork(envs: Iterable[gym.Env[Any, Any]]) -> str | None:
-    """
-    Look for what a copy of the process would share with the original, or would not have.
-
-    :param envs: environments
-    :return: a description of the first such thing; ``None`` if there is none
-    """
-    for env in envs:
-        simulator = Simulator(env)
-        with simulator.unwatched():
-            found = find(simulator.roots, _is_shared)
-        if found is not None:
-            path, obj = found
-            return (
-                f"{env} cannot be branched by forking: {path} is a {kind_of(obj)}, which a copy of the process does not "
-                "have, or shares with the original.\n"
-                f"Ways out: (1) register_codec({type(obj).__name__}, CONSTANT) of sb3_hybrid_grpo.branching if steps do not "
-                "use it; (2) train without branching, with n_samples=1."
-            )
-    return None
-
-
-def _is_shared(obj: Any) -> bool:
-    if isinstance(obj, threading.Thread | BaseProcess):
-        return obj.is_alive()
-    if isinstance(obj, subprocess.Popen):
-        return obj.returncode is None
-    if isinstance(obj, np.memmap):
-        return obj.mode in ("r+", "w+")
-    return isinstance(obj, SemLock) or _is_open_file(obj)
-
-
-def _is_open_file(obj: Any) -> bool:
-    """Tell whether an object is an open file, socket or pipe: two processes would share its position or its peer."""
-    if not hasattr(type(obj), "fileno") or any(obj is stream for stream in _STANDARD_STREAMS):
-        return False
-    try:
-        return int(obj.fileno()) >= 0
-    except (OSError, ValueError):
-        return False
-
-
 def _make_generators(root: gym.Env[Any, Any]) -> None:
     """Make the random generators that do not exist yet: each branch would make others."""
     _ = root.unwrapped.np_random
@@ -239,10 +245,19 @@ def _make_generators(root: gym.Env[Any, Any]) -> None:
 
 
 def _take_steps(simulator: Simulator, channel: Channel) -> None:
-    """Play an episode's beginning in a child."""
-    action_space = copy.deepcopy(simulator.env.action_space)
+    """Begin an episode in a child, and go on with it in several copies of that: a reset in each would hide what they share."""
     simulator.root.reset()
-    channel.send(simulator.try_actions(action_space, PROBE_STEPS, seed=0))
+    for n_steps in _STEPS_OF_COPIES:
+        family: set[Child] = set()
+        child = Child(partial(_try_actions, simulator, n_steps), family)
+        try:
+            channel.send(child.receive())
+        finally:
+            end([child], family)
+
+
+def _try_actions(simulator: Simulator, n_steps: int, channel: Channel) -> None:
+    channel.send(simulator.try_actions(copy.deepcopy(simulator.env.action_space), n_steps, seed=0))
 
 
 def _live(simulator: Simulator, action: Any, n_steps: int, channel: Channel) -> None:

@@ -1,19 +1,22 @@
 """Which brancher serves the environments of a process."""
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, end
+from sb3_hybrid_grpo.branching.child import CAN_FORK, PATIENCE
 from sb3_hybrid_grpo.branching.env import LocalBrancher
-from sb3_hybrid_grpo.branching.fork import ForkBrancher, milliseconds_per_fork, obstacle_to_fork
+from sb3_hybrid_grpo.branching.fork import ForkBrancher, milliseconds_per_fork
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.quickest import QuickestBrancher
+from sb3_hybrid_grpo.branching.rehearsal import NoTellingError, Verdict, rehearse
 from sb3_hybrid_grpo.branching.replay import ReplayBrancher
-from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
+from sb3_hybrid_grpo.branching.shared import obstacle_to_fork
+from sb3_hybrid_grpo.branching.time_limit import time_limit
+from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchTimeoutError, UnbranchableEnvError
 
 BRANCHER_NAMES = ("auto", "snapshot", "fork", "replay", "quickest")
 _BY_NAME: Mapping[str, type[InProcessBrancher]] = {
@@ -23,8 +26,8 @@ _BY_NAME: Mapping[str, type[InProcessBrancher]] = {
     "quickest": QuickestBrancher,
 }
 
-_REHEARSAL_SECONDS = 30.0
-_NO_TELLING = "there is no telling"
+_LONGEST_PROBE = 4 * PATIENCE
+_CLEARLY_MORE = 2
 
 _FORKED = "runs in a forked copy of the process"
 _REPLAYED = "takes the steps of the episode again in a copy of the environment"
@@ -49,7 +52,7 @@ def choose_brancher(
     Make the brancher of environments that live in this process.
 
     :param name: ``"snapshot"``, ``"fork"``, ``"replay"``, ``"quickest"`` of these two, or ``"auto"``: snapshots where they
-        are exact, else the quickest way that is
+        are exact and no slower than forks, else the quickest way that is exact
     :param envs: the environments
     :param as_returned: see ``LocalBrancher``
     :param timeout: seconds that an environment may take for one step
@@ -58,66 +61,64 @@ def choose_brancher(
     :raises BranchError: if an environment raises while it is probed
     """
     if name in _BY_NAME:
-        return Choice(_BY_NAME[name](envs, as_returned, timeout))
+        return Choice(_make(name, envs, as_returned, timeout))
     obstacle = obstacle_to_fork(envs) if CAN_FORK else "this platform cannot fork processes."
-    if obstacle is not None:
-        return _choose_without_forks(envs, obstacle, as_returned, timeout)
-    obstacle = _rehearse(partial(LocalBrancher, envs))
-    if obstacle in (None, _NO_TELLING):
-        return Choice(LocalBrancher(envs, as_returned, timeout))
-    if _rehearse(partial(ReplayBrancher, envs)) is None:
-        brancher: InProcessBrancher = QuickestBrancher(envs, as_returned, timeout)
-        return Choice(
-            brancher, _announce(obstacle, f"{_FORKED}, or {_REPLAYED} while that is quicker", _fork_cost(), "quickest")
-        )
-    return Choice(ForkBrancher(envs, as_returned, timeout), _announce(obstacle, _FORKED, _fork_cost(), "fork"))
+    snapshots = Verdict(None)
+    if obstacle is None:
+        try:
+            snapshots = rehearse(envs, partial(LocalBrancher, envs))
+        except NoTellingError as error:
+            obstacle = str(error)
+    reason = snapshots.obstacle
+    if reason is None and obstacle is None and snapshots.milliseconds > _CLEARLY_MORE * milliseconds_per_fork():
+        costly = f"{envs[0]} takes {snapshots.milliseconds:.0f} ms to be saved and restored for a branch."
+        with suppress(UnbranchableEnvError):
+            return _last_resort(envs, costly, obstacle, as_returned, timeout)
+    if reason is None:
+        try:
+            return Choice(_make("snapshot", envs, as_returned, timeout))
+        except UnbranchableEnvError as error:
+            reason = str(error)
+    return _last_resort(envs, reason, obstacle, as_returned, timeout)
 
 
-def _choose_without_forks(
-    envs: Sequence[gym.Env[Any, Any]], obstacle: str, as_returned: bool, timeout: float | None
+def _last_resort(
+    envs: Sequence[gym.Env[Any, Any]], reason: str, obstacle: str | None, as_returned: bool, timeout: float | None
 ) -> Choice:
+    """Make a brancher that needs no snapshots, and no forks either if there is an obstacle to them."""
+    refusals = [] if obstacle is None else [f"Nor does brancher='fork' help here: {obstacle}"]
+    can_replay = obstacle is not None or rehearse(envs, partial(ReplayBrancher, envs)).obstacle is None
+    ways = {
+        "quickest": (can_replay and obstacle is None, f"{_FORKED}, or {_REPLAYED} while that is quicker"),
+        "fork": (not can_replay, _FORKED),
+        "replay": (can_replay, _REPLAYED),
+    }
+    for name, (is_possible, how) in ways.items():
+        if not is_possible:
+            continue
+        try:
+            brancher = _make(name, envs, as_returned, timeout)
+        except UnbranchableEnvError as error:
+            refusals.append(f"Nor does brancher={name!r}: {error}")
+        else:
+            cost = "the longer the episode, the slower" if name == "replay" else _fork_cost()
+            return Choice(brancher, _announce(reason, how, cost, name))
+    raise UnbranchableEnvError("\n".join([reason, *refusals]))
+
+
+def _make(name: str, envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeout: float | None) -> InProcessBrancher:
+    """Make a brancher in this process, with an end for environments that wait in vain when steps are undone."""
+    what = "Trying whether steps can be undone, and taken again, took longer than "
     try:
-        return Choice(LocalBrancher(envs, as_returned, timeout))
-    except UnbranchableEnvError as error:
-        reason = error
-    try:
-        brancher = ReplayBrancher(envs, as_returned, timeout)
-    except UnbranchableEnvError as error:
+        with time_limit(_LONGEST_PROBE, what):
+            return _BY_NAME[name](envs, as_returned, timeout)
+    except BranchError as error:
+        if not any(isinstance(cause, BranchTimeoutError) for cause in (error, error.__cause__)):
+            raise
         raise UnbranchableEnvError(
-            f"{reason}\nNor does brancher='fork' help here: {obstacle}\nNor does brancher='replay': {error}"
-        ) from reason.__cause__
-    return Choice(brancher, _announce(str(reason), _REPLAYED, "the longer the episode, the slower", "replay"))
-
-
-def _rehearse(make_brancher: Callable[[], InProcessBrancher]) -> str | None:
-    """
-    Probe in a copy of the process: what is not saved, or shared by copies of an environment, must not be changed by trying.
-
-    :param make_brancher: makes a brancher, which probes
-    :return: what stands in its way; ``None`` if nothing does
-    """
-    # The threads of XLA are not copied, and computations would wait for them.
-    if "jax" in sys.modules:
-        return _NO_TELLING
-    family: set[Child] = set()
-    child = Child(partial(_probe, make_brancher), family)
-    try:
-        is_done = child.channel.connection.poll(_REHEARSAL_SECONDS)
-        answer = child.receive() if is_done else _NO_TELLING
-    except ChildDied:
-        return _NO_TELLING
-    finally:
-        end([child], family)
-    return answer if answer is None or isinstance(answer, str) else _NO_TELLING
-
-
-def _probe(make_brancher: Callable[[], InProcessBrancher], channel: Channel) -> None:
-    try:
-        make_brancher()
-    except UnbranchableEnvError as error:
-        channel.send(str(error))
-    else:
-        channel.send(None)
+            f"{envs[0]} cannot be branched with brancher={name!r}: {error} Its steps wait for something that is not saved, "
+            "such as a clock, or a simulator in another process. Train without branching, with n_samples=1."
+        ) from error
 
 
 def _fork_cost() -> str:
@@ -126,7 +127,7 @@ def _fork_cost() -> str:
 
 def _announce(reason: str, how: str, cost: str, name: str) -> str:
     return (
-        f"{reason.splitlines()[0]} As a last resort each of its branches {how}. This is exact but slow: {cost}; a "
-        f"snapshot takes microseconds. Pass brancher={name!r} to say that this is what you want, register a codec "
+        f"{reason.splitlines()[0]} As a last resort each of its branches {how}. This is exact but slow: {cost}; most "
+        f"snapshots take microseconds. Pass brancher={name!r} to say that this is what you want, register a codec "
         "(sb3_hybrid_grpo.branching.register_codec) to make it fast, or pass brancher='snapshot' for snapshots or nothing."
     )

@@ -77,6 +77,20 @@ def identical(first: Observations, second: Observations) -> bool:
     return all(identical(first[key], second[key]) for key in _keys(first))
 
 
+def difference(first: BranchOutcome, second: BranchOutcome) -> str | None:
+    """
+    Compare outcomes bit for bit, apart from masks.
+
+    :param first: an outcome
+    :param second: the same of another time
+    :return: what is not the same, for a message; ``None`` if all is
+    """
+    for name in ("observations", "rewards", "terminated", "truncated"):
+        if not identical(getattr(first, name), getattr(second, name)):
+            return name
+    return None
+
+
 def copy_environments(source: BranchOutcome, target: BranchOutcome, which: np.ndarray) -> None:
     """
     Copy what the branches of some environments led to.

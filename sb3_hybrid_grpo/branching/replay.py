@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_hybrid_grpo.branching.episodes import CANNOT_REPLAY, WAYS_OUT, Recorder, WrongEpisodeError
+from sb3_hybrid_grpo.branching.episodes import CANNOT_REPLAY, WAYS_OUT, Recorder, WrongEpisodeError, close_copy
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.masks import masks_of
 from sb3_hybrid_grpo.branching.outcomes import store_observation
@@ -47,7 +47,7 @@ class ReplayBrancher(InProcessBrancher):
         for recorder in self._recorders:
             with self._refuse_shared_generators(recorder):
                 example = recorder.probe()
-            recorder.users.add(self)
+            recorder.serve(self)
             self._note(example)
 
     @property
@@ -56,10 +56,12 @@ class ReplayBrancher(InProcessBrancher):
         return np.array([recorder.length for recorder in self._recorders])
 
     def close(self) -> None:
-        """Forget the open branches."""
-        self._branches.clear()
+        """Close the copies that the open branches are in."""
+        while self._branches:
+            close_copy(self._branches.popitem()[1])
 
     def _step(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        self._steps_left -= 1
         outcome = self._empty_outcome(alive.shape)
         # Environments may change the actions that they get.
         actions = actions.copy()
@@ -72,15 +74,16 @@ class ReplayBrancher(InProcessBrancher):
 
     def _step_one(self, recorder: Recorder, at: tuple[int, int], actions: np.ndarray, outcome: BranchOutcome) -> None:
         observations, rewards, terminated, truncated, masks = outcome
+        branch = None
         try:
             branch = self._branches.pop(at) if at in self._branches else recorder.replay()
             obs, rewards[at], terminated[at], truncated[at], _ = branch.step(actions[at])
             store_observation(observations, at, obs)
-            if terminated[at] or truncated[at]:
+            if terminated[at] or truncated[at] or not self._steps_left:
                 return
             if masks is not None:
                 masks[at] = masks_of(branch)
-            self._branches[at] = branch
+            self._branches[at], branch = branch, None
         except Exception as error:
             error_class = type(error) if isinstance(error, BranchTimeoutError | WrongEpisodeError) else BranchError
             is_told = error_class is WrongEpisodeError
@@ -89,6 +92,9 @@ class ReplayBrancher(InProcessBrancher):
                 f"Environment {at[0]}, {recorder.simulator.env}, {problem}\n"
                 f"Action: {actions[at]}. The environment itself did not take part and is as it was."
             ) from error
+        finally:
+            if branch is not None:
+                close_copy(branch)
 
     @contextmanager
     def _refuse_shared_generators(self, recorder: Recorder) -> Iterator[None]:

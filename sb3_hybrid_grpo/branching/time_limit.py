@@ -10,7 +10,7 @@ from sb3_hybrid_grpo.common.type_aliases import BranchTimeoutError
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float, what: str = "A branch took longer than branch_timeout=") -> Iterator[None]:
     """
     Raise in the running code when time is up.
 
@@ -18,6 +18,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     no limit here, only the one that the main process sets to its workers.
 
     :param seconds: the limit
+    :param what: beginning of the error's message, to which the limit is added
     :raises BranchTimeoutError: inside the block
     """
     is_possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
@@ -26,7 +27,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
 
     def interrupt(signum: int, frame: Any) -> None:
-        raise BranchTimeoutError(f"A branch took longer than branch_timeout={seconds} s.")
+        raise BranchTimeoutError(f"{what}{seconds:g} s.")
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher, randomness
 from sb3_hybrid_grpo.branching.child import CAN_FORK
-from sb3_hybrid_grpo.branching.fork import obstacle_to_fork
 from sb3_hybrid_grpo.branching.masks import masks_of, sample
+from sb3_hybrid_grpo.branching.shared import obstacle_to_fork
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import Mark, Snapshot, codec_of, find, kind_of
 from sb3_hybrid_grpo.check.hidden import hidden_state
