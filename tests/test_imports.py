@@ -24,7 +24,7 @@ LAYERS = [
     },
     {"common.buffers"},
     {"common.sampling", "common.symptoms", "common.evaluation"},
-    {"common.actors", "common.critic", "common.diagnostics", "common.rollout_transitions"},
+    {"common.actors", "common.critic", "common.callback_locals", "common.diagnostics", "common.rollout_transitions"},
     {"common.action_sampling", "common.branch_paths", "common.evaluators"},
     {"common.rollout_branches", "common.action_selection"},
     {"hybrid_grpo", "grpo"},

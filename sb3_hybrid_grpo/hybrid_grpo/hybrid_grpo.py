@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -20,6 +21,7 @@ from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.action_sampling import ActionSampling, make_action_sampling, make_modelled_sampling
 from sb3_hybrid_grpo.common.action_selection import check_selection
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
+from sb3_hybrid_grpo.common.callback_locals import RolloutCallback
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.critic import has_linear_head
@@ -443,6 +445,9 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        return RolloutCallback(super()._init_callback(callback, progress_bar))
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_brancher", "_watch"]

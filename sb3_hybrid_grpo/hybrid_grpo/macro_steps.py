@@ -17,6 +17,7 @@ from sb3_hybrid_grpo.common.action_selection import SELECTIONS, estimates_before
 from sb3_hybrid_grpo.common.actors import make_actor
 from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.callback_locals import CommittedStep, locals_of
 from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredEntropies, DeferredValues, evaluate_rollout
 from sb3_hybrid_grpo.common.maskable import masking
@@ -37,6 +38,7 @@ class MacroSteps(OnPolicyAlgorithm):
     num_simulator_steps: int
     reward_transform: AnyRewardTransform
     soft_values: bool
+    tail_coef: float | None
     uses_critic: ClassVar[bool]
     _action_sampling: ActionSampling
     _branch_rng: np.random.Generator
@@ -70,6 +72,8 @@ class MacroSteps(OnPolicyAlgorithm):
         if self.soft_values:
             deferred.append(DeferredEntropies(self.policy))
         n_envs, n_samples = env.num_envs, self._action_sampling.group_size
+        shown = locals_of(callback)
+        shown.update(self=self, env=env, rollout_buffer=rollout_buffer, n_rollout_steps=n_rollout_steps)
 
         n_steps = 0
         rollout_buffer.reset()
@@ -89,23 +93,40 @@ class MacroSteps(OnPolicyAlgorithm):
                 noise.now,
                 action_masks,
             )
-            clipped_actions = to_env_actions(self.policy, actions)
+            env_actions = to_env_actions(self.policy, actions)
 
             sources, alive = self._choose_branches(actions, action_masks)
             others = slice(0 if is_selected else 1, None)
-            branches.begin(clipped_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
+            branches.begin(env_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
             if isinstance(branches, AwaitedBranches):
                 order = self._select(branches.paths, sources)
                 branches.paths.reorder(order)
-                actions, clipped_actions, log_weights = reordered((actions, clipped_actions, log_weights), order)
+                actions, env_actions, log_weights = reordered((actions, env_actions, log_weights), order)
                 sources = reordered(order, reordered(sources, order))
-            new_obs, rewards, dones, infos = branches.step_env(env, clipped_actions[:, 0])
+            new_obs, rewards, dones, infos = branches.step_env(env, env_actions[:, 0])
             check_outcome(new_obs, rewards)
 
             self.num_timesteps += n_envs
             self.num_simulator_steps += n_envs
 
-            callback.update_locals(locals())
+            rewards_with_bonus = rewards.copy()
+            shown.renew(
+                {
+                    "n_steps": n_steps,
+                    "actions": actions[:, 0],
+                    "clipped_actions": env_actions[:, 0],
+                    "new_obs": new_obs,
+                    "rewards": rewards_with_bonus,
+                    "dones": dones,
+                    "infos": infos,
+                    "action_masks": action_masks,
+                    "sampled_actions": actions,
+                    "clipped_sampled_actions": env_actions,
+                    "sources": sources,
+                },
+                CommittedStep(self.policy, self._last_obs, actions[:, 0], action_masks, values, log_probs),  # type: ignore[arg-type]
+            )
+            callback.update_locals(shown)
             if not callback.on_step():
                 return False
 
@@ -125,6 +146,7 @@ class MacroSteps(OnPolicyAlgorithm):
                 alive=macro_step.alive,
                 source=sources,
                 log_weight=log_weights,
+                bonus=rewards_with_bonus - rewards,
                 **masking(action_masks),
             )
             self.num_simulator_steps += branches.finish(new_obs, infos, macro_step.terminated[:, 0, 0])
@@ -141,6 +163,7 @@ class MacroSteps(OnPolicyAlgorithm):
         with th.no_grad():
             last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
 
+        self._hand_over_settings(rollout_buffer)
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
         if self._is_modelled:
@@ -152,9 +175,25 @@ class MacroSteps(OnPolicyAlgorithm):
         self._watch.look(statistics)
         self._selection_scale = statistics["rollout/group_std"] or np.inf
 
-        callback.update_locals(locals())
+        shown.update(
+            n_steps=n_steps,
+            actions=actions[:, 0].reshape(-1, 1) if isinstance(self.action_space, spaces.Discrete) else actions[:, 0],
+            values=last_values,
+            log_probs=th.tensor(rollout_buffer.log_probs[-1, :, 0], device=self.device),
+        )
+        callback.update_locals(shown)
         callback.on_rollout_end()
         return True
+
+    def _hand_over_settings(self, rollout_buffer: MultiSampleMixin) -> None:
+        """Tell the buffer what callbacks may have changed since it was made, as PPO looks up ``ent_coef`` at each update."""
+        if self.soft_values:
+            rollout_buffer.ent_coef = self.ent_coef
+        chosen_for_buffer = self.rollout_buffer_kwargs
+        if "branch_lambda" not in chosen_for_buffer:
+            rollout_buffer.branch_lambda = self.branch_lambda
+        if self.tail_coef is not None and "tail_coef" not in chosen_for_buffer:
+            rollout_buffer.tail_coef = self.tail_coef
 
     def _choose_branches(self, actions: np.ndarray, action_masks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """
