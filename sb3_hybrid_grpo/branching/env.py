@@ -1,6 +1,5 @@
 """Branching of environments that live in this process."""
 
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,6 +13,7 @@ from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
 from sb3_hybrid_grpo.branching.remembered import RememberedStates, TaskStates
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.time_limit import time_limit
+from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
 
 
@@ -83,10 +83,9 @@ class LocalBrancher(InProcessBrancher):
             if used_global_generators:
                 self._watch.undo()
         if used_global_generators:
-            warnings.warn(
+            warn(
                 "An environment began to draw from a random generator that the whole process shares (np.random, random or "
-                "torch). From now on these are saved with every branch, which is slower; self.np_random would not be.",
-                stacklevel=2,
+                "torch). From now on these are saved with every branch, which is slower; self.np_random would not be."
             )
             self._include_generators()
             outcome = self._step_all(actions, alive)

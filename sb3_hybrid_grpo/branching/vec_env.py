@@ -3,7 +3,6 @@
 import contextlib
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from sb3_hybrid_grpo.branching.remembered import RecalledBranches, RememberedSta
 from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_wrappers import recallable, view_of
+from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
     BranchOutcome,
@@ -59,7 +59,7 @@ class VecEnvBrancher:
         self._remembered: RememberedStates | None = getattr(self._simulators, "remembered", None)
         self.can_remember = self._remembered is not None and self._recallable is not None
         if announcement is not None:
-            warnings.warn(announcement, stacklevel=2)
+            warn(announcement)
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int, obs: Observations | None = None) -> BranchOutcome:
         """

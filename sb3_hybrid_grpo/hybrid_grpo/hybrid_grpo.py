@@ -1,7 +1,6 @@
 """Hybrid Group Relative Policy Optimization."""
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -27,6 +26,7 @@ from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positi
 from sb3_hybrid_grpo.common.critic import has_linear_head
 from sb3_hybrid_grpo.common.evaluation import check_entropies
 from sb3_hybrid_grpo.common.maskable import is_maskable, masking, without_sde
+from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.sampling import check_common_noise
 from sb3_hybrid_grpo.common.symptoms import Watch
@@ -303,11 +303,10 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         if self.normalize_advantage:
             assert n_states > 1, f"`n_steps * n_envs` must be greater than 1. Currently {self.n_steps=} and {self.n_envs=}"
         if n_states % self.batch_size > 0:
-            warnings.warn(
+            warn(
                 f"A rollout of n_steps * n_envs = {self.n_steps} * {self.n_envs} = {n_states} states is no multiple of the "
                 f"mini-batch size {self.batch_size}: at the end of every epoch there will be a truncated mini-batch of size "
-                f"{n_states % self.batch_size}.",
-                stacklevel=4,
+                f"{n_states % self.batch_size}."
             )
 
     def _setup_model(self) -> None:
@@ -343,10 +342,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             check_entropies(self.policy, self._horizon)
         self._has_linear_head = has_linear_head(self.policy)
         if self.refit_critic and not self._has_linear_head:
-            warnings.warn(
-                f"`refit_critic` has no effect: the values of {self.policy_class.__name__} are no outputs of a linear layer.",
-                stacklevel=3,
-            )
+            warn(f"`refit_critic` has no effect: the values of {self.policy_class.__name__} are no outputs of a linear layer.")
         self._watch = Watch()
         self._branch_rng = np.random.default_rng(self.seed)
         self.clip_range = FloatSchedule(self.clip_range)
