@@ -258,6 +258,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self._selection_scale = np.inf
         self._model_state = None
         self._brancher: Brancher | None = None
+        self._branched_env: VecEnv | None = None
         self._check_policy_class()
         self._check_arguments()
 
@@ -348,7 +349,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
-        self._brancher = self._make_brancher(self.env)
+        self._branch(self.env)
 
     def _make_action_sampling(self) -> ActionSampling:
         how_many = (self.action_sampling, self.n_samples, self.advantage, self.policy_class)
@@ -389,7 +390,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         vec_env = self._wrap_env(env, self.verbose)
         brancher = self._make_brancher(vec_env)
         super().set_env(vec_env, force_reset)
-        self._brancher = brancher
+        self._brancher, self._branched_env = brancher, vec_env
 
     def predict(
         self,
@@ -446,4 +447,4 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         return RolloutCallback(super()._init_callback(callback, progress_bar))
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_brancher", "_watch"]
+        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_watch"]

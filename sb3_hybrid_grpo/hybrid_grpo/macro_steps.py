@@ -1,5 +1,8 @@
 """Macro-steps: N actions at each state, all of them evaluated, one of them committed."""
 
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -22,11 +25,11 @@ from sb3_hybrid_grpo.common.diagnostics import check_outcome, rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredEntropies, DeferredValues, evaluate_rollout
 from sb3_hybrid_grpo.common.maskable import masking
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardTransform
-from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, rollout_branches
+from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, RolloutBranches, rollout_branches
 from sb3_hybrid_grpo.common.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.common.sampling import first_occurrences, to_env_actions
 from sb3_hybrid_grpo.common.symptoms import Watch
-from sb3_hybrid_grpo.common.type_aliases import Brancher, LearningBrancher
+from sb3_hybrid_grpo.common.type_aliases import Brancher, LearningBrancher, RenewableBrancher
 
 
 class MacroSteps(OnPolicyAlgorithm):
@@ -42,6 +45,7 @@ class MacroSteps(OnPolicyAlgorithm):
     uses_critic: ClassVar[bool]
     _action_sampling: ActionSampling
     _branch_rng: np.random.Generator
+    _branched_env: VecEnv | None
     _brancher: Brancher | None
     _horizon: int
     _is_maskable: bool
@@ -79,8 +83,11 @@ class MacroSteps(OnPolicyAlgorithm):
         rollout_buffer.reset()
         noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
         is_selected = rollout_buffer.is_selected
-        prepare = AwaitedBranches if is_selected else rollout_branches
-        branches = prepare(actor, self._brancher, rollout_buffer, deferred)
+        self._branch(env)
+        prepare = partial(
+            AwaitedBranches if is_selected else rollout_branches, actor, buffer=rollout_buffer, deferred=deferred
+        )
+        branches = prepare(self._brancher)
 
         callback.on_rollout_start()
 
@@ -95,6 +102,8 @@ class MacroSteps(OnPolicyAlgorithm):
             )
             env_actions = to_env_actions(self.policy, actions)
 
+            if getattr(self._brancher, "is_outdated", False):
+                branches = self._renew(branches, prepare)
             sources, alive = self._choose_branches(actions, action_masks)
             others = slice(0 if is_selected else 1, None)
             branches.begin(env_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
@@ -184,6 +193,21 @@ class MacroSteps(OnPolicyAlgorithm):
         callback.update_locals(shown)
         callback.on_rollout_end()
         return True
+
+    def _branch(self, env: VecEnv | None) -> None:
+        """Make the brancher of an environment, unless it has been made."""
+        if env is not self._branched_env:
+            self._brancher = self._make_brancher(env)
+            self._branched_env = env
+
+    @abstractmethod
+    def _make_brancher(self, env: VecEnv | None) -> Brancher | None: ...
+
+    def _renew(self, branches: RolloutBranches, prepare: Callable[[Brancher | None], RolloutBranches]) -> RolloutBranches:
+        """Complete what is to be branched in environments that were exchanged, and go on with those that there are now."""
+        self.num_simulator_steps += branches.finish_all()
+        cast(RenewableBrancher, self._brancher).renew()
+        return prepare(self._brancher)
 
     def _hand_over_settings(self, rollout_buffer: MultiSampleMixin) -> None:
         """Tell the buffer what callbacks may have changed since it was made, as PPO looks up ``ent_coef`` at each update."""
