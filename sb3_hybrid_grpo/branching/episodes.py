@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 
+from sb3_hybrid_grpo.branching.layers import core_of, layers_of
 from sb3_hybrid_grpo.branching.outcomes import identical
 from sb3_hybrid_grpo.branching.randomness import Watch
 from sb3_hybrid_grpo.branching.simulator import Simulator
@@ -66,7 +67,7 @@ class Recorder:
         self._episode: _Episode | None = None
         self._obstacle = "has not been reset since its steps are written down: reset it, then branch."
         # A copy would make a generator of its own.
-        _ = self._root.unwrapped.np_random
+        _ = core_of(self._root).np_random
         vars(self._root).update({name: getattr(self, name) for name in _SHADOWED})
 
     @classmethod
@@ -78,7 +79,11 @@ class Recorder:
         :return: the one that it has, or a new one
         """
         recorder = getattr(vars(simulator.root).get("reset"), "__self__", None)
-        return recorder if isinstance(recorder, cls) else cls(simulator)
+        if not isinstance(recorder, cls):
+            return cls(simulator)
+        # Other wrappers may be inside the root than before.
+        recorder.simulator = simulator
+        return recorder
 
     def reset(self, **keywords: Any) -> Any:
         """
@@ -194,9 +199,10 @@ def _copy_of(env: _Env, memo: dict[int, Any] | None = None) -> _Env:
     except Exception as error:
         raise UnbranchableEnvError(f"copy.deepcopy raised {type(error).__name__}: {error}") from error
     # What is copied by the arguments of its constructor begins with a generator of its own.
-    twin.unwrapped.np_random = copy.deepcopy(env.unwrapped.np_random)
-    if twin.unwrapped.render_mode == "human":
-        twin.unwrapped.render_mode = None
+    core = core_of(twin)
+    core.np_random = copy.deepcopy(core_of(env).np_random)
+    if core.render_mode == "human":
+        core.render_mode = None
     return twin
 
 
@@ -224,14 +230,11 @@ def _compare_episodes(played: Simulator, seed: int) -> Any:
 
 def _visible_state(root: _Env) -> bytes:
     """Describe the random generator, and the attributes of all layers that are numbers, texts or small arrays."""
-    layers = [root]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
     attributes = [
         sorted((name, value) for name, value in vars(layer).items() if _is_plain(value) and name != "_np_random_seed")
-        for layer in layers
+        for layer in layers_of(root)
     ]
-    return pickle.dumps((root.unwrapped.np_random.bit_generator.state, attributes))
+    return pickle.dumps((core_of(root).np_random.bit_generator.state, attributes))
 
 
 def _is_plain(value: Any) -> bool:

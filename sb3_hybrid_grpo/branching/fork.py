@@ -19,6 +19,7 @@ from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, Raised, end
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
+from sb3_hybrid_grpo.branching.layers import core_of
 from sb3_hybrid_grpo.branching.masks import masks_of
 from sb3_hybrid_grpo.branching.outcomes import identical, store_observation
 from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, Simulator
@@ -222,7 +223,7 @@ def _is_open_file(obj: Any) -> bool:
 
 def _make_generators(root: gym.Env[Any, Any]) -> None:
     """Make the random generators that do not exist yet: each branch would make others."""
-    _ = root.unwrapped.np_random
+    _ = core_of(root).np_random
     pending: list[Any] = []
     layer: Any = root
     while isinstance(layer, gym.Wrapper):
@@ -241,7 +242,7 @@ def _make_generators(root: gym.Env[Any, Any]) -> None:
 def _take_steps(simulator: Simulator, channel: Channel) -> None:
     """Play an episode's beginning in a child."""
     action_space = copy.deepcopy(simulator.env.action_space)
-    simulator.root.reset()
+    simulator.reset()
     channel.send(simulator.try_actions(action_space, PROBE_STEPS, seed=0))
 
 
