@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.common.heads import HEADS
-from sb3_hybrid_grpo.common.maskable import is_maskable, masking, overrides_forward, stock_class
+from sb3_hybrid_grpo.common.maskable import class_of, is_maskable, masking, overrides_forward, stock_class
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError, Observations
 
 _CHUNK_BYTES = 2**24
@@ -65,7 +65,7 @@ def keeps_distribution(policy: ActorCriticPolicy) -> bool:
     :return: whether it does
     """
     return all(
-        getattr(type(policy), name) is getattr(stock_class(type(policy)), name)
+        getattr(class_of(policy), name) is getattr(stock_class(class_of(policy)), name)
         for name in ("evaluate_actions", "_get_action_dist_from_latent")
     )
 
@@ -233,9 +233,9 @@ def check_entropies(policy: ActorCriticPolicy, horizon: int) -> None:
     obstacle = None
     if policy.squash_output:
         obstacle = "the entropy of a squashed distribution has no closed form"
-    elif overrides_forward(type(policy)):
-        obstacle = f"{type(policy).__name__} samples in a `forward` of its own"
-    elif horizon > 1 and is_maskable(type(policy)):
+    elif overrides_forward(class_of(policy)):
+        obstacle = f"{class_of(policy).__name__} samples in a `forward` of its own"
+    elif horizon > 1 and is_maskable(class_of(policy)):
         obstacle = "what is valid at the end of a branch is unknown. Use branch_horizon=1"
     if obstacle is not None:
         raise InvalidArgumentError(f"soft_values=True is not possible: {obstacle}.")

@@ -13,6 +13,7 @@ from sb3_hybrid_grpo.common.actors import MlpActor
 from sb3_hybrid_grpo.common.evaluation import evaluate_actions, keeps_distribution, predict_values_only
 from sb3_hybrid_grpo.common.heads import HEADS
 from sb3_hybrid_grpo.common.losses import Loss
+from sb3_hybrid_grpo.common.maskable import class_of
 from sb3_hybrid_grpo.common.networks import Chain
 
 
@@ -109,7 +110,7 @@ class MlpEvaluator(Evaluator):
         return (
             MlpActor.is_plain(policy)
             and keeps_distribution(policy)
-            and type(policy).predict_values is ActorCriticPolicy.predict_values
+            and class_of(policy).predict_values is ActorCriticPolicy.predict_values
             and type(policy.vf_features_extractor) is FlattenExtractor
             and all(Chain.supports(layers) for layers in _layers(policy))
             and all(parameter.requires_grad for parameter in policy.parameters())
