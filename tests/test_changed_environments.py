@@ -340,3 +340,11 @@ def test_set_attr_in_workers(workers, transparent, wrap):
     starts = model.rollout_buffer.episode_starts
     n_episodes = starts[:11].sum() + (starts[11:, 0].sum() if model._brancher.can_remember else 0)
     assert_branches_are_right(model, n_missing=int(n_episodes) + 1 if make is make_pendulum else 0)
+
+
+@pytest.mark.parametrize("change", [replaced_env, replaced_in_list])
+def test_replays_of_a_new_environment_begin_with_its_reset(change):
+    model = make_model(make_vec_env(make_walk, 2, seed=0), brancher="replay")
+    change(model, make_walk)
+    model.learn(48)
+    assert_branches_are_right(model)

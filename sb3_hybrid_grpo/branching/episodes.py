@@ -4,6 +4,8 @@ import copy
 import pickle
 import time
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -60,15 +62,17 @@ class Recorder:
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._root = simulator.root
-        self._reset, self._step = self._root.reset, self._root.step
-        self._watch = Watch()
-        self._episode: _Episode | None = None
-        self._obstacle = "has not been reset since its steps are written down: reset it, then branch."
+        self._begin(simulator.root, simulator.root.reset, simulator.root.step)
         # A copy would make a generator of its own.
         _ = core_of(self._root).np_random
         vars(self._root).update({name: getattr(self, name) for name in _SHADOWED})
+
+    def _begin(self, root: _Env, reset: Callable[..., Any], step: Callable[..., Any]) -> None:
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._root, self._reset, self._step = root, reset, step
+        self._watch = Watch()
+        self._episode: _Episode | None = None
+        self._obstacle = "has not been reset since its steps are written down: reset it, then branch."
 
     @classmethod
     def of(cls, simulator: Simulator) -> "Recorder":
@@ -84,6 +88,10 @@ class Recorder:
         # Other wrappers may be inside the root than before.
         recorder.simulator = simulator
         return recorder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What was written down is not pickled with the environment.
+        return _unrecorded, (self._root,)
 
     def reset(self, **keywords: Any) -> Any:
         """
@@ -188,6 +196,13 @@ class Recorder:
         for name in _SHADOWED:
             vars(twin).pop(name, None)
         return twin
+
+
+def _unrecorded(root: _Env) -> Recorder:
+    """Return the recorder of an environment that is being unpickled: it gets its simulator from ``Recorder.of``."""
+    recorder = Recorder.__new__(Recorder)
+    recorder._begin(root, partial(type(root).reset, root), partial(type(root).step, root))
+    return recorder
 
 
 register_builtin(Recorder, CONSTANT)

@@ -434,6 +434,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         """
         if reset_num_timesteps:
             self.num_simulator_steps = 0
+        # Before the environments are reset: some branchers write down what happens from then on.
+        self._branch(self.env)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -445,6 +447,10 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         return RolloutCallback(super()._init_callback(callback, progress_bar))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the brancher out, which is bound to living environments. The next rollout makes it anew."""
+        return {**vars(self), "_brancher": None, "_branched_env": None}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_watch"]

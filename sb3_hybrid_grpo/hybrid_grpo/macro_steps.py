@@ -195,10 +195,12 @@ class MacroSteps(OnPolicyAlgorithm):
         return True
 
     def _branch(self, env: VecEnv | None) -> None:
-        """Make the brancher of an environment, unless it has been made."""
+        """Have a brancher of an environment, and of what is in it now."""
         if env is not self._branched_env:
             self._brancher = self._make_brancher(env)
             self._branched_env = env
+        elif getattr(self._brancher, "is_outdated", False):
+            cast(RenewableBrancher, self._brancher).renew()
 
     @abstractmethod
     def _make_brancher(self, env: VecEnv | None) -> Brancher | None: ...
