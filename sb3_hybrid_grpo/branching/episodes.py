@@ -233,7 +233,7 @@ def _compare_episodes(played: Simulator, seed: int) -> Any:
             raise UnbranchableEnvError(
                 f"with the same actions, and the same random numbers from the reset on, a new copy returned other {name} than "
                 "one that had been played before. Some of its state outlives a reset and is not copied by copy.deepcopy, or "
-                "is random beyond self.np_random."
+                "it draws from np.random.default_rng() without a seed or the like, where it should use self.np_random."
             )
     if _visible_state(played.root) != _visible_state(new.root):
         raise UnbranchableEnvError(

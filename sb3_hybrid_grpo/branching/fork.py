@@ -141,7 +141,8 @@ class ForkBrancher(InProcessBrancher):
                 raise UnbranchableEnvError(
                     f"{simulator.env} cannot be branched by forking: in two copies of the process the same actions gave "
                     f"other {name}. Some of its state is outside this process (a server, a device, shared memory), or "
-                    "depends on the clock or on the system's source of random numbers.\n"
+                    "depends on the clock or on the system's source of random numbers, which np.random.default_rng() without "
+                    "a seed draws from: then use self.np_random.\n"
                     "Ways out: (1) pass a brancher of your own, brancher=lambda venv: MyBrancher(venv); (2) train without "
                     "branching, with n_samples=1."
                 )

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from sb3_hybrid_grpo.branching.current import CurrentBrancher
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.remembered import RecalledBranches, RememberedStates
+from sb3_hybrid_grpo.branching.vec_subclasses import stock_class_of, watch_steps
 from sb3_hybrid_grpo.branching.vec_wrappers import recallable, view_of
 from sb3_hybrid_grpo.branching.workers import SubprocBrancher
 from sb3_hybrid_grpo.common.notices import warn
@@ -41,11 +42,26 @@ class VecEnvBrancher:
         *wrappers, base = self._layers
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
         self._has_memory = any(view.has_memory for view in self._views)
-        self._source = _branch_simulators(base, self._timeout, self._name)
+        self._source = self._branch_simulators(base)
         self.has_workers = isinstance(self._source, SubprocBrancher)
         self._announce(self._source.announcement)
         if self._has_masks:
             self._source.include_masks()
+
+    def _branch_simulators(self, venv: VecEnv) -> CurrentBrancher | SubprocBrancher:
+        stock = stock_class_of(venv)
+        if stock is None:
+            raise UnbranchableEnvError(
+                f"{type(venv).__name__} is neither SB3's DummyVecEnv nor its SubprocVecEnv, so its environments cannot be "
+                "reached for branching.\n"
+                "Ways out: (1) build the environment with stable_baselines3.common.env_util.make_vec_env; (2) pass a brancher "
+                "of your own, brancher=lambda venv: MyBrancher(venv); (3) train without branching, with n_samples=1."
+            )
+        watch_steps(venv, stock, user=self)
+        if isinstance(venv, SubprocVecEnv):
+            return SubprocBrancher(venv, self._timeout, self._name)
+        assert isinstance(venv, DummyVecEnv)
+        return CurrentBrancher(venv, self._name, timeout=self._timeout, options=venv._options)
 
     def _announce(self, announcement: str | None) -> None:
         self._recallable = recallable(self._views)
@@ -202,16 +218,3 @@ def _layers_of(venv: VecEnv) -> list[Any]:
     while isinstance(layers[-1], VecEnvWrapper):
         layers.append(layers[-1].venv)
     return layers
-
-
-def _branch_simulators(venv: VecEnv, timeout: float | None, name: str) -> CurrentBrancher | SubprocBrancher:
-    if type(venv).step_wait is DummyVecEnv.step_wait and isinstance(venv, DummyVecEnv):
-        return CurrentBrancher(venv, name, timeout=timeout, options=venv._options)
-    if type(venv).step_wait is SubprocVecEnv.step_wait and isinstance(venv, SubprocVecEnv):
-        return SubprocBrancher(venv, timeout, name)
-    raise UnbranchableEnvError(
-        f"{type(venv).__name__} is neither SB3's DummyVecEnv nor its SubprocVecEnv (or changes how they step), so its "
-        "environments cannot be reached for branching.\n"
-        "Ways out: (1) build the environment with stable_baselines3.common.env_util.make_vec_env; (2) pass a brancher of "
-        "your own, brancher=lambda venv: MyBrancher(venv); (3) train without branching, with n_samples=1."
-    )
