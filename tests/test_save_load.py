@@ -1,6 +1,9 @@
+import copy
 import io
+import pickle
 import zipfile
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -181,3 +184,19 @@ def test_parameters_that_fit_only_in_part_leave_the_model_as_it_was():
     with pytest.raises(RuntimeError, match="size mismatch"):
         model.set_parameters(other.get_parameters())
     np.testing.assert_array_equal(predictions(model), before)
+
+
+@pytest.mark.parametrize("copier", [lambda obj: pickle.loads(pickle.dumps(obj)), copy.deepcopy], ids=["pickle", "deepcopy"])
+@pytest.mark.parametrize("brancher", ["snapshot", "replay"])
+def test_pickled_models_go_on(copier, brancher):
+    """As PPO does; and the environments of the copy are branched, not those of the original."""
+    model = HybridGRPO("MlpPolicy", gym.make("Pendulum-v1"), n_steps=32, batch_size=32, n_epochs=1, brancher=brancher, seed=0)
+    model.learn(32)
+    twin = copier(model)
+    for each in (model, twin):
+        th.manual_seed(0)
+        each.learn(32, reset_num_timesteps=brancher == "replay")
+    np.testing.assert_array_equal(model.rollout_buffer.branch_rewards, twin.rollout_buffer.branch_rewards)
+    assert twin.rollout_buffer.branch_alive[..., 1, 0].all()
+    for name, parameter in model.policy.state_dict().items():
+        th.testing.assert_close(twin.policy.state_dict()[name], parameter)

@@ -91,3 +91,33 @@ def test_masked_entropies():
     entropies = model.rollout_buffer.entropies.ravel()
     assert (entropies <= np.log(n_valid) + 1e-5).all()
     assert (entropies[n_valid > 1] > 0.1).all()
+
+
+@pytest.mark.parametrize("name, value", [("ent_coef", 0.02), ("ent_coef", 0.0), ("branch_lambda", 0.5), ("tail_coef", 0.3)])
+def test_what_a_callback_changes_holds_from_then_on(name, value):
+    """Two models: one made with the value, one that is given it after its first rollout."""
+    settings = {"ent_coef": 0.5, "branch_lambda": 1.0, "tail_coef": 0.0}
+    advantages = []
+    for is_late in (True, False):
+        model = HybridGRPO(
+            "MlpPolicy", Walk(action_space=spaces.Discrete(4)), n_steps=32, batch_size=32, n_samples=3, branch_horizon=3,
+            n_epochs=1, learning_rate=0.0, refit_critic=False, soft_values=True, seed=0,
+            **{**settings, name: settings[name] if is_late else value or 1e-30},
+        )  # fmt: skip
+        changed = []
+
+        def change(locals_, globals_, model=model, is_late=is_late, changed=changed):
+            if is_late and model.num_timesteps > 32 and not changed:
+                changed.append(setattr(model, name, value))
+            return True
+
+        model.learn(64, callback=change)
+        advantages.append(model.rollout_buffer.advantages)
+    np.testing.assert_allclose(*advantages, atol=1e-5)
+
+
+def test_a_setting_that_the_user_chose_for_the_buffer_stays():
+    kwargs = {"branch_lambda": 0.25, "tail_coef": 0.5}
+    model = HybridGRPO("MlpPolicy", Walk(), n_steps=32, batch_size=32, n_epochs=1, tail_coef=1.0, rollout_buffer_kwargs=kwargs)
+    buffer = model.learn(32).rollout_buffer
+    assert (buffer.branch_lambda, buffer.tail_coef) == (0.25, 0.5)

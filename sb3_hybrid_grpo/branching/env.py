@@ -1,6 +1,6 @@
 """Branching of environments that live in this process."""
 
-import warnings
+from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -10,11 +10,15 @@ import numpy as np
 
 from sb3_hybrid_grpo.branching import randomness
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
+from sb3_hybrid_grpo.branching.layers import Composition, layers_of
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
 from sb3_hybrid_grpo.branching.remembered import RememberedStates, TaskStates
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.time_limit import time_limit
+from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+
+_MAX_VISITED = 32
 
 
 class LocalBrancher(InProcessBrancher):
@@ -36,20 +40,53 @@ class LocalBrancher(InProcessBrancher):
         super().__init__(envs, as_returned, timeout)
         self._watch = randomness.Watch()
         self._shares_generators = False
+        self._visited: deque[tuple[Composition, Simulator]] = deque(maxlen=_MAX_VISITED)
         for simulator in self._simulators:
-            self._watch.start()
-            example, uses_global_generators = simulator.probe(self._watch)
-            self._shares_generators |= uses_global_generators
-            self._note(example)
-        self.remembered = self._remembered_states(is_worker=as_returned) if timeout is None else None
+            self._probe(simulator)
+        self._settle()
+
+    def _probe(self, simulator: Simulator) -> None:
+        self._watch.start()
+        example, uses_global_generators = simulator.probe(self._watch)
+        self._shares_generators |= uses_global_generators
+        self._note(example)
+        self._visited.append((Composition([simulator.env]), simulator))
+
+    def _settle(self) -> None:
+        """Decide what all environments together allow."""
+        self.remembered = self._remembered_states() if self._timeout is None else None
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()
 
-    def _remembered_states(self, is_worker: bool) -> RememberedStates | None:
+    def follow(self, envs: Sequence[gym.Env[Any, Any]], changed: Sequence[int], is_rehearsed: bool) -> bool:
+        """
+        Turn to other environments in the place of some. Those that were here before need not be probed again.
+
+        :param envs: all environments as they are now
+        :param changed: indices of those that are others
+        :param is_rehearsed: whether environments and wrappers of any class may be probed; otherwise those of classes that
+            were seen before
+        :return: whether that was possible; if not, nothing has changed
+        :raises UnbranchableEnvError: if one of them cannot be saved and restored exactly
+        """
+        kinds = {_kinds(simulator.env) for _, simulator in self._visited}
+        if len(envs) != len(self._simulators) or not (is_rehearsed or all(_kinds(envs[idx]) in kinds for idx in changed)):
+            return False
+        for idx in changed:
+            known = (simulator for composition, simulator in self._visited if not composition.changed([envs[idx]]))
+            simulator = next(known, None)
+            if simulator is None:
+                simulator = Simulator(envs[idx])
+                self._probe(simulator)
+            self._simulators[idx] = simulator
+        self._settle()
+        return True
+
+    def _remembered_states(self) -> RememberedStates | None:
         tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
         if len(tasks) == len(self._simulators):
-            return TaskStates(tasks, self._observation_space, is_worker)
+            return TaskStates(tasks, self._observation_space, is_worker=self._as_returned)
         memories = [simulator.memory for simulator in self._simulators if simulator.memory is not None]
         return _RememberedAttributes(self, self._simulators, memories) if len(memories) == len(self._simulators) else None
 
@@ -83,10 +120,9 @@ class LocalBrancher(InProcessBrancher):
             if used_global_generators:
                 self._watch.undo()
         if used_global_generators:
-            warnings.warn(
+            warn(
                 "An environment began to draw from a random generator that the whole process shares (np.random, random or "
-                "torch). From now on these are saved with every branch, which is slower; self.np_random would not be.",
-                stacklevel=2,
+                "torch). From now on these are saved with every branch, which is slower; self.np_random would not be."
             )
             self._include_generators()
             outcome = self._step_all(actions, alive)
@@ -95,7 +131,7 @@ class LocalBrancher(InProcessBrancher):
     def _include_generators(self) -> None:
         self._shares_generators = True
         for simulator in self._simulators:
-            simulator.include(randomness.GLOBAL_GENERATORS)
+            simulator.include_generators()
 
     def _step_all(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         is_filled = bool(alive.all())
@@ -108,6 +144,10 @@ class LocalBrancher(InProcessBrancher):
                 with nullcontext() if self._timeout is None else time_limit(self._timeout):
                     simulator.step(actions, env_idx, branches, outcome, self._steps_left == 0)
         return outcome
+
+
+def _kinds(env: gym.Env[Any, Any]) -> tuple[type, ...]:
+    return tuple(map(type, layers_of(env)))
 
 
 class _RememberedAttributes:

@@ -4,13 +4,15 @@ import copy
 import pickle
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 
+from sb3_hybrid_grpo.branching.layers import core_of, layers_of
 from sb3_hybrid_grpo.branching.outcomes import difference
 from sb3_hybrid_grpo.branching.randomness import Watch
 from sb3_hybrid_grpo.branching.simulator import Simulator
@@ -65,15 +67,18 @@ class Recorder:
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
+        root = simulator.root
+        self._begin(root, root.reset, root.step, root.close)
+        # A copy would make a generator of its own.
+        _ = core_of(root).np_random
+        self._stand_in = StandIn(root, {name: getattr(self, name) for name in _SHADOWED})
+
+    def _begin(self, root: _Env, reset: Callable[..., Any], step: Callable[..., Any], close: Callable[..., Any]) -> None:
         self._n_users = 0
-        self._root = simulator.root
-        self._reset, self._step, self._close = self._root.reset, self._root.step, self._root.close
+        self._root, self._reset, self._step, self._close = root, reset, step, close
         self._watch = Watch()
         self._episode: _Episode | None = None
         self._obstacle = "has not been reset since its steps are written down: reset it, then branch."
-        # A copy would make a generator of its own.
-        _ = self._root.unwrapped.np_random
-        self._stand_in = StandIn(self._root, {name: getattr(self, name) for name in _SHADOWED})
 
     @classmethod
     def of(cls, simulator: Simulator) -> "Recorder":
@@ -84,7 +89,15 @@ class Recorder:
         :return: the one that it has, or a new one
         """
         recorder = getattr(vars(simulator.root).get("reset"), "__self__", None)
-        return recorder if isinstance(recorder, cls) else cls(simulator)
+        if not isinstance(recorder, cls):
+            return cls(simulator)
+        # Other wrappers may be inside the root than before.
+        recorder.simulator = simulator
+        return recorder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What was written down is not pickled with the environment.
+        return _unrecorded, (self._root,)
 
     def serve(self, user: Any) -> None:
         """
@@ -226,6 +239,14 @@ class Recorder:
         return twin
 
 
+def _unrecorded(root: _Env) -> Recorder:
+    """Return the recorder of an environment that is being unpickled: it gets its simulator from ``Recorder.of``."""
+    recorder = Recorder.__new__(Recorder)
+    recorder._begin(root, *(partial(getattr(type(root), name), root) for name in _SHADOWED))
+    recorder._stand_in = StandIn(root, {name: getattr(recorder, name) for name in _SHADOWED})
+    return recorder
+
+
 register_builtin(Recorder, CONSTANT)
 
 
@@ -235,9 +256,10 @@ def _copy_of(env: _Env, memo: dict[int, Any] | None = None) -> _Env:
     except Exception as error:
         raise UnbranchableEnvError(f"copy.deepcopy raised {type(error).__name__}: {error}") from error
     # What is copied by the arguments of its constructor begins with a generator of its own.
-    twin.unwrapped.np_random = copy.deepcopy(env.unwrapped.np_random)
-    if twin.unwrapped.render_mode == "human":
-        twin.unwrapped.render_mode = None
+    core = core_of(twin)
+    core.np_random = copy.deepcopy(core_of(env).np_random)
+    if core.render_mode == "human":
+        core.render_mode = None
     return twin
 
 
@@ -296,8 +318,8 @@ def _compare_episodes(played: Simulator, new: Simulator, seed: int) -> Any:
     if (name := difference(once, again)) is not None:
         raise UnbranchableEnvError(
             f"with the same actions, and the same random numbers from the reset on, a new copy returned other {name} than one "
-            "that had been played before. Some of its state outlives a reset and is not copied by copy.deepcopy, or is random "
-            "beyond self.np_random."
+            "that had been played before. Some of its state outlives a reset and is not copied by copy.deepcopy, or it draws "
+            "from np.random.default_rng() without a seed or the like, where it should use self.np_random."
         )
     if _visible_state(played.root) != _visible_state(new.root):
         raise UnbranchableEnvError(
@@ -309,14 +331,11 @@ def _compare_episodes(played: Simulator, new: Simulator, seed: int) -> Any:
 
 def _visible_state(root: _Env) -> bytes:
     """Describe the random generator, and the attributes of all layers that are numbers, texts or small arrays."""
-    layers = [root]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
     attributes = [
         sorted((name, value) for name, value in vars(layer).items() if _is_plain(value) and name != "_np_random_seed")
-        for layer in layers
+        for layer in layers_of(root)
     ]
-    return pickle.dumps((root.unwrapped.np_random.bit_generator.state, attributes))
+    return pickle.dumps((core_of(root).np_random.bit_generator.state, attributes))
 
 
 def _is_plain(value: Any) -> bool:

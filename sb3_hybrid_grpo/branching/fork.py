@@ -16,6 +16,7 @@ from gymnasium import spaces
 from sb3_hybrid_grpo.branching.child import CAN_FORK, PATIENCE, Channel, Child, ChildDied, ChildHangs, Raised, end
 from sb3_hybrid_grpo.branching.forecasts import Forecast
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
+from sb3_hybrid_grpo.branching.layers import core_of
 from sb3_hybrid_grpo.branching.masks import masks_of
 from sb3_hybrid_grpo.branching.outcomes import difference, store_observation
 from sb3_hybrid_grpo.branching.shared import obstacle_to_fork
@@ -29,7 +30,7 @@ _STEPS_OF_COPIES = (PROBE_STEPS, 3, PROBE_STEPS)
 
 _OUTSIDE = (
     "Some of its state is outside this process (a server, a device, shared memory), or depends on the clock or on the "
-    "system's source of random numbers."
+    "system's source of random numbers, which np.random.default_rng() without a seed draws from: then use self.np_random."
 )
 _WAYS_OUT = (
     "Ways out: (1) pass a brancher of your own, brancher=lambda venv: MyBrancher(venv); (2) train without branching, with "
@@ -228,7 +229,7 @@ def milliseconds_per_fork() -> float:
 
 def _make_generators(root: gym.Env[Any, Any]) -> None:
     """Make the random generators that do not exist yet: each branch would make others."""
-    _ = root.unwrapped.np_random
+    _ = core_of(root).np_random
     pending: list[Any] = []
     layer: Any = root
     while isinstance(layer, gym.Wrapper):
@@ -246,7 +247,7 @@ def _make_generators(root: gym.Env[Any, Any]) -> None:
 
 def _take_steps(simulator: Simulator, channel: Channel) -> None:
     """Begin an episode in a child, and go on with it in several copies of that: a reset in each would hide what they share."""
-    simulator.root.reset()
+    simulator.reset()
     for n_steps in _STEPS_OF_COPIES:
         family: set[Child] = set()
         child = Child(partial(_try_actions, simulator, n_steps), family)

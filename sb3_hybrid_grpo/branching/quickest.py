@@ -1,7 +1,6 @@
 """Branching in the quicker of two ways, state by state."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -14,6 +13,7 @@ from sb3_hybrid_grpo.branching.fork import ForkBrancher, milliseconds_per_fork
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.outcomes import copy_environments
 from sb3_hybrid_grpo.branching.replay import ReplayBrancher
+from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, UnbranchableEnvError
 
 _Step: TypeAlias = Callable[[InProcessBrancher, np.ndarray], BranchOutcome]
@@ -80,7 +80,7 @@ class QuickestBrancher(InProcessBrancher):
             self.close()
             self._replays_are_exact = False
             self._is_forked[:] = True
-            warnings.warn(f"{error}\nFrom now on all branches are forked, as with brancher='fork'.", stacklevel=2)
+            warn(f"{error}\nFrom now on all branches are forked, as with brancher='fork'.")
             return self._step_both(step, alive)
 
     def close(self) -> None:

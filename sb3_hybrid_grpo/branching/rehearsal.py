@@ -95,7 +95,7 @@ def _perform(envs: Sequence[gym.Env[Any, Any]], make_brancher: Callable[[], InPr
         warnings.simplefilter("ignore")
         for simulator in map(Simulator, envs):
             with simulator.unwatched():
-                simulator.root.reset()
+                simulator.reset()
                 simulator.try_actions(copy.deepcopy(simulator.env.action_space), PROBE_STEPS, seed=0)
     channel.send(None)
     try:
@@ -110,7 +110,7 @@ def _milliseconds_per_branch(envs: Sequence[gym.Env[Any, Any]], brancher: InProc
     simulators = [Simulator(env) for env in envs]
     for simulator in simulators:
         with simulator.unwatched():
-            simulator.root.reset()
+            simulator.reset()
     action = sample(copy.deepcopy(envs[0].action_space), masks_of(envs[0]))
     alive = np.zeros((len(envs), _N_TIMED_BRANCHES), dtype=bool)
     alive[0] = True

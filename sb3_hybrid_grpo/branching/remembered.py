@@ -21,8 +21,12 @@ class RememberedStates(Protocol):
     def remember(self) -> None:
         """Keep the present states; workers need not have done so before ``confirm``."""
 
-    def confirm(self) -> None:
-        """Wait until the states are kept."""
+    def confirm(self) -> np.ndarray | None:
+        """
+        Wait until the states are kept.
+
+        :return: for which environments that came too late, since they are others than before, [E]; ``None`` if for none
+        """
 
     def forget(self) -> None:
         """Forget the states that were kept."""

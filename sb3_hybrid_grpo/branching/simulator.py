@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -11,6 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
+from sb3_hybrid_grpo.branching.layers import core_of
 from sb3_hybrid_grpo.branching.masks import masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
@@ -62,6 +65,28 @@ def transparent_wrappers() -> set[type[_AnyWrapper]]:
     return set(_transparent_wrappers)
 
 
+class ResetError(BranchError):
+    """An environment raised when it was reset to be probed."""
+
+
+_reset_options: dict[int, dict[str, Any]] = {}
+
+
+@contextmanager
+def reset_options(envs: Sequence[gym.Env[Any, Any]], options: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """
+    Have ``Simulator.reset`` give options to environments.
+
+    :param envs: the environments
+    :param options: their options, if there are any
+    """
+    _reset_options.update({id(env): of_env for env, of_env in zip(envs, options, strict=False)})
+    try:
+        yield
+    finally:
+        _reset_options.clear()
+
+
 class _Detours:
     """
     Leads around recorders and renderers as long as it is entered.
@@ -109,12 +134,14 @@ class Simulator:
         self.env = env
         self.root = _skip_transparent(env)
         # Spaces may be attributes of the class, where no walk from the instance meets them.
-        self.roots = (self.root, self.root.unwrapped.action_space, self.root.unwrapped.observation_space)
+        core = core_of(env)
+        self.roots = (self.root, core.action_space, core.observation_space)
         self._detours = _Detours(self.root)
         self._states: BranchStates = SavedStates(*self.roots)
         self.may_use_global_generators = True
         self.task: TaskSimulator | None = None
         self.n_masks = 0
+        self._includes_generators = False
 
     def unwatched(self) -> _Detours:
         """
@@ -159,9 +186,11 @@ class Simulator:
         """What keeps states for branches to come, where that is possible."""
         return self._states if isinstance(self._states, PrivateAttributes) else None
 
-    def include(self, shared_roots: tuple[Any, ...]) -> None:
-        """Save these as well from now on, and with the open branches, which have not changed them yet."""
-        self._states.include(shared_roots)
+    def include_generators(self) -> None:
+        """Save the global random generators as well from now on, and with the open branches, which have not used them yet."""
+        if not self._includes_generators:
+            self._includes_generators = True
+            self._states.include(randomness.GLOBAL_GENERATORS)
 
     def close(self) -> None:
         """Forget the open branches."""
@@ -184,7 +213,7 @@ class Simulator:
                 untouched = Snapshot(*self.roots, *models, *randomness.GLOBAL_GENERATORS)
                 try:
                     self._make_generator()
-                    self.root.reset()
+                    self.reset()
                     for step in range(PROBE_STEPS):
                         # Other numbers of steps in between, lest a hidden counter comes around to the same value.
                         example = self._probe_step(action_space, step, n_others=1 + step % 3)
@@ -196,6 +225,8 @@ class Simulator:
                     self.may_use_global_generators = known_layers(self.root) is None
                     private = codecs.mujoco.PrivateStates.of(self.root) or PrivateAttributes.of(self.root)
                     self._states = private or self._states
+            except ResetError:
+                raise
             except UnbranchableEnvError as error:
                 raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
             except Exception as error:
@@ -206,9 +237,27 @@ class Simulator:
             self._make_generator()
         return example, uses_global_generators
 
+    def reset(self) -> None:
+        """
+        Begin an episode, with the options that the vectorised environment will give to its first one.
+
+        :raises ResetError: if the environment raises
+        """
+        options = _reset_options.get(id(self.env))
+        keywords: dict[str, Any] = {"options": options} if options else {}
+        try:
+            self.root.reset(**keywords)
+        except Exception as error:
+            given = f"options={options!r}" if options else "no options"
+            raise ResetError(
+                f"{self.env} raised {type(error).__name__} when it was reset with {given} to try a few steps: {error}\n"
+                "The state before was restored. If its first reset needs options, give them to the vectorised environment by "
+                "set_options() before the model is made, or reset it once before."
+            ) from error
+
     def _make_generator(self) -> None:
         """Make the environment's random generator if there is none: each branch would make one of its own."""
-        _ = self.root.unwrapped.np_random
+        _ = core_of(self.root).np_random
 
     def _probe_step(self, action_space: spaces.Space[Any], seed: int, n_others: int) -> Any:
         snapshot = Snapshot(*self.roots, *randomness.GLOBAL_GENERATORS)
@@ -222,13 +271,14 @@ class Simulator:
                 raise UnbranchableEnvError(
                     f"after its attributes were saved and restored, the same actions gave other {name}. Some of its state "
                     "is hidden from its attributes: in a closure, a module or class variable, another process, or an "
-                    "extension library that keeps it by a handle.\n"
+                    "extension library that keeps it by a handle. Or its steps draw from a generator that they make without a "
+                    "seed, such as np.random.default_rng(): then use self.np_random.\n"
                     "Ways out: (1) keep that state in attributes, or register a codec for it with "
                     "sb3_hybrid_grpo.branching.register_codec; (2) branch by forking the process, with "
                     "brancher='fork'; (3) train without branching, with n_samples=1."
                 )
         if again.terminated.any() or again.truncated.any():
-            self.root.reset()
+            self.reset()
         return obs
 
     def _probe_task(self, action_space: spaces.Space[Any]) -> TaskSimulator | None:
@@ -242,7 +292,7 @@ class Simulator:
             if not task.agrees(action, *expected):
                 return None
             if expected[2] or expected[3]:
-                self.root.reset()
+                self.reset()
         return task
 
     def try_actions(self, action_space: spaces.Space[Any], n_steps: int, seed: int) -> tuple[BranchOutcome, Any]:
@@ -269,6 +319,6 @@ def _leave_in_any_case(states: BranchStates) -> None:
 
 
 def _skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    while type(env) in _transparent_wrappers:
+    while type(env) in _transparent_wrappers and "step" not in vars(env):
         env = env.env  # type: ignore[attr-defined]
     return env

@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from sb3_hybrid_grpo.common.maskable import is_maskable, masking, overrides_forward
+from sb3_hybrid_grpo.common.maskable import class_of, is_maskable, masking, overrides_forward, uncompiled
 from sb3_hybrid_grpo.common.sampling import (
     actions_from_noise,
     forward_samples,
@@ -66,7 +66,7 @@ class Actor:
         """
         with th.no_grad():
             obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
-            if overrides_forward(type(self.policy)):
+            if overrides_forward(class_of(self.policy)):
                 actions, values, log_probs = forward_samples(self.policy, obs_tensor, n_samples, action_masks)
                 return Samples(self._shaped(actions, n_samples), values, log_probs)
             distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks))
@@ -105,7 +105,7 @@ class Actor:
         :return: actions for the environment, [B, \\*action_shape]
         :raises InvalidArgumentError: if the policy is maskable and there are no masks
         """
-        takes_masks = is_maskable(type(self.policy))
+        takes_masks = is_maskable(class_of(self.policy))
         if takes_masks and action_masks is None:
             raise InvalidArgumentError(
                 "A maskable policy goes on in branches of several steps, but the outcomes of the brancher have no "
@@ -222,7 +222,7 @@ def make_actor(policy: ActorCriticPolicy) -> Actor:
 
 
 def _is_overridden(policy: ActorCriticPolicy, name: str) -> bool:
-    return getattr(getattr(policy, name), "__func__", None) is not getattr(ActorCriticPolicy, name)
+    return getattr(getattr(uncompiled(policy), name), "__func__", None) is not getattr(ActorCriticPolicy, name)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -15,6 +15,7 @@ from sb3_hybrid_grpo.common.advantages import (
     RELATIVE_ADVANTAGES,
     Advantages,
     averaged_advantages,
+    hybrid_advantages,
     mixed_advantages,
     model_share,
     relative_precision,
@@ -38,6 +39,7 @@ class MultiSampleMixin(RolloutBuffer):
 
     Arrays: ``observations`` [T, E, ...] once per state; ``actions`` [T, E, N, action_dim], ``rewards``, ``next_values``,
     ``terminated``, ``log_probs``, ``log_weights`` [T, E, N]; ``values``, ``entropies``, ``branched`` [T, E].
+    ``bonuses`` [T, E] are rewards that the committed transitions alone have, such as intrinsic ones: see ``add_bonuses``.
     ``compute_returns_and_advantage`` adds ``estimates``, ``advantages`` and ``weights`` [T, E, N], ``averaged_advantages`` and
     ``returns`` [T, E].
 
@@ -62,7 +64,7 @@ class MultiSampleMixin(RolloutBuffer):
         ``"modelled"``
     :param is_selected: whether the committed action was chosen among the N by their estimates: then it has a branch like the
         others, and the trajectory, which is not the policy's own, counts for nothing
-    :param ent_coef: weight of the policy's entropies in rewards, for soft values
+    :param ent_coef: weight of the policy's entropies in rewards, for soft values; 0 if these are not wanted
     :raises InvalidArgumentError: if ``n_samples`` is no positive integer or a name is unknown
     """
 
@@ -74,6 +76,7 @@ class MultiSampleMixin(RolloutBuffer):
     model_share: float = 0.0
     branch_next_entropies: np.ndarray
     entropies: np.ndarray
+    bonuses: np.ndarray
     sources: np.ndarray
     log_weights: np.ndarray
     next_values: np.ndarray
@@ -114,21 +117,24 @@ class MultiSampleMixin(RolloutBuffer):
         self.action_sampling = action_sampling
         self.is_selected = is_selected
         self.ent_coef = ent_coef
+        self.is_soft = ent_coef != 0
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
         """Forget the rollout."""
         super().reset()
         self.model_share = 0.0
+        self._end: tuple[th.Tensor, np.ndarray] | None = None
         per_sample = (self.buffer_size, self.n_envs, self.n_samples)
         per_step = (*per_sample, self.branch_horizon)
         self.actions = np.zeros((*per_sample, self.action_dim), dtype=self.action_space.dtype)
         self.log_probs = np.zeros(per_sample, dtype=np.float32)
         self.entropies = np.zeros(per_sample[:2], dtype=np.float32)
+        self.bonuses = np.zeros(per_sample[:2], dtype=np.float32)
         self.log_weights = np.zeros(per_sample, dtype=np.float32)
         self.branch_rewards = np.zeros(per_step, dtype=np.float32)
         self.branch_next_values = np.zeros(per_step, dtype=np.float32)
-        self.branch_next_entropies = np.zeros(per_step if self.ent_coef else (0,), dtype=np.float32)
+        self.branch_next_entropies = np.zeros(per_step if self.is_soft else (0,), dtype=np.float32)
         self.branch_terminated = np.zeros(per_step, dtype=bool)
         self.branch_alive = np.zeros(per_step, dtype=bool)
         self.sources = np.broadcast_to(np.arange(self.n_samples), per_sample).copy()
@@ -150,6 +156,7 @@ class MultiSampleMixin(RolloutBuffer):
         alive: np.ndarray | None = None,
         source: np.ndarray | None = None,
         log_weight: np.ndarray | None = None,
+        bonus: np.ndarray | None = None,
     ) -> None:
         """
         Add one macro-step of every environment.
@@ -166,6 +173,7 @@ class MultiSampleMixin(RolloutBuffer):
         :param alive: whether the step was taken, shaped like ``reward``; all by default
         :param source: index of the sample whose outcome an action shares, because it is the same action, [E, N]
         :param log_weight: logarithms of the importance weights of actions that are no samples of the policy, [E, N]
+        :param bonus: rewards that the committed actions alone have, [E]
         """
         if isinstance(obs, dict):
             for key, stored in self.observations.items():  # type: ignore[attr-defined]
@@ -183,6 +191,8 @@ class MultiSampleMixin(RolloutBuffer):
             self.sources[self.pos] = source
         if log_weight is not None:
             self.log_weights[self.pos] = log_weight
+        if bonus is not None:
+            self.bonuses[self.pos] = bonus
         if value is not None:
             self.values[self.pos] = value.cpu().numpy().reshape(self.n_envs)
         if log_prob is not None:
@@ -204,19 +214,24 @@ class MultiSampleMixin(RolloutBuffer):
         advantage on their committed action, centred like the tails, and count as much less as it is noisier. If the committed
         action was selected, targets are the mean of the estimates plus values: branches go on as the policy does.
 
+        May be called again for the same rollout, whose rewards the reward transform has learned from by then.
+
         :param last_values: values of the states after the last macro-step, [E] or [E, 1]
         :param dones: whether the last macro-step ended the episode, [E]
+        :raises InvalidArgumentError: if there are bonuses that have no place in the estimator
         """
         ends = np.concatenate((self.episode_starts[1:], dones[None].astype(np.float32)))
         following = np.concatenate((self.values[1:], last_values.cpu().numpy().reshape(1, self.n_envs)))
         self.next_values[..., 0] = np.where(ends, self.next_values[..., 0], following)
-        self.reward_transform.fit(self.rewards, ends, self.gamma)
+        if self._end is None:
+            self.reward_transform.fit(self.rewards, ends, self.gamma)
+        self._end = last_values, dones
         rewards = self.reward_transform(self.branch_rewards)
-        if self.ent_coef:
+        if self.is_soft:
             rewards = soft_rewards(rewards, self.entropies, self.branch_next_entropies, self.ent_coef)
 
         steps = value_boosted_estimates(rewards[..., 0], self.values, self.next_values, self.terminated, self.gamma)[..., 0]
-        gae = generalized_advantages(steps, ends, self.gamma, self.gae_lambda)
+        gae = generalized_advantages(steps + self.bonuses, ends, self.gamma, self.gae_lambda)
         tails = gae_tails(gae, ends, self.gamma, self.gae_lambda, self.branch_horizon)
         self.estimates = branch_estimates(
             rewards,
@@ -233,10 +248,46 @@ class MultiSampleMixin(RolloutBuffer):
             self.estimates[..., 0] = committed_estimates(steps, ends, self.gamma, self.branch_lambda, self.branch_horizon)
         self.estimates = np.take_along_axis(self.estimates, self.sources, axis=-1)
         self.averaged_advantages = np.where(self.branched, averaged_advantages(self.estimates), self.estimates[..., 0])
-        self._estimate_advantages(np.take_along_axis(rewards[..., 0], self.sources, axis=-1), gae, tails)
+        bonuses = committed_estimates(self.bonuses, ends, self.gamma, self.branch_lambda, self.branch_horizon)
+        self._estimate_advantages(np.take_along_axis(rewards[..., 0], self.sources, axis=-1), gae, tails, bonuses)
         self.returns = self.values + ((self.weights * self.estimates).sum(axis=-1) if self.is_selected else gae)
 
-    def _estimate_advantages(self, rewards: np.ndarray, gae: np.ndarray, tails: np.ndarray) -> None:
+    def add_bonuses(self, bonuses: np.ndarray) -> None:
+        """
+        Reward the committed transitions for something that branches know nothing of, such as their novelty.
+
+        Call it in a callback's ``_on_rollout_end``: returns and advantages are computed again. The actions of a state are
+        compared without bonuses, which none of the others could have had. What the committed action brings over the steps that
+        a branch looks ahead is then credited to it alone, relative to the rollout's mean, and the critic learns the returns
+        with bonuses, as in PPO.
+
+        :param bonuses: rewards, in units of transformed ones, [T, E]
+        :raises InvalidArgumentError: if their shape is another, or they have no place in the estimator
+        """
+        if np.shape(bonuses) != self.bonuses.shape:
+            raise InvalidArgumentError(f"bonuses of a rollout have shape {self.bonuses.shape}, not {np.shape(bonuses)}.")
+        if self._end is None or self.generator_ready:
+            raise InvalidArgumentError("add_bonuses() is for the end of a rollout: call it in `_on_rollout_end`.")
+        self.bonuses += bonuses
+        self.compute_returns_and_advantage(*self._end)
+
+    def _check_bonuses(self) -> None:
+        obstacles = {
+            "the committed action was selected by outcomes that know nothing of them": self.is_selected,
+            "a model knows nothing of them": self.action_sampling == "modelled",
+            "without a critic there is nothing that they could be added to": self.advantage == "group_normalized",
+        }
+        for reason, holds in obstacles.items():
+            if holds:
+                raise InvalidArgumentError(
+                    f"Committed transitions can have no bonuses (add_bonuses, or rewards changed by a callback): {reason}. "
+                    "Add them in a wrapper of the environment, where branches have them as well."
+                )
+
+    def _estimate_advantages(self, rewards: np.ndarray, gae: np.ndarray, tails: np.ndarray, bonuses: np.ndarray) -> None:
+        has_bonuses = bool(self.bonuses.any())
+        if has_bonuses:
+            self._check_bonuses()
         branched = self.branched
         self.advantages = np.zeros(rewards.shape, dtype=np.float32)
         self.weights = np.zeros(rewards.shape, dtype=np.float32)
@@ -246,6 +297,8 @@ class MultiSampleMixin(RolloutBuffer):
                 estimates, self.log_probs[branched], self.log_weights[branched]
             )
             advantages = self._combine(rewards[branched], estimates, relative, gae[branched], tails[branched])
+            if has_bonuses:
+                advantages = hybrid_advantages(advantages, bonuses[branched])
             self.advantages[branched], self.weights[branched] = advantages
         if not branched.all():
             unbranched = gae[~branched] - gae[~branched].mean()

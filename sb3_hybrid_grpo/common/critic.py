@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_hybrid_grpo.common.maskable import stock_class
+from sb3_hybrid_grpo.common.maskable import class_of, stock_class
 from sb3_hybrid_grpo.common.networks import chunk_size
 from sb3_hybrid_grpo.common.type_aliases import Floats, MultiSampleRolloutBufferSamples
 
@@ -80,8 +80,8 @@ def has_linear_head(policy: ActorCriticPolicy) -> bool:
     :param policy: the policy
     :return: whether its critic can be refitted
     """
-    stock = stock_class(type(policy))
-    return type(policy).predict_values is stock.predict_values and type(policy.value_net) is nn.Linear
+    stock = stock_class(class_of(policy))
+    return class_of(policy).predict_values is stock.predict_values and type(policy.value_net) is nn.Linear
 
 
 @th.no_grad()

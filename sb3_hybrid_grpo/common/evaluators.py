@@ -15,7 +15,7 @@ from torch import nn
 from sb3_hybrid_grpo.common.actors import MlpActor
 from sb3_hybrid_grpo.common.heads import HEADS
 from sb3_hybrid_grpo.common.losses import Loss
-from sb3_hybrid_grpo.common.maskable import masking, stock_class
+from sb3_hybrid_grpo.common.maskable import class_of, masking, stock_class
 from sb3_hybrid_grpo.common.networks import Chain
 
 
@@ -64,7 +64,7 @@ def keeps_distribution(policy: ActorCriticPolicy) -> bool:
     :return: whether it does
     """
     return all(
-        getattr(type(policy), name) is getattr(stock_class(type(policy)), name)
+        getattr(class_of(policy), name) is getattr(stock_class(class_of(policy)), name)
         for name in ("evaluate_actions", "_get_action_dist_from_latent")
     )
 
@@ -187,7 +187,7 @@ class MlpEvaluator(Evaluator):
         return (
             MlpActor.is_plain(policy)
             and keeps_distribution(policy)
-            and type(policy).predict_values is ActorCriticPolicy.predict_values
+            and class_of(policy).predict_values is ActorCriticPolicy.predict_values
             and type(policy.vf_features_extractor) is FlattenExtractor
             and all(Chain.supports(layers) for layers in _layers(policy))
             and all(parameter.requires_grad for parameter in policy.parameters())

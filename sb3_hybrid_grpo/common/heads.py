@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_hybrid_grpo.common.maskable import is_maskable, overrides_forward
+from sb3_hybrid_grpo.common.maskable import class_of, is_maskable, overrides_forward
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError
 
 _HALF_LOG_TAU = 0.5 * math.log(math.tau)
@@ -143,9 +143,9 @@ def check_entropies(policy: ActorCriticPolicy, horizon: int) -> None:
     obstacle = None
     if policy.squash_output:
         obstacle = "the entropy of a squashed distribution has no closed form"
-    elif overrides_forward(type(policy)):
-        obstacle = f"{type(policy).__name__} samples in a `forward` of its own"
-    elif horizon > 1 and is_maskable(type(policy)):
+    elif overrides_forward(class_of(policy)):
+        obstacle = f"{class_of(policy).__name__} samples in a `forward` of its own"
+    elif horizon > 1 and is_maskable(class_of(policy)):
         obstacle = "what is valid at the end of a branch is unknown. Use branch_horizon=1"
     if obstacle is not None:
         raise InvalidArgumentError(f"soft_values=True is not possible: {obstacle}.")

@@ -39,6 +39,26 @@ def overrides_forward(policy_class: type[BasePolicy]) -> bool:
     return policy_class.forward is not stock_class(policy_class).forward
 
 
+def uncompiled(policy: BasePolicy) -> BasePolicy:
+    """
+    Return what ``torch.compile`` was given.
+
+    :param policy: a policy, or the compiled module around it, which looks attributes up in it but is of another class
+    :return: the policy
+    """
+    return getattr(policy, "_orig_mod", policy)
+
+
+def class_of(policy: BasePolicy) -> type[ActorCriticPolicy]:
+    """
+    Return the class that a policy was written as.
+
+    :param policy: the policy, compiled or not
+    :return: its class
+    """
+    return type(uncompiled(policy))  # type: ignore[return-value]
+
+
 def masking(action_masks: np.ndarray | th.Tensor | None) -> dict[str, Any]:
     """
     Return what a policy's methods take beside observations and actions.

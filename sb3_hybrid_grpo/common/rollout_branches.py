@@ -152,6 +152,7 @@ class LateBranches:
         self._buffer = buffer
         self._deferred = deferred
         self._waiting: list[_Waiting] = []
+        self._came_too_late: np.ndarray | None = None
         brancher.forget()
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
@@ -161,10 +162,16 @@ class LateBranches:
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
         """Take the committed step, which workers begin as soon as they have kept their states."""
-        return step_behind(self._brancher.confirm, env, actions)
+        return step_behind(self._confirm, env, actions)
+
+    def _confirm(self) -> None:
+        self._came_too_late = self._brancher.confirm()
 
     def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
         """Complete macro-steps if the branches that wait are many."""
+        if self._came_too_late is not None:
+            self._waiting[-1].alive[self._came_too_late] = False
+            self._buffer.sources[self._buffer.pos - 1, self._came_too_late] = np.arange(self._buffer.n_samples)
         n_waiting = len(self._waiting) * self._waiting[0].alive.size
         return self.finish_all() if n_waiting >= _BRANCHES_AT_ONCE else 0
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_hybrid_grpo.common.maskable import masking, overrides_forward
+from sb3_hybrid_grpo.common.maskable import class_of, masking, overrides_forward
 from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError
 
 
@@ -121,10 +121,10 @@ def check_common_noise(policy: ActorCriticPolicy) -> None:
     :raises InvalidArgumentError: if it turns noise into actions in a way of its own
     """
     draw_noise(policy.action_dist, 1)
-    if overrides_forward(type(policy)):
+    if overrides_forward(class_of(policy)):
         raise InvalidArgumentError(
-            f"Branches of several steps share the policy's noise, but {type(policy).__name__} samples in a `forward` of its "
-            "own: override `get_distribution` instead, or use branch_horizon=1."
+            f"Branches of several steps share the policy's noise, but {class_of(policy).__name__} samples in a `forward` of "
+            "its own: override `get_distribution` instead, or use branch_horizon=1."
         )
 
 

@@ -1,8 +1,9 @@
 """What goes wrong in training, by which logged metric it shows, and which argument to change."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+from sb3_hybrid_grpo.common.notices import warn
 
 
 class Symptom(NamedTuple):
@@ -156,6 +157,4 @@ class Watch:
             self._streaks[symptom] = self._streaks[symptom] + 1 if present else 0
             if self._streaks[symptom] == symptom.patience:
                 self._reported.add(symptom)
-                warnings.warn(
-                    f"{symptom.patience} updates in a row show {symptom.describe(metrics[symptom.metric])}", stacklevel=4
-                )
+                warn(f"{symptom.patience} updates in a row show {symptom.describe(metrics[symptom.metric])}")

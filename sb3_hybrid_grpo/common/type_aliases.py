@@ -200,8 +200,12 @@ class RememberingBrancher(Brancher, Protocol):
         :param obs: observations of the states as the policy sees them
         """
 
-    def confirm(self) -> None:
-        """Wait until the states are kept. The committed step may be asked for before."""
+    def confirm(self) -> np.ndarray | None:
+        """
+        Wait until the states are kept. The committed step may be asked for before.
+
+        :return: for which environments that was not possible, so that nothing is branched, [E]; ``None`` if for none
+        """
 
     def forget(self) -> None:
         """Forget the states that were remembered."""
@@ -212,6 +216,20 @@ class RememberingBrancher(Brancher, Protocol):
 
         :return: a brancher whose branches start from all T states of an environment: of n branches the first n / T from the
             first of them, and so on; its outcomes may be observed once all of their committed steps are made
+        """
+
+
+class RenewableBrancher(Brancher, Protocol):
+    """A brancher that notices when the environments are others than those that it was made for."""
+
+    is_outdated: bool
+    """Whether they are: one without this attribute is no ``RenewableBrancher``."""
+
+    def renew(self) -> None:
+        """
+        Turn to the environments that there are now.
+
+        :raises UnbranchableEnvError: if one of them cannot be branched exactly
         """
 
 

@@ -1,7 +1,6 @@
 """Hybrid Group Relative Policy Optimization."""
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -10,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -20,11 +20,13 @@ from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common.action_sampling import ActionSampling, make_action_sampling, make_modelled_sampling
 from sb3_hybrid_grpo.common.action_selection import check_selection
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin, multi_sample_buffer_class
+from sb3_hybrid_grpo.common.callback_locals import RolloutCallback
 from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
 from sb3_hybrid_grpo.common.checks import check_name, check_number, check_positive_integer
 from sb3_hybrid_grpo.common.critic import has_linear_head
 from sb3_hybrid_grpo.common.heads import check_entropies
 from sb3_hybrid_grpo.common.maskable import is_maskable, masking, without_sde
+from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.sampling import check_common_noise
 from sb3_hybrid_grpo.common.symptoms import Watch
@@ -256,6 +258,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self._selection_scale = np.inf
         self._model_state = None
         self._brancher: Brancher | None = None
+        self._branched_env: VecEnv | None = None
         self._check_policy_class()
         self._check_arguments()
 
@@ -301,11 +304,10 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         if self.normalize_advantage:
             assert n_states > 1, f"`n_steps * n_envs` must be greater than 1. Currently {self.n_steps=} and {self.n_envs=}"
         if n_states % self.batch_size > 0:
-            warnings.warn(
+            warn(
                 f"A rollout of n_steps * n_envs = {self.n_steps} * {self.n_envs} = {n_states} states is no multiple of the "
                 f"mini-batch size {self.batch_size}: at the end of every epoch there will be a truncated mini-batch of size "
-                f"{n_states % self.batch_size}.",
-                stacklevel=4,
+                f"{n_states % self.batch_size}."
             )
 
     def _setup_model(self) -> None:
@@ -341,16 +343,13 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             check_entropies(self.policy, self._horizon)
         self._has_linear_head = has_linear_head(self.policy)
         if self.refit_critic and not self._has_linear_head:
-            warnings.warn(
-                f"`refit_critic` has no effect: the values of {self.policy_class.__name__} are no outputs of a linear layer.",
-                stacklevel=3,
-            )
+            warn(f"`refit_critic` has no effect: the values of {self.policy_class.__name__} are no outputs of a linear layer.")
         self._watch = Watch()
         self._branch_rng = np.random.default_rng(self.seed)
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
-        self._brancher = self._make_brancher(self.env)
+        self._branch(self.env)
 
     def _make_action_sampling(self) -> ActionSampling:
         how_many = (self.action_sampling, self.n_samples, self.advantage, self.policy_class)
@@ -391,7 +390,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         vec_env = self._wrap_env(env, self.verbose)
         brancher = self._make_brancher(vec_env)
         super().set_env(vec_env, force_reset)
-        self._brancher = brancher
+        self._brancher, self._branched_env = brancher, vec_env
 
     def predict(
         self,
@@ -435,6 +434,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         """
         if reset_num_timesteps:
             self.num_simulator_steps = 0
+        # Before the environments are reset: some branchers write down what happens from then on.
+        self._branch(self.env)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -444,5 +445,12 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             progress_bar=progress_bar,
         )
 
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        return RolloutCallback(super()._init_callback(callback, progress_bar))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the brancher out, which is bound to living environments. The next rollout makes it anew."""
+        return {**vars(self), "_brancher": None, "_branched_env": None}
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_brancher", "_watch"]
+        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_watch"]

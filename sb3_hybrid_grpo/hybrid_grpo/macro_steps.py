@@ -1,5 +1,8 @@
 """Macro-steps: N actions at each state, all of them evaluated, one of them committed."""
 
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -17,16 +20,17 @@ from sb3_hybrid_grpo.common.action_selection import SELECTIONS, estimates_before
 from sb3_hybrid_grpo.common.actors import make_actor
 from sb3_hybrid_grpo.common.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common.callback_locals import CommittedStep, locals_of
 from sb3_hybrid_grpo.common.checks import check_outcome
 from sb3_hybrid_grpo.common.diagnostics import rollout_statistics
 from sb3_hybrid_grpo.common.evaluation import DeferredEntropies, DeferredValues, evaluate_rollout
 from sb3_hybrid_grpo.common.maskable import masking
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardTransform
-from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, rollout_branches
+from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, RolloutBranches, rollout_branches
 from sb3_hybrid_grpo.common.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.common.sampling import first_occurrences, to_env_actions
 from sb3_hybrid_grpo.common.symptoms import Watch
-from sb3_hybrid_grpo.common.type_aliases import Brancher, LearningBrancher
+from sb3_hybrid_grpo.common.type_aliases import Brancher, LearningBrancher, RenewableBrancher
 
 
 class MacroSteps(OnPolicyAlgorithm):
@@ -38,9 +42,11 @@ class MacroSteps(OnPolicyAlgorithm):
     num_simulator_steps: int
     reward_transform: AnyRewardTransform
     soft_values: bool
+    tail_coef: float | None
     uses_critic: ClassVar[bool]
     _action_sampling: ActionSampling
     _branch_rng: np.random.Generator
+    _branched_env: VecEnv | None
     _brancher: Brancher | None
     _horizon: int
     _is_maskable: bool
@@ -71,13 +77,18 @@ class MacroSteps(OnPolicyAlgorithm):
         if self.soft_values:
             deferred.append(DeferredEntropies(self.policy))
         n_envs, n_samples = env.num_envs, self._action_sampling.group_size
+        shown = locals_of(callback)
+        shown.update(self=self, env=env, rollout_buffer=rollout_buffer, n_rollout_steps=n_rollout_steps)
 
         n_steps = 0
         rollout_buffer.reset()
         noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
         is_selected = rollout_buffer.is_selected
-        prepare = AwaitedBranches if is_selected else rollout_branches
-        branches = prepare(actor, self._brancher, rollout_buffer, deferred)
+        self._branch(env)
+        prepare = partial(
+            AwaitedBranches if is_selected else rollout_branches, actor, buffer=rollout_buffer, deferred=deferred
+        )
+        branches = prepare(self._brancher)
 
         callback.on_rollout_start()
 
@@ -90,23 +101,42 @@ class MacroSteps(OnPolicyAlgorithm):
                 noise.now,
                 action_masks,
             )
-            clipped_actions = to_env_actions(self.policy, actions)
+            env_actions = to_env_actions(self.policy, actions)
 
+            if getattr(self._brancher, "is_outdated", False):
+                branches = self._renew(branches, prepare)
             sources, alive = self._choose_branches(actions, action_masks)
             others = slice(0 if is_selected else 1, None)
-            branches.begin(clipped_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
+            branches.begin(env_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
             if isinstance(branches, AwaitedBranches):
                 order = self._select(branches.paths, sources)
                 branches.paths.reorder(order)
-                actions, clipped_actions, log_weights = reordered((actions, clipped_actions, log_weights), order)
+                actions, env_actions, log_weights = reordered((actions, env_actions, log_weights), order)
                 sources = reordered(order, reordered(sources, order))
-            new_obs, rewards, dones, infos = branches.step_env(env, clipped_actions[:, 0])
+            new_obs, rewards, dones, infos = branches.step_env(env, env_actions[:, 0])
             check_outcome(new_obs, rewards)
 
             self.num_timesteps += n_envs
             self.num_simulator_steps += n_envs
 
-            callback.update_locals(locals())
+            rewards_with_bonus = rewards.copy()
+            shown.renew(
+                {
+                    "n_steps": n_steps,
+                    "actions": actions[:, 0],
+                    "clipped_actions": env_actions[:, 0],
+                    "new_obs": new_obs,
+                    "rewards": rewards_with_bonus,
+                    "dones": dones,
+                    "infos": infos,
+                    "action_masks": action_masks,
+                    "sampled_actions": actions,
+                    "clipped_sampled_actions": env_actions,
+                    "sources": sources,
+                },
+                CommittedStep(self.policy, self._last_obs, actions[:, 0], action_masks, values, log_probs),  # type: ignore[arg-type]
+            )
+            callback.update_locals(shown)
             if not callback.on_step():
                 return False
 
@@ -126,6 +156,7 @@ class MacroSteps(OnPolicyAlgorithm):
                 alive=macro_step.alive,
                 source=sources,
                 log_weight=log_weights,
+                bonus=rewards_with_bonus - rewards,
                 **masking(action_masks),
             )
             self.num_simulator_steps += branches.finish(new_obs, infos, macro_step.terminated[:, 0, 0])
@@ -142,6 +173,7 @@ class MacroSteps(OnPolicyAlgorithm):
         with th.no_grad():
             last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
 
+        self._hand_over_settings(rollout_buffer)
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
 
         if self._is_modelled:
@@ -153,9 +185,42 @@ class MacroSteps(OnPolicyAlgorithm):
         self._watch.look(statistics)
         self._selection_scale = statistics["rollout/group_std"] or np.inf
 
-        callback.update_locals(locals())
+        shown.update(
+            n_steps=n_steps,
+            actions=actions[:, 0].reshape(-1, 1) if isinstance(self.action_space, spaces.Discrete) else actions[:, 0],
+            values=last_values,
+            log_probs=th.tensor(rollout_buffer.log_probs[-1, :, 0], device=self.device),
+        )
+        callback.update_locals(shown)
         callback.on_rollout_end()
         return True
+
+    def _branch(self, env: VecEnv | None) -> None:
+        """Have a brancher of an environment, and of what is in it now."""
+        if env is not self._branched_env:
+            self._brancher = self._make_brancher(env)
+            self._branched_env = env
+        elif getattr(self._brancher, "is_outdated", False):
+            cast(RenewableBrancher, self._brancher).renew()
+
+    @abstractmethod
+    def _make_brancher(self, env: VecEnv | None) -> Brancher | None: ...
+
+    def _renew(self, branches: RolloutBranches, prepare: Callable[[Brancher | None], RolloutBranches]) -> RolloutBranches:
+        """Complete what is to be branched in environments that were exchanged, and go on with those that there are now."""
+        self.num_simulator_steps += branches.finish_all()
+        cast(RenewableBrancher, self._brancher).renew()
+        return prepare(self._brancher)
+
+    def _hand_over_settings(self, rollout_buffer: MultiSampleMixin) -> None:
+        """Tell the buffer what callbacks may have changed since it was made, as PPO looks up ``ent_coef`` at each update."""
+        if self.soft_values:
+            rollout_buffer.ent_coef = self.ent_coef
+        chosen_for_buffer = self.rollout_buffer_kwargs
+        if "branch_lambda" not in chosen_for_buffer:
+            rollout_buffer.branch_lambda = self.branch_lambda
+        if self.tail_coef is not None and "tail_coef" not in chosen_for_buffer:
+            rollout_buffer.tail_coef = self.tail_coef
 
     def _choose_branches(self, actions: np.ndarray, action_masks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """
