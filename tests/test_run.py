@@ -94,7 +94,7 @@ def test_gsde_samples_are_distinct(n_envs, squash_output):
 
     class Keep(BaseCallback):
         def _on_step(self):
-            buffers.append(self.locals["actions"].copy())
+            buffers.append(self.locals["sampled_actions"].copy())
             return True
 
     model = HybridGRPO(

@@ -68,6 +68,7 @@ class CommittedStep:
 
 _COMPUTED = ("obs_tensor", "values", "log_probs")
 _ON_DEMAND = object()
+_NOT_YET_COMPUTED = dict.fromkeys(_COMPUTED, _ON_DEMAND)
 
 
 def _completed(name: str) -> Callable[..., Any]:
@@ -99,7 +100,8 @@ class CallbackLocals(dict[str, Any]):
         :param step: what the others are computed from
         """
         self._step = step
-        super().update(variables, obs_tensor=_ON_DEMAND, values=_ON_DEMAND, log_probs=_ON_DEMAND)
+        super().update(variables)
+        super().update(_NOT_YET_COMPUTED)
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
@@ -118,7 +120,10 @@ class CallbackLocals(dict[str, Any]):
 
     def update(self, /, *others: Any, **variables: Any) -> None:
         """Take over variables, unless they are these themselves."""
-        super().update(*(other for other in others if other is not self), **variables)
+        if others and others[0] is self:
+            others = ()
+        if others or variables:
+            super().update(*others, **variables)
 
     items = _completed("items")
     values = _completed("values")
