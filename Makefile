@@ -15,4 +15,4 @@ format:
 	ruff format .
 
 bench:
-	python -m benchmarks.branching_cost
+	python -m benchmarks.speed.branching_cost

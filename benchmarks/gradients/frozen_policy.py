@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.gradient_rollouts import Rollout
+from benchmarks.gradients.rollouts import Rollout
 from sb3_hybrid_grpo import HybridGRPO
 from sb3_hybrid_grpo.common.action_sampling import ActionSampling
 from sb3_hybrid_grpo.common.actors import Actor, Samples

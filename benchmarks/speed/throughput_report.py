@@ -1,4 +1,4 @@
-"""What the rows of ``benchmarks.throughput`` say, as a table and as a profile."""
+"""What the rows of ``benchmarks.speed.throughput`` say, as a table and as a profile."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.machine import provenance
-from benchmarks.timed_run import ROLLOUT_PHASES, Run
+from benchmarks.provenance import provenance
+from benchmarks.speed.timed_run import ROLLOUT_PHASES, Run
 
 Row = dict[str, str]
 

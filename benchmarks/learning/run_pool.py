@@ -7,12 +7,12 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Generator, Sequence
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
 
-from benchmarks.experiments import Run, settings_of
+from benchmarks import HERE
+from benchmarks.learning.experiments import Run, settings_of
 
 
 class Update(NamedTuple):
@@ -65,11 +65,11 @@ def _start(run: Run, evaluations: int, active: dict[Run, subprocess.Popen[str]],
     argument = {"settings": settings_of(run.config, run.environment), "seed": run.seed, "evaluations": evaluations}
     errors = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.train_run", json.dumps(argument)],
+        [sys.executable, "-m", "benchmarks.learning.training", json.dumps(argument)],
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=HERE.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,  # Ctrl-C reaches this process only, which then ends its children.
     )

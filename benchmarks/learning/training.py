@@ -1,7 +1,7 @@
 """
 One learning run in a process of its own.
 
-    python -m benchmarks.train_run JSON
+    python -m benchmarks.learning.training JSON
 
 The argument holds the settings, the seed and the number of evaluations. Lines of JSON go to standard output: progress, and at
 last the measurements as columns of a row. The process ends when nobody reads them any more.
@@ -27,9 +27,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
-from benchmarks.disturbed_reward import DisturbedReward
-from benchmarks.experiments import ALGORITHMS, POLICIES, Settings, arguments_of
-from benchmarks.machine import provenance
+from benchmarks.learning.disturbed_reward import DisturbedReward
+from benchmarks.learning.experiments import ALGORITHMS, POLICIES, Settings, arguments_of
+from benchmarks.provenance import provenance
 
 EVAL_EPISODES = 10
 _SECONDS_BETWEEN_REPORTS = 0.5

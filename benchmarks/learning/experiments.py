@@ -19,10 +19,10 @@ from sb3_contrib import TRPO, MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from benchmarks import HERE
 from sb3_hybrid_grpo import GRPO, HybridGRPO
 from sb3_hybrid_grpo.compare.settings import HYPERPARAM_DEFAULTS, ZOO_HYPERPARAMS
 
-HERE = Path(__file__).parent
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.json"))
 ALGORITHMS: Mapping[str, type[OnPolicyAlgorithm]] = {
     "ppo": PPO,

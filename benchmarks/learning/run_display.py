@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from benchmarks.experiments import Run
-from benchmarks.run_pool import Update
+from benchmarks.learning.experiments import Run
+from benchmarks.learning.run_pool import Update
 
 
 class Display:

@@ -1,7 +1,7 @@
 """
 One timed run in a process of its own, since peak memory belongs to a process.
 
-    python -m benchmarks.timed_run JSON
+    python -m benchmarks.speed.timed_run JSON
 
 The argument holds the fields of a ``Run``; a line of JSON with the measurements goes to standard output. Phases are timed from
 outside, by wrapping public methods and functions, at about a microsecond per call.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.gradient_reference import cosine
+from benchmarks.gradients.reference import cosine
 from sb3_hybrid_grpo.common.advantages import Advantages
 
 BUDGETS = (1, 8)

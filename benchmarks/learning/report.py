@@ -1,7 +1,7 @@
 """
-Write ``benchmarks/RESULTS.md`` and its figures from the rows of ``benchmarks.run``.
+Write ``benchmarks/RESULTS.md`` and its figures from the rows of ``benchmarks.learning.run``.
 
-    python -m benchmarks.report
+    python -m benchmarks.learning.report
 
 A suite is reported once it was begun, or other suites have runs of all its configurations. What a person concludes from it
 belongs in ``suites/NAME.md`` and is copied into the report.
@@ -13,17 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.advantage_variance import RESULTS as VARIANCES
-from benchmarks.advantage_variance import table
-from benchmarks.experiments import HERE, SUITES, load_suite
-from benchmarks.random_scores import EPISODES, random_scores
-from benchmarks.rows import RESULTS, Row, read_rows
-from benchmarks.scores import AXES, REFERENCE, SuiteRows, final_return, gather, steps_to_reach
-from benchmarks.throughput import read_rows as read_variances
+from benchmarks import HERE
+from benchmarks.gradients.advantage_variance import RESULTS as VARIANCES
+from benchmarks.gradients.advantage_variance import table
+from benchmarks.learning.experiments import SUITES, load_suite
+from benchmarks.learning.random_scores import EPISODES, random_scores
+from benchmarks.learning.rows import RESULTS, Row, read_rows
+from benchmarks.learning.scores import AXES, REFERENCE, SuiteRows, final_return, gather, steps_to_reach
+from benchmarks.speed.throughput import read_rows as read_variances
 
 _INTRODUCTION = f"""# Results
 
-Written by `python -m benchmarks.report` from the rows in `benchmarks/results/learning`; edit the conclusions in
+Written by `python -m benchmarks.learning.report` from the rows in `benchmarks/results/learning`; edit the conclusions in
 `benchmarks/suites/*.md`, not here.
 
 Returns are means over 10 episodes with deterministic actions and raw rewards. The normalised score of an environment is 0 for
@@ -32,7 +33,7 @@ committed steps, with undisturbed rewards. Equal budgets are PPO's mean budgets 
 are interpolated, and a run that ends earlier keeps its last score. A run
 trains in one thread: its processor seconds, which leave evaluations out, are its wall-clock time on a free core. Seconds of
 several machines are converted to those of one: divided by how much longer PPO took at the same commit than on average, fitted
-over all environments that it was trained in (`benchmarks/speeds.py`). Aggregates are
+over all environments that it was trained in (`benchmarks/speed/machine_speeds.py`). Aggregates are
 interquartile means (IQM) with 95 % stratified bootstrap intervals over environments and seeds, computed by
 [rliable](https://github.com/google-research/rliable).
 """
@@ -46,16 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit code: 1 if there is nothing to report
     """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.learning.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--suites", nargs="+", default=SUITES, help="names, or paths of files (default: all)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
-    parser.add_argument("--variances", type=Path, default=VARIANCES, help="CSV file of benchmarks.advantage_variance")
+    parser.add_argument("--variances", type=Path, default=VARIANCES, help="rows of gradients.advantage_variance")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of RESULTS.md and figures/")
     parser.add_argument("--repetitions", type=int, default=2000, help="bootstrap repetitions (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
-        import benchmarks.learning_figures  # noqa: F401
+        import benchmarks.learning.figures  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name not in ("rliable", "matplotlib"):
             raise
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _variance_section(path: Path, repetitions: int) -> Iterator[str]:
-    from benchmarks.reliable import interquartile_means
+    from benchmarks.learning.statistics import interquartile_means
 
     rows = read_variances(path)
     if not rows:
@@ -94,7 +95,7 @@ def _variance_section(path: Path, repetitions: int) -> Iterator[str]:
         means = interquartile_means({"": numbers[:, None]}, repetitions)
         return [means.text("", i) for i in range(numbers.shape[1])]
 
-    command = "`python -m benchmarks.advantage_variance && python -m benchmarks.report`"
+    command = "`python -m benchmarks.gradients.advantage_variance && python -m benchmarks.learning.report`"
     yield f"IQM over seeds: {command}\n\n{_table(header, list(table(rows, cells)))}\n"
 
 
@@ -104,10 +105,10 @@ def _is_worth_a_report(found: SuiteRows) -> bool:
 
 
 def _sections(found: SuiteRows, repetitions: int, figures: Path) -> Iterator[str]:
-    from benchmarks.learning_figures import draw_environments
+    from benchmarks.learning.figures import draw_environments
 
     suite = found.suite
-    command = f"`python -m benchmarks.run --suite {suite.name} && python -m benchmarks.report`"
+    command = f"`python -m benchmarks.learning.run --suite {suite.name} && python -m benchmarks.learning.report`"
     yield f"## {suite.name}\n\n{suite.question}\n\n{_origin(found)}\n"
     conclusions = HERE / "suites" / f"{suite.name}.md"
     if conclusions.exists():
@@ -130,8 +131,8 @@ def _sections(found: SuiteRows, repetitions: int, figures: Path) -> Iterator[str
 
 
 def _aggregates(found: SuiteRows, repetitions: int, figures: Path, command: str) -> Iterator[str]:
-    from benchmarks.learning_figures import draw_comparisons, draw_curves
-    from benchmarks.reliable import improvements, interquartile_means, ratios
+    from benchmarks.learning.figures import draw_comparisons, draw_curves
+    from benchmarks.learning.statistics import improvements, interquartile_means, ratios
 
     finals = [found.scores(axis, [1.0]) for axis, _ in enumerate(AXES)]
     stacked = {config: np.concatenate([scores[config] for scores in finals], axis=-1) for config in finals[0]}

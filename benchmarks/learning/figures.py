@@ -8,8 +8,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rliable import plot_utils
 
-from benchmarks.reliable import Estimates, interquartile_means, profiles
-from benchmarks.scores import AXES, SuiteRows
+from benchmarks.learning.scores import AXES, SuiteRows
+from benchmarks.learning.statistics import Estimates, interquartile_means, profiles
 
 SHARES = np.linspace(0, 1, 21)
 THRESHOLDS = np.linspace(0, 2.5, 51)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.gradient_rollouts import Rollout
+from benchmarks.gradients.rollouts import Rollout
 from sb3_hybrid_grpo.common.advantages import ESTIMATORS, RELATIVE_ADVANTAGES, Advantages, hybrid_advantages
 from sb3_hybrid_grpo.common.estimates import gae_tails
 

@@ -1,7 +1,7 @@
 """
 Writes the README's table of environments from what the check says about them.
 
-    python -m benchmarks.support_table [--families Atari,MiniGrid] [--write]
+    python -m benchmarks.speed.support_table [--families Atari,MiniGrid] [--write]
 
 A family whose packages are not installed, or cannot be made with the installed versions, keeps the row that the README has.
 """
@@ -11,16 +11,16 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 
+from benchmarks import HERE
 from sb3_hybrid_grpo import InvalidArgumentError, check_branchable
 from sb3_hybrid_grpo.check import BranchReport
 
-README = Path(__file__).parents[1] / "README.md"
+README = HERE.parent / "README.md"
 MARKER = "<!-- support-table -->"
 HEADER = "| family | tried | branched | a branch's step / `env.step` |\n|---|---|---|---|"
 N_STEPS = 50

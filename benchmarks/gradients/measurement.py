@@ -10,11 +10,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.frozen_policy import AllSamplings, FrozenPolicy
-from benchmarks.gradient_estimators import Estimator, all_estimators
-from benchmarks.gradient_reference import Reference, measure_reference
-from benchmarks.gradient_rollouts import Rollout
-from benchmarks.gradient_statistics import (
+from benchmarks.gradients.estimators import Estimator, all_estimators
+from benchmarks.gradients.frozen_policy import AllSamplings, FrozenPolicy
+from benchmarks.gradients.reference import Reference, measure_reference
+from benchmarks.gradients.rollouts import Rollout
+from benchmarks.gradients.statistics import (
     advantage_variance,
     averages,
     cosines_at_equal_cost,

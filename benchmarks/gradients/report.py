@@ -1,8 +1,8 @@
-"""Prints what the rows of ``benchmarks.gradient_quality`` say."""
+"""Prints what the rows of ``benchmarks.gradients.quality`` say."""
 
 from collections.abc import Sequence
 
-from benchmarks.throughput_report import Row, print_aligned
+from benchmarks.speed.throughput_report import Row, print_aligned
 
 TABLE = {
     "estimator": "name",

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.experiments import Environment, Run, Suite
-from benchmarks.rows import Row, find_row
-from benchmarks.speeds import machine_speeds, on_one_machine, session_of
+from benchmarks.learning.experiments import Environment, Run, Suite
+from benchmarks.learning.rows import Row, find_row
+from benchmarks.speed.machine_speeds import machine_speeds, on_one_machine, session_of
 
 REFERENCE = "ppo"
 AXES = ("committed steps", "simulator steps", "processor seconds")

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.experiments import Run, Settings, agree, settings_of
+from benchmarks import HERE
+from benchmarks.learning.experiments import Run, Settings, agree, settings_of
 
-RESULTS = Path(__file__).parent / "results" / "learning"
+RESULTS = HERE / "results" / "learning"
 
 
 class Row(NamedTuple):

@@ -1,8 +1,8 @@
 """
 Training speed of HybridGRPO beside SB3's PPO and sb3-contrib's TRPO, all with PPO's default hyperparameters.
 
-    python -m benchmarks.throughput [--envs HalfCheetah-v5 --n-samples 1 4 8 --n-envs 1]
-    python -m benchmarks.throughput --profile HalfCheetah-v5
+    python -m benchmarks.speed.throughput [--envs HalfCheetah-v5 --n-samples 1 4 8 --n-envs 1]
+    python -m benchmarks.speed.throughput --profile HalfCheetah-v5
 
 For each environment and number of environments in turn: PPO, then the other algorithms and each N, in a process and a thread
 each. Every one of them makes a pair with that PPO; in every other repetition their order is reversed. A row per run goes to
@@ -25,12 +25,13 @@ from typing import Any
 
 import gymnasium as gym
 
-from benchmarks.machine import provenance
-from benchmarks.throughput_report import Row, print_table, write_profile
-from benchmarks.timed_run import ALGORITHMS, VEC_ENVS, Run
+from benchmarks import HERE
+from benchmarks.provenance import provenance
+from benchmarks.speed.throughput_report import Row, print_table, write_profile
+from benchmarks.speed.timed_run import ALGORITHMS, VEC_ENVS, Run
 from sb3_hybrid_grpo.branching.local import BRANCHER_NAMES
 
-RESULTS = Path(__file__).parent / "results" / "throughput.csv"
+RESULTS = HERE / "results" / "throughput.csv"
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "ALE/Pong-v5"]
 
 with contextlib.suppress(ImportError):
@@ -131,11 +132,11 @@ def time_apart(run: Run) -> dict[str, Any]:
     :return: its measurements
     """
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.timed_run", json.dumps(run._asdict())],
+        [sys.executable, "-m", "benchmarks.speed.timed_run", json.dumps(run._asdict())],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=HERE.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return json.loads(process.stdout.splitlines()[-1])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.rows import Row
+from benchmarks.learning.rows import Row
 
 
 def session_of(row: Row) -> str:

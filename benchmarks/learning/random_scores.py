@@ -9,7 +9,9 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-SCORES = Path(__file__).parent / "random_scores.json"
+from benchmarks import HERE
+
+SCORES = HERE / "random_scores.json"
 EPISODES = 100
 
 

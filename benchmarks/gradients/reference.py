@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.frozen_policy import FrozenPolicy
-from benchmarks.gradient_rollouts import Rollout
+from benchmarks.gradients.frozen_policy import FrozenPolicy
+from benchmarks.gradients.rollouts import Rollout
 from sb3_hybrid_grpo.common.advantages import RELATIVE_ADVANTAGES, Advantages
 
 MIN_ROLLOUTS = 6

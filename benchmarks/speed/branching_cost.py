@@ -1,7 +1,7 @@
 """
 What a branch step costs, as a multiple of the same environment's own step.
 
-    python -m benchmarks.branching_cost
+    python -m benchmarks.speed.branching_cost
 
 In alternation, from the same states: N branches of one step, and the committed ``env.step``, both with the caches of a
 processor that did something else in between (it sampled actions). A row per environment goes to
@@ -12,17 +12,17 @@ import argparse
 import contextlib
 import csv
 import time
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from benchmarks.machine import provenance
+from benchmarks import HERE
+from benchmarks.provenance import provenance
 from sb3_hybrid_grpo.branching import make_brancher
 
-RESULTS = Path(__file__).parent / "results" / "branching_cost.csv"
+RESULTS = HERE / "results" / "branching_cost.csv"
 MUJOCO = (
     "Ant HalfCheetah Hopper Humanoid HumanoidStandup InvertedDoublePendulum InvertedPendulum Pusher Reacher Swimmer Walker2d"
 )

@@ -1,15 +1,15 @@
 """
 How good are estimators of the policy gradient?
 
-    python -m benchmarks.gradient_quality --envs Hopper-v5 --stages 20000 60000 --n-batches 20 --batch-states 2048
-    python -m benchmarks.gradient_quality --envs Hopper-v5 --checkpoints model.zip
+    python -m benchmarks.gradients.quality --envs Hopper-v5 --stages 20000 60000 --n-batches 20 --batch-states 2048
+    python -m benchmarks.gradients.quality --envs Hopper-v5 --checkpoints model.zip
 
 At policies that SB3's PPO reaches after some committed steps, or of checkpoints, gradients of single batches are compared with
-a reference: the gradient of long branches that share all random numbers, whose halves agree (see ``gradient_reference``). All
+a reference: the gradient of long branches that share all random numbers, whose halves agree (see ``reference``). All
 estimators get the same batches. Rows go to ``benchmarks/results/gradient_quality.csv``, those of a policy at once; estimators
 whose rows are there already are skipped, and the references are kept with the policies. ``seconds`` are processor time of a
-rollout, update excluded; for the other columns see ``gradient_statistics``. New estimators: add a function to
-``gradient_estimators.IDEAS``.
+rollout, update excluded; for the other columns see ``statistics``. New estimators: add a function to
+``estimators.IDEAS``.
 """
 
 import argparse
@@ -20,15 +20,16 @@ from typing import Any
 
 import torch as th
 
-from benchmarks.frozen_policy import saved_policy
-from benchmarks.gradient_estimators import IDEAS, Estimator
-from benchmarks.gradient_measurement import measure, possible_estimators
-from benchmarks.gradient_report import print_best
-from benchmarks.machine import provenance
-from benchmarks.throughput import read_rows
-from benchmarks.throughput_report import Row
+from benchmarks import HERE
+from benchmarks.gradients.estimators import IDEAS, Estimator
+from benchmarks.gradients.frozen_policy import saved_policy
+from benchmarks.gradients.measurement import measure, possible_estimators
+from benchmarks.gradients.report import print_best
+from benchmarks.provenance import provenance
+from benchmarks.speed.throughput import read_rows
+from benchmarks.speed.throughput_report import Row
 
-RESULTS = Path(__file__).parent / "results" / "gradient_quality.csv"
+RESULTS = HERE / "results" / "gradient_quality.csv"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

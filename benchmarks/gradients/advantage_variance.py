@@ -1,11 +1,11 @@
 """
 Is the variance of Hybrid GRPO's advantages lower than PPO's, and is its gradient any better for it?
 
-    python -m benchmarks.advantage_variance
+    python -m benchmarks.gradients.advantage_variance
 
 At policies that SB3's PPO reaches after some committed steps, all estimators get the same batches. Rows go to
-``benchmarks/results/advantage_variance.csv``, and ``python -m benchmarks.report`` puts them into ``RESULTS.md``; those that
-are there already are skipped.
+``benchmarks/results/advantage_variance.csv``, and ``python -m benchmarks.learning.report`` puts them into ``RESULTS.md``;
+those that are there already are skipped.
 """
 
 import argparse
@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from benchmarks.frozen_policy import FrozenPolicy, saved_policy
-from benchmarks.gradient_estimators import Estimator
-from benchmarks.gradient_measurement import Batches
-from benchmarks.gradient_quality import append_rows, estimator_of, matching
-from benchmarks.gradient_reference import cosine
-from benchmarks.gradient_statistics import averages
-from benchmarks.machine import provenance
-from benchmarks.throughput import read_rows
-from benchmarks.throughput_report import Row
+from benchmarks import HERE
+from benchmarks.gradients.estimators import Estimator
+from benchmarks.gradients.frozen_policy import FrozenPolicy, saved_policy
+from benchmarks.gradients.measurement import Batches
+from benchmarks.gradients.quality import append_rows, estimator_of, matching
+from benchmarks.gradients.reference import cosine
+from benchmarks.gradients.statistics import averages
+from benchmarks.provenance import provenance
+from benchmarks.speed.throughput import read_rows
+from benchmarks.speed.throughput_report import Row
 
-RESULTS = Path(__file__).parent / "results" / "advantage_variance.csv"
+RESULTS = HERE / "results" / "advantage_variance.csv"
 ESTIMATORS = {
     "PPO's GAE(0.95)": Estimator("gae", gae_lambda=0.95),
     **{f"paper's average, N = {n}": Estimator("averaged", n) for n in (2, 4, 8)},

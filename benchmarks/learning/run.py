@@ -1,13 +1,13 @@
 """
 Learning experiments, resumable.
 
-    python -m benchmarks.run --suite quick --jobs 2
-    python -m benchmarks.report
+    python -m benchmarks.learning.run --suite quick --jobs 2
+    python -m benchmarks.learning.report
 
 A row per configuration, environment and seed goes to ``benchmarks/results/learning/SUITE.csv`` when the run has finished.
 A run whose row is there already, in any suite's file and with the same settings, is not repeated: interrupt it as you like,
 and start it again. Seconds of several machines are compared through PPO's: rows of another machine need a commit of their own,
-and there PPO's runs of ``benchmarks/speed.json``, with one seed more than it has rows.
+and there PPO's runs of ``benchmarks/speed/speed.json``, with one seed more than it has rows.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks.experiments import SUITES, Run, load_suite, runs_of, settings_of
-from benchmarks.rows import RESULTS, append_row, find_row, read_rows
-from benchmarks.run_pool import train_all
+from benchmarks.learning.experiments import SUITES, Run, load_suite, runs_of, settings_of
+from benchmarks.learning.rows import RESULTS, append_row, find_row, read_rows
+from benchmarks.learning.run_pool import train_all
 
 _INTERRUPTED = 130
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from rich.console import Console
 
-        from benchmarks.run_display import Display
+        from benchmarks.learning.run_display import Display
     except ModuleNotFoundError as error:
         if error.name != "rich":
             raise
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.learning.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--suite", required=True, help=f"{', '.join(SUITES)}, or the path of a suite's file")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time (default: %(default)s)")
