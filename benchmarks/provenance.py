@@ -4,6 +4,8 @@ import platform
 import subprocess
 from importlib.metadata import version
 
+from benchmarks import HERE
+
 PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy", "mujoco")
 
 
@@ -13,7 +15,8 @@ def provenance() -> dict[str, str]:
 
     :return: commit, versions and processor, as columns of a CSV row
     """
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout
+    describe = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout
     return {
         "commit": commit.strip(),
         "python": platform.python_version(),

@@ -15,10 +15,11 @@ from benchmarks import HERE
 from benchmarks.learning import run
 from benchmarks.learning.disturbed_reward import DisturbedReward, student_t
 from benchmarks.learning.experiments import SUITES, Environment, agree, load_suite, runs_of, settings_of
-from benchmarks.learning.rows import append_row, find_row, read_rows
+from benchmarks.learning.rows import find_row, read_rows
 from benchmarks.learning.scores import AXES, gather, steps_to_reach
 from benchmarks.speed.machine_speeds import machine_speeds
 from sb3_hybrid_grpo import PAPER_SETTINGS, check_branchable
+from sb3_hybrid_grpo.compare.csv_files import append_row
 
 pytest.importorskip("rich")
 

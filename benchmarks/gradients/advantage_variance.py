@@ -24,8 +24,7 @@ from benchmarks.gradients.quality import append_rows, estimator_of, matching
 from benchmarks.gradients.reference import cosine
 from benchmarks.gradients.statistics import averages
 from benchmarks.provenance import provenance
-from benchmarks.speed.throughput import read_rows
-from benchmarks.speed.throughput_report import Row
+from sb3_hybrid_grpo.compare.csv_files import Row, read_rows
 
 RESULTS = HERE / "results" / "advantage_variance.csv"
 ESTIMATORS = {

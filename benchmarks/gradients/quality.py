@@ -13,7 +13,6 @@ rollout, update excluded; for the other columns see ``statistics``. New estimato
 """
 
 import argparse
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from benchmarks.gradients.frozen_policy import saved_policy
 from benchmarks.gradients.measurement import measure, possible_estimators
 from benchmarks.gradients.report import print_best
 from benchmarks.provenance import provenance
-from benchmarks.speed.throughput import read_rows
-from benchmarks.speed.throughput_report import Row
+from sb3_hybrid_grpo.compare.csv_files import Row, read_rows, write_rows
 
 RESULTS = HERE / "results" / "gradient_quality.csv"
 
@@ -141,14 +139,8 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     :param path: a CSV file, made if there is none
     :param rows: the rows to append
     """
-    old = read_rows(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows([*old, *({name: text(value) for name, value in row.items()} for row in rows)])
-    unfinished.replace(path)
+    texts = [{name: text(value) for name, value in row.items()} for row in rows]
+    write_rows(path, list(rows[0]), [*read_rows(path), *texts])
 
 
 if __name__ == "__main__":

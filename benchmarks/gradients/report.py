@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.speed.throughput_report import Row, print_aligned
+from benchmarks.tables import print_aligned
+from sb3_hybrid_grpo.compare.csv_files import Row
 
 TABLE = {
     "estimator": "name",

@@ -20,7 +20,7 @@ from benchmarks.learning.experiments import SUITES, load_suite
 from benchmarks.learning.random_scores import EPISODES, random_scores
 from benchmarks.learning.rows import RESULTS, Row, read_rows
 from benchmarks.learning.scores import AXES, REFERENCE, SuiteRows, final_return, gather, steps_to_reach
-from benchmarks.speed.throughput import read_rows as read_variances
+from sb3_hybrid_grpo.compare import csv_files
 
 _INTRODUCTION = f"""# Results
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _variance_section(path: Path, repetitions: int) -> Iterator[str]:
     from benchmarks.learning.statistics import interquartile_means
 
-    rows = read_variances(path)
+    rows = csv_files.read_rows(path)
     if not rows:
         return
     question = "Is the variance of Hybrid GRPO's advantages lower than PPO's, and is its gradient any better for it?"

@@ -1,15 +1,13 @@
-"""Rows of finished runs, in CSV files that several runners may append to."""
+"""Rows of finished runs."""
 
-import csv
-import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import HERE
 from benchmarks.learning.experiments import Run, Settings, agree, settings_of
+from sb3_hybrid_grpo.compare import csv_files
 
 RESULTS = HERE / "results" / "learning"
 
@@ -39,10 +37,9 @@ def read_rows(folder: Path) -> list[Row]:
     """
     rows = []
     for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for columns in csv.DictReader(file):
-                curve = [tuple(point) for point in json.loads(columns["curve"])]
-                rows.append(Row(json.loads(columns["settings"]), int(columns["seed"]), curve, columns))
+        for columns in csv_files.read_rows(path):
+            curve = [tuple(point) for point in json.loads(columns["curve"])]
+            rows.append(Row(json.loads(columns["settings"]), int(columns["seed"]), curve, columns))
     return rows
 
 
@@ -59,27 +56,3 @@ def find_row(run: Run, rows: Iterable[Row]) -> Row | None:
         if row.seed == run.seed and agree(row.settings, wanted):
             found = row
     return found
-
-
-def append_row(path: Path, columns: Mapping[str, Any]) -> None:
-    """
-    Write a row at once: whoever reads or ends this process, it is there entirely or not at all.
-
-    :param path: a CSV file, made if there is none
-    :param columns: the row
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    with path.open("ab") as file:
-        header = _header(path)
-        writer = csv.DictWriter(text, header or list(columns))
-        if header is None:
-            writer.writeheader()
-        writer.writerow(columns)
-        os.write(file.fileno(), text.getvalue().encode())
-        os.fsync(file.fileno())
-
-
-def _header(path: Path) -> list[str] | None:
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), None)

@@ -12,13 +12,17 @@ and there PPO's runs of ``benchmarks/speed/speed.json``, with one seed more than
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.learning.experiments import SUITES, Run, load_suite, runs_of, settings_of
-from benchmarks.learning.rows import RESULTS, append_row, find_row, read_rows
-from benchmarks.learning.run_pool import train_all
+from benchmarks.learning.rows import RESULTS, find_row, read_rows
+from benchmarks.learning.training import train
+from sb3_hybrid_grpo.compare.csv_files import append_row
+from sb3_hybrid_grpo.compare.pool import State, Update, run_all
 
 _INTERRUPTED = 130
 
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from rich.console import Console
 
-        from benchmarks.learning.run_display import Display
+        from sb3_hybrid_grpo.compare.display import follow
     except ModuleNotFoundError as error:
         if error.name != "rich":
             raise
@@ -54,22 +58,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"{environment.name}: not installed, left out")
     console.print(f"{suite.name}: {len(todo)} runs to do, {len(chosen) - len(missing)} of {len(chosen)} have a row")
 
-    path = options.output / f"{suite.name}.csv"
+    steps = {run: run.environment.steps for run in todo}
     try:
-        with closing(train_all(todo, suite.evaluations, options.jobs)) as updates, Display(todo, console) as display:
-            for update in updates:
-                if update.row is not None:
-                    run = update.run
-                    name = {"suite": suite.name, "config": run.config, "environment": run.environment.name, "seed": run.seed}
-                    settings = json.dumps(settings_of(run.config, run.environment))
-                    append_row(path, {**name, **update.row, "settings": settings})
-                display.show(update)
+        with closing(run_all(todo, partial(train, suite.evaluations), options.jobs)) as updates:
+            failures = follow(_kept(updates, suite.name, options.output), steps, console)
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on with what is missing.")
         return _INTERRUPTED
-    if display.failures:
-        console.print(f"{len(display.failures)} of {len(todo)} runs failed: {', '.join(display.failures)}")
-    return int(bool(display.failures))
+    if failures:
+        console.print(f"{len(failures)} of {len(todo)} runs failed: {', '.join(run.name for run in failures)}")
+    return int(bool(failures))
+
+
+def _kept(updates: Iterable[Update[Run]], suite: str, folder: Path) -> Iterator[Update[Run]]:
+    """Write the row of each run that has finished."""
+    for update in updates:
+        run = update.run
+        if update.state is State.FINISHED:
+            names = {"suite": suite, "config": run.config, "environment": run.environment.name, "seed": run.seed}
+            append_row(folder / f"{suite}.csv", names | update.result)
+        yield replace(update, error=f"{update.error}\n{update.traceback}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ processor that did something else in between (it sampled actions). A row per env
 
 import argparse
 import contextlib
-import csv
 import time
 
 import gymnasium as gym
@@ -21,6 +20,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from benchmarks import HERE
 from benchmarks.provenance import provenance
 from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.compare.csv_files import write_rows
 
 RESULTS = HERE / "results" / "branching_cost.csv"
 MUJOCO = (
@@ -135,11 +135,8 @@ def main() -> None:
         }
     )
     print(*rows[-1].values(), sep="\t")
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *provenance()])
-        writer.writeheader()
-        writer.writerows({**row, **provenance()} for row in rows)
+    origin = provenance()
+    write_rows(RESULTS, [*rows[0], *origin], (row | origin for row in rows))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ and ``profile.png`` beside the rows.
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import subprocess
@@ -27,9 +26,10 @@ import gymnasium as gym
 
 from benchmarks import HERE
 from benchmarks.provenance import provenance
-from benchmarks.speed.throughput_report import Row, print_table, write_profile
+from benchmarks.speed.throughput_report import print_table, write_profile
 from benchmarks.speed.timed_run import ALGORITHMS, VEC_ENVS, Run
 from sb3_hybrid_grpo.branching.local import BRANCHER_NAMES
+from sb3_hybrid_grpo.compare.csv_files import Row, append_row, read_rows
 
 RESULTS = HERE / "results" / "throughput.csv"
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "ALE/Pong-v5"]
@@ -140,36 +140,6 @@ def time_apart(run: Run) -> dict[str, Any]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return json.loads(process.stdout.splitlines()[-1])
-
-
-def read_rows(path: Path) -> list[Row]:
-    """
-    Read finished runs.
-
-    :param path: a CSV file
-    :return: its rows, none if there is no file
-    """
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append_row(path: Path, row: Row) -> None:
-    """
-    Write a finished run.
-
-    :param path: a CSV file, made if there is none
-    :param row: the row to append
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", newline="") as file:
-        file.seek(0)
-        header = next(csv.reader(file), None)
-        writer = csv.DictWriter(file, header or list(row))
-        if header is None:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """What the rows of ``benchmarks.speed.throughput`` say, as a table and as a profile."""
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -8,8 +7,8 @@ from typing import Any
 
 from benchmarks.provenance import provenance
 from benchmarks.speed.timed_run import ROLLOUT_PHASES, Run
-
-Row = dict[str, str]
+from benchmarks.tables import print_aligned
+from sb3_hybrid_grpo.compare.csv_files import Row, write_rows
 
 TABLE = {
     "committed steps/s": "committed_steps_per_second",
@@ -49,18 +48,6 @@ def numbers(rows: Iterable[Row], column: str) -> list[float]:
     :return: its numbers where there are any
     """
     return [float(row[column]) for row in rows if row[column]]
-
-
-def print_aligned(lines: Iterable[Sequence[str]]) -> None:
-    """
-    Print a table, its numbers to the right.
-
-    :param lines: its cells, the header first
-    """
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def print_table(runs: Iterable[Run], rows: Iterable[Row]) -> None:
@@ -109,7 +96,8 @@ def write_profile(runs: Iterable[Run], rows: Iterable[Row], folder: Path) -> Non
         splits = [microseconds(row) for row in found]
         medians = {f"{phase}_us": round(median(split[phase] for split in splits), 2) for phase in PROFILE}
         total = round(median(sum(split.values()) for split in splits), 2)
-        profile.append({**run._asdict(), "pairs": len(found), **medians, "total_us": total})
+        setting = {name: value for name, value in run._asdict().items() if name != "pair"}
+        profile.append({**setting, "pairs": len(found), **medians, "total_us": total})
     if not profile:
         return
     phases = [f"{phase}_us" for phase in PROFILE] + ["total_us"]
@@ -117,11 +105,7 @@ def write_profile(runs: Iterable[Run], rows: Iterable[Row], folder: Path) -> Non
     print_aligned([["algorithm", "N", *phases], *cells])
 
     origin = provenance()
-    with (folder / "profile.csv").open("w", newline="") as file:
-        columns = [name for name in profile[0] if name != "pair"]
-        writer = csv.DictWriter(file, [*columns, *origin], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(line | origin for line in profile)
+    write_rows(folder / "profile.csv", [*profile[0], *origin], (line | origin for line in profile))
     draw_profile(profile, folder / "profile.png")
 
 
