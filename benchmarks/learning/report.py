@@ -21,6 +21,7 @@ from benchmarks.learning.random_scores import EPISODES, random_scores
 from benchmarks.learning.rows import RESULTS, Row, read_rows
 from benchmarks.learning.scores import AXES, REFERENCE, SuiteRows, final_return, gather, steps_to_reach
 from sb3_hybrid_grpo.compare import csv_files
+from sb3_hybrid_grpo.compare.extras import extra
 
 _INTRODUCTION = f"""# Results
 
@@ -55,12 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=HERE, help="folder of RESULTS.md and figures/")
     parser.add_argument("--repetitions", type=int, default=2000, help="bootstrap repetitions (default: %(default)s)")
     options = parser.parse_args(argv)
-    try:
+    with extra(parser, "sb3-hybrid-grpo[bench]", ("rliable", "matplotlib")):
         import benchmarks.learning.figures  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name not in ("rliable", "matplotlib"):
-            raise
-        parser.exit(1, f'{error.name} is missing: pip install -e ".[bench]" installs what the report needs\n')
 
     rows = read_rows(options.results)
     suites = [load_suite(name) for name in options.suites]

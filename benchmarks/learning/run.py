@@ -22,6 +22,7 @@ from benchmarks.learning.experiments import SUITES, Run, load_suite, runs_of, se
 from benchmarks.learning.rows import RESULTS, find_row, read_rows
 from benchmarks.learning.training import train
 from sb3_hybrid_grpo.compare.csv_files import append_row
+from sb3_hybrid_grpo.compare.extras import extra
 from sb3_hybrid_grpo.compare.pool import State, Update, run_all
 
 _INTERRUPTED = 130
@@ -36,14 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(argv)
-    try:
+    with extra(parser, "sb3-hybrid-grpo[bench]", ["rich"]):
         from rich.console import Console
 
         from sb3_hybrid_grpo.compare.display import follow
-    except ModuleNotFoundError as error:
-        if error.name != "rich":
-            raise
-        parser.exit(1, 'rich is missing: pip install -e ".[bench]" installs what the benchmarks need\n')
     console = Console(highlight=False, soft_wrap=True)
     try:
         suite = load_suite(options.suite)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
+from sb3_hybrid_grpo.compare.extras import extra
 from sb3_hybrid_grpo.compare.folder import ResultsFolder
 from sb3_hybrid_grpo.compare.pool import Report, Update, run_all
 from sb3_hybrid_grpo.compare.settings import ALGORITHMS, HYPERPARAM_DEFAULTS, ZOO_HYPERPARAMS, Run, Settings, parse_hyperparam
@@ -28,15 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
+    with extra(parser, "sb3-hybrid-grpo[main]", ("matplotlib", "rich")):
         from rich.console import Console
         from rich.markup import escape
 
         from sb3_hybrid_grpo.compare import display, report
-    except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "rich"):
-            raise
-        parser.exit(1, f'{error.name} is missing: pip install "sb3-hybrid-grpo[main]" installs what this command needs\n')
     try:
         settings = _settings(arguments)
         runs = [Run(algo, seed) for seed in range(arguments.seeds) for algo in _algorithms(arguments.algos)]

@@ -12,21 +12,17 @@ from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model
 
 class Evaluation(NamedTuple):
     """
-    One point of a learning curve.
+    A point of a learning curve and whose it is: a row of ``results.csv``. For the numbers see ``Point``.
 
     :param algo: name of the algorithm
     :param env: environment id
     :param seed: seed of the run
-    :param committed_steps: steps of the committed trajectories so far
-    :param simulator_steps: all steps that the simulator took so far, branches included
-    :param seconds: time spent training so far, evaluations excluded
-    :param return_mean: mean return of the evaluation episodes
-    :param return_std: standard deviation of the return over the evaluation episodes
     """
 
     algo: str
     env: str
     seed: int
+
     committed_steps: int
     simulator_steps: int
     seconds: float
