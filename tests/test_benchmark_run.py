@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -167,6 +168,15 @@ def test_report(tmp_path):
     images = re.findall(r"\]\((.*\.png)\)", text)
     assert len(images) == 3
     assert all((tmp_path / "out" / image).read_bytes().startswith(b"\x89PNG") for image in images)
+
+
+def test_committed_report_says_what_the_command_says():
+    from benchmarks.learning import report
+
+    text = (HERE / "RESULTS.md").read_text(encoding="utf-8")
+    assert text.startswith(report._INTRODUCTION)
+    for module in set(re.findall(r"python -m ([\w.]+)", text)):
+        assert (HERE.parent / Path(*module.split("."))).with_suffix(".py").exists(), module
 
 
 def test_aggregates():

@@ -10,6 +10,7 @@ from rliable import plot_utils
 
 from benchmarks.learning.scores import AXES, SuiteRows
 from benchmarks.learning.statistics import Estimates, interquartile_means, profiles
+from benchmarks.png import save_png
 
 SHARES = np.linspace(0, 1, 21)
 THRESHOLDS = np.linspace(0, 2.5, 51)
@@ -21,7 +22,7 @@ def draw_curves(suite_rows: SuiteRows, path: Path) -> None:
     Draw IQM curves over the share of PPO's budget, on each axis.
 
     :param suite_rows: rows of a suite
-    :param path: image file
+    :param path: PNG file
     """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     for axis, panel in enumerate(figure.subplots(1, len(AXES), sharey=True)):
@@ -38,7 +39,7 @@ def draw_curves(suite_rows: SuiteRows, path: Path) -> None:
             ticklabelsize=_FONT,
         )
     panel.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    save_png(figure, path)
 
 
 def draw_comparisons(suite_rows: SuiteRows, improvements: Estimates, baseline: str, path: Path) -> None:
@@ -48,7 +49,7 @@ def draw_comparisons(suite_rows: SuiteRows, improvements: Estimates, baseline: s
     :param suite_rows: rows of a suite
     :param improvements: probabilities to be better than the baseline
     :param baseline: configuration that the others are compared with
-    :param path: image file
+    :param path: PNG file
     """
     scores = {name: values[..., -1] for name, values in suite_rows.scores(0, SHARES).items()}
     figure = Figure(figsize=(13, 1.8 + max(2.4, 0.35 * len(scores))), layout="constrained")
@@ -73,22 +74,23 @@ def draw_comparisons(suite_rows: SuiteRows, improvements: Estimates, baseline: s
         **fonts,
     )
     right.axvline(0.5, color="grey", linestyle="dashed")
-    figure.savefig(path, dpi=120)
+    save_png(figure, path)
 
 
 def draw_environments(suite_rows: SuiteRows, path: Path) -> None:
     """
-    Draw the mean return in each environment, ± one standard deviation over seeds, on each axis.
+    Draw the mean return in each environment, ± one standard deviation over seeds, over steps and over seconds.
 
     :param suite_rows: rows of a suite
-    :param path: image file
+    :param path: PNG file
     """
     environments = [e for e in suite_rows.suite.environments if any(suite_rows.rows[c, e] for c in suite_rows.configs)]
-    figure = Figure(figsize=(13, 3 * len(environments)), layout="constrained")
-    panels = figure.subplots(len(environments), len(AXES), squeeze=False, sharey="row")
+    axes = [AXES.index(name) for name in ("committed steps", "processor seconds")]
+    figure = Figure(figsize=(11, 2.8 * len(environments)), layout="constrained")
+    panels = figure.subplots(len(environments), len(axes), squeeze=False, sharey="row")
     colors = colors_of(suite_rows)
     for environment, row in zip(environments, panels, strict=True):
-        for axis, panel in enumerate(row):
+        for axis, panel in zip(axes, row, strict=True):
             for config in suite_rows.configs:
                 points = [np.array(found.curve) for found in suite_rows.rows[config, environment]]
                 if not points:
@@ -103,7 +105,7 @@ def draw_environments(suite_rows: SuiteRows, path: Path) -> None:
         row[0].set_ylabel("return")
         row[0].set_title(environment.name, loc="left")
     panels[0, 0].legend(fontsize="small")
-    figure.savefig(path, dpi=100)
+    save_png(figure, path)
 
 
 def colors_of(suite_rows: SuiteRows) -> Mapping[str, tuple[float, ...]]:

@@ -80,6 +80,7 @@ def profiles(scores: Scores, thresholds: Sequence[float]) -> Estimates:
     :param thresholds: normalised scores
     :return: share of runs above each threshold by configuration, [thresholds]
     """
+    _seed()
     return Estimates(*library.create_performance_profile(dict(scores), np.asarray(thresholds), reps=_FEW_REPETITIONS))
 
 
@@ -93,6 +94,10 @@ def _pairs(scores: Scores, baseline: str) -> dict[str, tuple[np.ndarray, np.ndar
 
 
 def _estimate(scores: dict[str, Any], function: Callable[..., Any], repetitions: int) -> Estimates:
-    # The same rows give the same report: rliable draws from NumPy's global generator.
-    np.random.seed(0)
+    _seed()
     return Estimates(*library.get_interval_estimates(scores, function, reps=repetitions))
+
+
+def _seed() -> None:
+    """Make the same rows give the same report: rliable draws from NumPy's global generator."""
+    np.random.seed(0)

@@ -1,15 +1,23 @@
-"""What the rows of ``benchmarks.speed.throughput`` say, as a table and as a profile."""
+"""
+What the rows of ``benchmarks.speed.throughput`` say, as a table and as a profile.
 
-from collections.abc import Iterable, Sequence
+    python -m benchmarks.speed.throughput_report
+
+draws ``benchmarks/results/profile.png`` from the profile beside it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import HERE
 from benchmarks.provenance import provenance
 from benchmarks.speed.timed_run import ROLLOUT_PHASES, Run
 from benchmarks.tables import print_aligned
-from sb3_hybrid_grpo.compare.csv_files import Row, write_rows
+from sb3_hybrid_grpo.compare.csv_files import Row, read_rows, write_rows
 
+RESULTS = HERE / "results"
 TABLE = {
     "committed steps/s": "committed_steps_per_second",
     "simulator steps/s": "simulator_steps_per_second",
@@ -109,28 +117,34 @@ def write_profile(runs: Iterable[Run], rows: Iterable[Row], folder: Path) -> Non
     draw_profile(profile, folder / "profile.png")
 
 
-def draw_profile(profile: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_profile(profile: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     Draw the phases as stacked bars.
 
     :param profile: lines of ``profile.csv``
-    :param path: image file to write
+    :param path: PNG file
     """
     try:
         from matplotlib.figure import Figure
+
+        from benchmarks.png import save_png
     except ImportError:
         print("matplotlib is missing: no figure")
         return
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     axis = figure.subplots()
     labels = ["PPO" if line["algorithm"] == "ppo" else f"N = {line['n_samples']}" for line in profile]
     bottom = [0.0] * len(profile)
     for phase in PROFILE:
-        heights = [line[f"{phase}_us"] for line in profile]
+        heights = [float(line[f"{phase}_us"]) for line in profile]
         axis.bar(labels, heights, bottom=bottom, label=phase)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     axis.set_ylabel("µs per committed step")
     axis.set_title(f"{profile[0]['environment']}, n_envs = {profile[0]['n_envs']}")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(reverse=True)
-    figure.savefig(path, dpi=150)
+    save_png(figure, path)
+
+
+if __name__ == "__main__":
+    draw_profile(read_rows(RESULTS / "profile.csv"), RESULTS / "profile.png")
