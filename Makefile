@@ -1,7 +1,18 @@
-.PHONY: test lint type format bench
+.PHONY: install hooks check test slow lint type format ci report bench
+
+install:
+	python -m pip install -c constraints.txt -e ".[dev]"
+
+hooks:
+	pre-commit install
+
+check: lint type test
 
 test:
 	python -m pytest -n 2
+
+slow:
+	python -m pytest -n 2 -m slow
 
 lint:
 	ruff check .
@@ -14,5 +25,12 @@ format:
 	ruff check --select I --fix .
 	ruff format .
 
+ci:
+	.ci/run
+
+report:
+	python -m benchmarks.learning.report
+	python -m benchmarks.speed.throughput_report
+
 bench:
-	python -m benchmarks.branching_cost
+	python -m benchmarks.speed.branching_cost

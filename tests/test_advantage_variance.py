@@ -5,9 +5,9 @@ import csv
 import numpy as np
 import pytest
 
-from benchmarks import advantage_variance
-from benchmarks.advantage_variance import COLUMNS, ESTIMATORS, PPO, agreement, table
-from benchmarks.gradient_quality import text
+from benchmarks.gradients import advantage_variance
+from benchmarks.gradients.advantage_variance import COLUMNS, ESTIMATORS, PPO, agreement, table
+from benchmarks.gradients.quality import text
 
 
 def test_agreement():

@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
-from benchmarks import run
-from benchmarks.disturbed_reward import DisturbedReward, student_t
-from benchmarks.experiments import HERE, SUITES, Environment, agree, load_suite, runs_of, settings_of
-from benchmarks.rows import append_row, find_row, read_rows
-from benchmarks.scores import AXES, gather, steps_to_reach
-from benchmarks.speeds import machine_speeds
+from benchmarks import HERE
+from benchmarks.learning import run
+from benchmarks.learning.disturbed_reward import DisturbedReward, student_t
+from benchmarks.learning.experiments import SUITES, Environment, agree, load_suite, runs_of, settings_of
+from benchmarks.learning.rows import find_row, read_rows
+from benchmarks.learning.scores import AXES, gather, steps_to_reach
+from benchmarks.speed.machine_speeds import machine_speeds
 from sb3_hybrid_grpo import PAPER_SETTINGS, check_branchable
+from sb3_hybrid_grpo.compare.csv_files import append_row
 
 pytest.importorskip("rich")
 
@@ -86,7 +89,7 @@ def test_a_kill_leaves_whole_rows(tmp_path):
         write_suite(tmp_path, configs=["ppo"], environments=[CARTPOLE, CARTPOLE._replace(steps=10_000_000)]),
         tmp_path,
     )
-    command = [sys.executable, "-m", "benchmarks.run", *arguments(suite, output, seeds=1)]
+    command = [sys.executable, "-m", "benchmarks.learning.run", *arguments(suite, output, seeds=1)]
     process = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (output / "tiny.csv").exists() or not (output / "tiny.csv").stat().st_size:
@@ -147,7 +150,7 @@ def test_disturbed_rewards_can_be_branched():
 
 def test_report(tmp_path):
     pytest.importorskip("rliable")
-    from benchmarks import report
+    from benchmarks.learning import report
 
     suite = write_suite(tmp_path)
     # Twice PPO's score above random's 23.68, at twice its training time.
@@ -161,15 +164,24 @@ def test_report(tmp_path):
     assert re.findall(r"^\| hybrid_grpo \| ([\d.]+)", text, re.MULTILINE) == ["2.00", "0.50", "1.00"]
     assert "| hybrid_grpo | 2.00 [2.00, 2.00] | 2.00 [2.00, 2.00] | 1.00 [1.00, 1.00] |" in text
     assert "| CartPole-v1 | hybrid_grpo | 2 | 223.7 ± 0.0 | 2.00 | 128 | 1,024 | 2 |" in text
-    assert text.count("python -m benchmarks.run --suite tiny") == len(AXES) + 1
+    assert text.count("python -m benchmarks.learning.run --suite tiny") == len(AXES) + 1
     images = re.findall(r"\]\((.*\.png)\)", text)
     assert len(images) == 3
     assert all((tmp_path / "out" / image).read_bytes().startswith(b"\x89PNG") for image in images)
 
 
+def test_committed_report_says_what_the_command_says():
+    from benchmarks.learning import report
+
+    text = (HERE / "RESULTS.md").read_text(encoding="utf-8")
+    assert text.startswith(report._INTRODUCTION)
+    for module in set(re.findall(r"python -m ([\w.]+)", text)):
+        assert (HERE.parent / Path(*module.split("."))).with_suffix(".py").exists(), module
+
+
 def test_aggregates():
     metrics = pytest.importorskip("rliable.metrics")
-    from benchmarks.reliable import interquartile_means, ratios
+    from benchmarks.learning.statistics import interquartile_means, ratios
 
     rng = np.random.default_rng(0)
     scores = {name: rng.normal(2, 1, size=(5, 2, 3)) for name in ("ppo", "other")}

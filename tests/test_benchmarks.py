@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from benchmarks import throughput
-from benchmarks.machine import provenance
-from benchmarks.timed_run import Clock, Run
+from benchmarks.provenance import provenance
+from benchmarks.speed import throughput
+from benchmarks.speed.timed_run import Clock, Run
 
 ARGUMENTS = (
     "--envs CartPole-v1 --n-envs 1 --n-steps 64 --iterations 1 --pairs 1 --algorithms ppo hybrid_grpo --n-samples".split()

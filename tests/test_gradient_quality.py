@@ -9,13 +9,14 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3 import PPO
 
-from benchmarks import gradient_quality, gradient_reference
-from benchmarks.gradient_estimators import IDEAS, Estimator
-from benchmarks.gradient_measurement import reference_of
-from benchmarks.gradient_reference import cosine
-from benchmarks.gradient_report import TABLE
-from benchmarks.gradient_statistics import cosines_at_equal_cost, gradient_statistics, variance_decomposition
-from benchmarks.machine import provenance
+from benchmarks.gradients import quality as gradient_quality
+from benchmarks.gradients import reference as gradient_reference
+from benchmarks.gradients.estimators import IDEAS, Estimator
+from benchmarks.gradients.measurement import reference_of
+from benchmarks.gradients.reference import cosine
+from benchmarks.gradients.report import TABLE
+from benchmarks.gradients.statistics import cosines_at_equal_cost, gradient_statistics, variance_decomposition
+from benchmarks.provenance import provenance
 
 GAMMA, SLOPE, REACH, PRICE = 0.9, 0.9, 0.3, 0.1
 MEAN_SLOPE, MEAN_BIAS, LOG_STD = 0.3, 0.5, -0.5

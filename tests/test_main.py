@@ -14,7 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
-from sb3_hybrid_grpo.compare import cli, display, report, training
+from sb3_hybrid_grpo.compare import cli, curve, display, report, training
 from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, parse_hyperparam
 from sb3_hybrid_grpo.compare.training import Evaluation
 
@@ -102,13 +102,13 @@ def test_every_algorithm_gets_the_shared_settings(algo, expected):
 
 @pytest.mark.parametrize(("algo", "branches"), [("ppo", 1), ("hybrid_grpo", 1 + 8)])
 def test_evaluations_follow_the_steps_and_stop_the_clock(algo, branches, monkeypatch):
-    evaluate_policy = training.evaluate_policy
+    evaluate_policy = curve.evaluate_policy
 
     def slow_evaluation(*args, **kwargs):
         time.sleep(0.5)
         return evaluate_policy(*args, **kwargs)
 
-    monkeypatch.setattr(training, "evaluate_policy", slow_evaluation)
+    monkeypatch.setattr(curve, "evaluate_policy", slow_evaluation)
     start = time.perf_counter()
     model, evaluations = training.train(make_settings(), Run(algo, 0), lambda steps, last_return: None)
     elapsed = time.perf_counter() - start

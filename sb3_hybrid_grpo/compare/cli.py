@@ -3,15 +3,19 @@
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
 
+from sb3_hybrid_grpo.compare.extras import extra
 from sb3_hybrid_grpo.compare.folder import ResultsFolder
-from sb3_hybrid_grpo.compare.pool import train_all
+from sb3_hybrid_grpo.compare.pool import Report, Update, run_all
 from sb3_hybrid_grpo.compare.settings import ALGORITHMS, HYPERPARAM_DEFAULTS, ZOO_HYPERPARAMS, Run, Settings, parse_hyperparam
+from sb3_hybrid_grpo.compare.training import train
 
 _INTERRUPTED = 130
 
@@ -25,15 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
+    with extra(parser, "sb3-hybrid-grpo[main]", ("matplotlib", "rich")):
         from rich.console import Console
         from rich.markup import escape
 
         from sb3_hybrid_grpo.compare import display, report
-    except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "rich"):
-            raise
-        parser.exit(1, f'{error.name} is missing: pip install "sb3-hybrid-grpo[main]" installs what this command needs\n')
     try:
         settings = _settings(arguments)
         runs = [Run(algo, seed) for seed in range(arguments.seeds) for algo in _algorithms(arguments.algos)]
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures: dict[Run, str] = {}
     interrupted = False
     try:
-        with closing(train_all(todo, settings, folder, arguments.jobs)) as updates:
-            failures = display.follow(updates, len(todo), settings.timesteps, console) if todo else {}
+        with closing(run_all(todo, partial(_train, settings, folder), arguments.jobs)) as updates:
+            failures = display.follow(_with_tracebacks(updates, folder), dict.fromkeys(todo, settings.timesteps), console)
     except KeyboardInterrupt:
         interrupted = True
         console.print("Interrupted. Finished runs are kept, and the same command goes on with the others.")
@@ -61,6 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failures:
         console.print(f"[red]{len(failures)} of {len(todo)} runs failed:[/red] {', '.join(run.name for run in failures)}")
     return _INTERRUPTED if interrupted else int(bool(failures))
+
+
+def _train(settings: Settings, folder: ResultsFolder, run: Run, report: Report) -> None:
+    model, evaluations = train(settings, run, report)
+    folder.save(run, model, evaluations)
+
+
+def _with_tracebacks(updates: Iterable[Update[Run]], folder: ResultsFolder) -> Iterator[Update[Run]]:
+    for update in updates:
+        if not update.traceback:
+            yield update
+            continue
+        path = folder.traceback(update.run)
+        path.write_text(update.traceback, encoding="utf-8")
+        yield replace(update, error=f"{update.error} (traceback: {path})")
 
 
 def _parser() -> argparse.ArgumentParser:

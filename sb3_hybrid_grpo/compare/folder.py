@@ -1,14 +1,13 @@
 """The folder that a comparison writes: what is in it decides which runs are still to do."""
 
-import csv
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_hybrid_grpo.compare.csv_files import read_rows, write_rows
 from sb3_hybrid_grpo.compare.settings import Run, Settings
 from sb3_hybrid_grpo.compare.training import Evaluation
 
@@ -67,7 +66,7 @@ class ResultsFolder:
         :param evaluations: its learning curve
         """
         model.save(self.checkpoint(run))
-        _write_csv(self._curve(run), evaluations)
+        _write_evaluations(self._curve(run), evaluations)
         self.traceback(run).unlink(missing_ok=True)
 
     def collect(self) -> list[Evaluation]:
@@ -76,8 +75,8 @@ class ResultsFolder:
 
         :return: all evaluations, one run after the other
         """
-        evaluations = [point for path in sorted(self._curves.glob("*.csv")) for point in _read_csv(path)]
-        _write_csv(self.path / "results.csv", evaluations)
+        evaluations = [point for path in sorted(self._curves.glob("*.csv")) for point in _read_evaluations(path)]
+        _write_evaluations(self.path / "results.csv", evaluations)
         return evaluations
 
     def _curve(self, run: Run) -> Path:
@@ -96,16 +95,10 @@ class ResultsFolder:
             )
 
 
-def _write_csv(path: Path, evaluations: Iterable[Evaluation]) -> None:
-    partial = path.with_suffix(".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Evaluation._fields)
-        writer.writerows(evaluations)
-    os.replace(partial, path)
+def _read_evaluations(path: Path) -> list[Evaluation]:
+    types = Evaluation.__annotations__
+    return [Evaluation(**{name: types[name](text) for name, text in row.items()}) for row in read_rows(path)]
 
 
-def _read_csv(path: Path) -> list[Evaluation]:
-    with path.open(newline="", encoding="utf-8") as file:
-        types = Evaluation.__annotations__
-        return [Evaluation(**{name: types[name](text) for name, text in row.items()}) for row in csv.DictReader(file)]
+def _write_evaluations(path: Path, evaluations: Iterable[Evaluation]) -> None:
+    write_rows(path, Evaluation._fields, (evaluation._asdict() for evaluation in evaluations))

@@ -1,0 +1,1 @@
+"""What training and branching cost, and how fast the machines were that rows come from."""
