@@ -34,7 +34,7 @@ class GRPO(HybridGRPO):
     :param gamma: Discount factor, used by reward transforms only
     :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
     :param normalize_advantage: Whether to normalize the advantages of a minibatch as well
-    :param ent_coef: Entropy coefficient for the loss calculation
+    :param ent_coef: Entropy coefficient for the loss calculation, a number or a schedule, see ``HybridGRPO``
     :param max_grad_norm: The maximum value for the gradient clipping
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
     :param sde_sample_freq: Sample new noise matrices every n steps when using gSDE; -1: only at the beginning of a rollout
@@ -71,7 +71,7 @@ class GRPO(HybridGRPO):
         gamma: float = 0.99,
         clip_range: float | Schedule = 0.2,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | str | Schedule = 0.0,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,
         sde_sample_freq: int = -1,

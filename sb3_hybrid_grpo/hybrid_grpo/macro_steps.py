@@ -24,6 +24,7 @@ from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardT
 from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, rollout_branches
 from sb3_hybrid_grpo.common.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.common.sampling import first_occurrences, to_env_actions
+from sb3_hybrid_grpo.common.schedules import value_at
 from sb3_hybrid_grpo.common.symptoms import Watch
 from sb3_hybrid_grpo.common.type_aliases import Brancher, LearningBrancher
 
@@ -68,6 +69,8 @@ class MacroSteps(OnPolicyAlgorithm):
         actor = make_actor(self.policy)
         deferred = [DeferredValues(self.policy)] if self.uses_critic else []
         if self.soft_values:
+            rollout_buffer.ent_coef = value_at(self.ent_coef, self._current_progress_remaining)
+        if rollout_buffer.ent_coef:
             deferred.append(DeferredEntropies(self.policy))
         n_envs, n_samples = env.num_envs, self._action_sampling.group_size
 
