@@ -13,6 +13,7 @@ go on in one folder at a time.
 """
 
 import argparse
+import json
 import sys
 import time
 import warnings
@@ -24,7 +25,7 @@ import torch as th
 
 from benchmarks.learning.budgeted.families import FAMILIES
 from benchmarks.learning.budgeted.known_good import first_trials
-from benchmarks.learning.budgeted.report import print_report
+from benchmarks.learning.budgeted.report import best_settings, print_report
 from benchmarks.learning.budgeted.search_space import search_space
 from benchmarks.learning.budgeted.trial import ALGORITHMS, run_trial
 from benchmarks.learning.budgeted.trials import TrialRow, append_row, read_rows, restore, rows_of, tell
@@ -33,6 +34,17 @@ FOLDER = Path(__file__).parents[1] / "results" / "tuning"
 SECONDS = 50.0
 FIRST_PRUNED = 8
 REPEATED_SEEDS = (1000, 1001, 1002)
+
+
+def storage_in(folder: Path) -> optuna.storages.BaseStorage:
+    """
+    Open Optuna's own file.
+
+    :param folder: where it is, or will be
+    :return: the storage of all studies
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.RDBStorage(f"sqlite:///{folder / 'studies.db'}")
 
 
 def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
@@ -44,10 +56,9 @@ def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
     :param algorithm: name of the algorithm
     :return: the study
     """
-    folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name=f"{family}/{algorithm}",
-        storage=f"sqlite:///{folder / 'studies.db'}",
+        storage=storage_in(folder),
         load_if_exists=True,
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_PRUNED),
@@ -131,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=0, help="number of trials that each study shall have")
     parser.add_argument("--repeat", type=int, default=0, metavar="BEST", help="repeat this many with three other seeds")
     parser.add_argument("--report", action="store_true", help="print the best settings and what matters")
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="write the best settings of each study")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="processor seconds of a training (%(default)s)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where trials.csv is (%(default)s)")
     options = parser.parse_args(argv)
@@ -147,6 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             announce(next_trial(options.folder, family, algorithm, options.seconds))
         if options.repeat:
             repeat_best(options.folder, family, options.repeat, options.seconds)
+    if options.settings:
+        best = best_settings(read_rows(options.folder / "trials.csv"), options.family)
+        options.settings.write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
     if options.report:
         print_report(options.folder, options.family)
     return 0

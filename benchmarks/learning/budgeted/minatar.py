@@ -1,6 +1,6 @@
 """The games of MinAtar for networks without convolutions, and with Gymnasium's random numbers."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -14,11 +14,15 @@ class MinAtar(gym.Env[np.ndarray, np.int64]):
     A game of MinAtar (https://arxiv.org/abs/1903.03176) with its minimal action set and sticky actions.
 
     :param game: ``"asterix"``, ``"breakout"``, ``"freeway"``, ``"seaquest"`` or ``"space_invaders"``
+    :param render_mode: ``"rgb_array"``, if it is to be drawn
     """
 
-    def __init__(self, game: str) -> None:
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[misc]
+
+    def __init__(self, game: str, render_mode: str | None = None) -> None:
         from minatar import Environment
 
+        self.render_mode = render_mode
         self._game = Environment(game)
         self._actions = self._game.minimal_action_set()
         self.action_space = spaces.Discrete(len(self._actions))
@@ -48,6 +52,16 @@ class MinAtar(gym.Env[np.ndarray, np.int64]):
         """
         reward, terminated = self._game.act(self._actions[action])
         return self._observation(), float(reward), bool(terminated), False, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """
+        Draw the screen.
+
+        :return: an image whose grey tells the topmost object
+        """
+        state = self._game.state()
+        grey = (state * np.arange(1, state.shape[-1] + 1)).max(axis=-1) * (255 // state.shape[-1])
+        return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
 
     def _observation(self) -> np.ndarray:
         return self._game.state().astype(np.float32).ravel()

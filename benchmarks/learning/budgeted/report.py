@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -45,6 +46,20 @@ def importances(rows: Sequence[TrialRow], family: str, algorithm: str) -> dict[s
     restore(study, rows)
     names = list(search_space(family, algorithm))
     return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), params=names))
+
+
+def best_settings(rows: Sequence[TrialRow], families: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """
+    Pick what each study has found.
+
+    :param rows: finished trials of all studies
+    :param families: names of families of tasks
+    :return: parameters by family and algorithm
+    """
+    return {
+        family: {algorithm: dict(ranking(rows, family, algorithm)[0][0].params) for algorithm in ("ppo", "hybrid_grpo")}
+        for family in families
+    }
 
 
 def print_report(folder: Path, families: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Curve(NamedTuple):
     """
     A training.
 
-    :param points: its evaluations: before the first rollout, at equal distances, and at its end
+    :param points: its evaluations: before the first rollout, now and then, and at its end
     :param error: what ended it early, if anything
     """
 
@@ -79,7 +79,7 @@ class Budget(BaseCallback):
 
     :param eval_env: environments for one episode each
     :param seconds: processor seconds of training
-    :param evaluations: number of evaluations, beside the one before the first rollout
+    :param due: processor seconds after which to evaluate, beside the evaluations before the first rollout and at the end
     :param seed: seed of the evaluations: all algorithms meet the same initial states
     :param report: called after each evaluation
     """
@@ -88,7 +88,7 @@ class Budget(BaseCallback):
         self,
         eval_env: VecEnv,
         seconds: float,
-        evaluations: int,
+        due: Sequence[float],
         seed: int,
         report: Callable[[Point], None] = lambda point: None,
     ) -> None:
@@ -96,8 +96,7 @@ class Budget(BaseCallback):
         self.points: list[Point] = []
         self.eval_env = eval_env
         self._seconds = seconds
-        self._every = seconds / evaluations
-        self._next = 0.0
+        self._due = [0.0, *due]
         self._eval_seed = 1000 * (seed + 1)
         self._report = report
         self._start = processor_seconds()
@@ -117,8 +116,9 @@ class Budget(BaseCallback):
         self._start = processor_seconds()
 
     def _on_rollout_start(self) -> None:
-        if self.spent >= self._next:
-            self._next = (self.spent // self._every + 1) * self._every
+        spent = self.spent
+        if self._due and spent >= self._due[0]:
+            self._due = [seconds for seconds in self._due if seconds > spent]
             self.evaluate()
 
     def _on_step(self) -> bool:

@@ -19,7 +19,7 @@ from benchmarks.learning.budgeted.trials import TrialRow
 from sb3_hybrid_grpo import HybridGRPO
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"hybrid_grpo": HybridGRPO, "ppo": AdaptivePPO}
-EVALUATIONS = 10
+EVALUATED_SHARES = tuple(i / 10 for i in range(1, 10))
 _PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy", "mujoco", "optuna")
 
 
@@ -40,7 +40,7 @@ def train_task(algorithm: str, task: Task, params: Mapping[str, Any], seed: int,
         return ALGORITHMS[algorithm]("MlpPolicy", env, seed=seed, device="cpu", **settings.arguments)
 
     env, eval_env = make_envs(task.id, settings.n_envs, settings.normalize, settings.arguments["gamma"], seed)
-    return train(make_model, env, Budget(eval_env, seconds, EVALUATIONS, seed))
+    return train(make_model, env, Budget(eval_env, seconds, [seconds * share for share in EVALUATED_SHARES], seed))
 
 
 def run_trial(

@@ -112,8 +112,7 @@ def means_so_far(row: TrialRow) -> list[float]:
 
 def restore(study: optuna.Study, rows: Sequence[TrialRow]) -> None:
     """
-    Bring a study in line with the rows: it learns what other machines have tried, forgets trials that were killed, and tries
-    these first.
+    Bring a study in line with the rows: it learns what other machines have tried, and tries once more what was killed.
 
     :param study: a study whose name is family and algorithm
     :param rows: finished trials of all studies
