@@ -158,7 +158,7 @@ class TestStudies:
 
         self.storage_in = tune.storage_in
         monkeypatch.setattr(trial, "train_task", train_task)
-        monkeypatch.setattr(trial, "_provenance", lambda: {"commit": "abc"})
+        monkeypatch.setattr(trial, "provenance", lambda: {"commit": "abc"})
         monkeypatch.setattr(tune, "storage_in", cache(lambda folder: self.optuna.storages.InMemoryStorage()))
         monkeypatch.setattr(tune.th, "set_num_threads", lambda n: None)
         return tune
@@ -197,7 +197,7 @@ class TestStudies:
 
     def test_turns_seeds_and_pruning(self, tune, tmp_path, capsys):
         tune.main(["--family", "discrete", "--trials", "10", "--folder", str(tmp_path), "--seconds", "1"])
-        rows = tune.read_rows(tmp_path / "trials.csv")
+        rows = tune.finished_trials(tmp_path)
         assert [row.algorithm for row in rows] == ["hybrid_grpo", "ppo"] * 10
         assert [row.seed for row in rows] == [row.number for row in rows] == [i // 2 for i in range(20)]
         assert rows[5].value == 2 and rows[5].scores == {"Acrobot-v1": 2, "MinAtarFlat/breakout-v0": 2}
@@ -210,13 +210,13 @@ class TestStudies:
         tune.main([*arguments, "10"])
         tune.storage_in.cache_clear()
         study = tune.open_study(tmp_path, "discrete", "ppo")
-        rows = list(tune.rows_of(tune.read_rows(tmp_path / "trials.csv"), "discrete", "ppo"))
+        rows = list(tune.rows_of(tune.finished_trials(tmp_path), "discrete", "ppo"))
         assert [trial.params for trial in study.trials] == [row.params for row in rows]
         assert study.best_trial.number == 8 and study.trials[9].state.name == "PRUNED"
         assert study.trials[9].intermediate_values == {0: -10} and study.trials[8].intermediate_values == {0: 8, 1: 8}
         assert len(tune.open_study(tmp_path, "discrete", "ppo").trials) == 10
         tune.main([*arguments, "11"])
-        assert [row.number for row in tune.read_rows(tmp_path / "trials.csv")[-2:]] == [10, 10]
+        assert [row.number for row in tune.finished_trials(tmp_path)[-2:]] == [10, 10]
 
     def test_a_killed_tuning_goes_on(self, tune, tmp_path, monkeypatch):
         monkeypatch.setattr(tune, "storage_in", self.storage_in)
@@ -235,7 +235,7 @@ class TestStudies:
             context.setattr(tune, "tell", killed)
             with pytest.raises(KeyboardInterrupt):
                 tune.main([*arguments, "2"])
-        rows = tune.read_rows(tmp_path / "trials.csv")
+        rows = tune.finished_trials(tmp_path)
         assert len(rows) == 3 and rows[-1].number == 1
         study = tune.open_study(tmp_path, "discrete", "hybrid_grpo")
         assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", *["WAITING"] * 4]
@@ -248,7 +248,7 @@ class TestStudies:
         pytest.importorskip("sklearn")
         arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials", "10"]
         tune.main([*arguments, "--repeat", "1"])
-        rows = tune.read_rows(tmp_path / "trials.csv")
+        rows = tune.finished_trials(tmp_path)
         repeated = [(row.algorithm, row.number, row.seed) for row in rows if row.state == "repeated"]
         assert sorted(repeated) == [
             (name, number, seed) for name, number in (("hybrid_grpo", 9), ("ppo", 8)) for seed in (1000, 1001, 1002)
@@ -256,7 +256,7 @@ class TestStudies:
         capsys.readouterr()
         settings = tmp_path / "tuned.json"
         tune.main([*arguments, "--repeat", "1", "--report", "--settings", str(settings)])
-        assert len(tune.read_rows(tmp_path / "trials.csv")) == len(rows)
+        assert len(tune.finished_trials(tmp_path)) == len(rows)
         text = capsys.readouterr().out
         assert "## discrete, hybrid_grpo: 10 trials, 10 complete" in text and "| 9 | 9.000 | 1001.000 (1000.00," in text
         assert text.count("Importance: ") == 1

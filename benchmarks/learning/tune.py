@@ -26,14 +26,25 @@ import torch as th
 from benchmarks.learning.budgeted.families import FAMILIES
 from benchmarks.learning.budgeted.known_good import first_trials
 from benchmarks.learning.budgeted.report import best_settings, print_report
+from benchmarks.learning.budgeted.rows import append_row, read_rows
 from benchmarks.learning.budgeted.search_space import search_space
 from benchmarks.learning.budgeted.trial import ALGORITHMS, run_trial
-from benchmarks.learning.budgeted.trials import TrialRow, append_row, read_rows, restore, rows_of, tell
+from benchmarks.learning.budgeted.trials import TrialRow, restore, rows_of, tell
 
 FOLDER = Path(__file__).parents[1] / "results" / "tuning"
 SECONDS = 50.0
 FIRST_PRUNED = 8
 REPEATED_SEEDS = (1000, 1001, 1002)
+
+
+def finished_trials(folder: Path) -> list[TrialRow]:
+    """
+    Read the finished trials of all studies.
+
+    :param folder: where they are
+    :return: their rows
+    """
+    return read_rows(folder / "trials.csv", TrialRow)
 
 
 def storage_in(folder: Path) -> optuna.storages.BaseStorage:
@@ -63,7 +74,7 @@ def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_PRUNED),
     )
-    rows = read_rows(folder / "trials.csv")
+    rows = finished_trials(folder)
     restore(study, rows)
     if not study.trials:
         for params in first_trials(family, algorithm):
@@ -84,7 +95,7 @@ def next_trial(folder: Path, family: str, algorithm: str, seconds: float) -> Tri
     :return: its row, which is written
     """
     study = open_study(folder, family, algorithm)
-    number = len(list(rows_of(read_rows(folder / "trials.csv"), family, algorithm)))
+    number = len(list(rows_of(finished_trials(folder), family, algorithm)))
     trial = study.ask(search_space(family, algorithm))
 
     def is_hopeless(step: int, mean_so_far: float) -> bool:
@@ -109,7 +120,7 @@ def repeat_best(folder: Path, family: str, how_many: int, seconds: float) -> Non
     """
     for seed in REPEATED_SEEDS:
         for algorithm in ALGORITHMS:
-            rows = read_rows(folder / "trials.csv")
+            rows = finished_trials(folder)
             complete = [row for row in rows_of(rows, family, algorithm) if row.state == "complete"]
             done = {(row.family, row.algorithm, row.number, row.seed) for row in rows if row.state == "repeated"}
             for row in sorted(complete, key=lambda row: -row.value)[:how_many]:
@@ -151,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     for family in options.family:
         for _ in range(len(ALGORITHMS) * options.trials):
-            rows = read_rows(options.folder / "trials.csv")
+            rows = finished_trials(options.folder)
             finished = {algorithm: len(list(rows_of(rows, family, algorithm))) for algorithm in ALGORITHMS}
             algorithm = min(finished, key=lambda name: finished[name])
             if finished[algorithm] >= options.trials:
@@ -160,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.repeat:
             repeat_best(options.folder, family, options.repeat, options.seconds)
     if options.settings:
-        best = best_settings(read_rows(options.folder / "trials.csv"), options.family)
+        best = best_settings(finished_trials(options.folder), options.family)
         options.settings.write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
     if options.report:
         print_report(options.folder, options.family)

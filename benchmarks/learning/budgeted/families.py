@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from benchmarks.learning.budgeted import minatar  # noqa: F401  registers its games
+from benchmarks.learning.budgeted import minatar, minigrid  # noqa: F401  register their environments
 
 EVAL_EPISODES = 5
 
@@ -48,7 +49,28 @@ FAMILIES: Mapping[str, tuple[Task, ...]] = {
         Task("MinAtarFlat/breakout-v0", 0.4, 10.0),
     ),
 }
-"""The tasks that settings are tuned on. Those that claims are made about are others."""
+"""The tasks that settings are tuned on."""
+
+CLAIM_TASKS: Mapping[str, tuple[str, ...]] = {
+    "continuous": (
+        "Walker2d-v5",
+        "Ant-v5",
+        "Reacher-v5",
+        "InvertedDoublePendulum-v5",
+        "Humanoid-v5",
+        "MountainCarContinuous-v0",
+    ),
+    "discrete": (
+        "CartPole-v1",
+        "LunarLander-v3",
+        "MinAtarFlat/asterix-v0",
+        "MinAtarFlat/space_invaders-v0",
+        "MiniGridFlat/DoorKey-5x5-v0",
+        "MiniGridFlat/Empty-Random-6x6-v0",
+        "CliffWalking-v1",
+    ),
+}
+"""The tasks that claims are made about: no setting was tuned on them."""
 
 
 def make_envs(task_id: str, n_envs: int, normalize: bool, gamma: float, seed: int) -> tuple[VecEnv, VecEnv]:
@@ -60,11 +82,13 @@ def make_envs(task_id: str, n_envs: int, normalize: bool, gamma: float, seed: in
     :param normalize: whether observations and rewards are normalised
     :param gamma: discount factor of the returns that rewards are normalised by
     :param seed: seed of the training environments
-    :return: those to train in, and those to evaluate in, one for each episode: same observations, raw rewards
+    :return: those to train in, and those to evaluate in, one for each episode: same observations, raw rewards. Observations
+        that are no numbers stay as they are
     """
     env: VecEnv = make_vec_env(task_id, n_envs, seed=seed)
     eval_env: VecEnv = make_vec_env(task_id, EVAL_EPISODES)
     if normalize:
-        env = VecNormalize(env, gamma=gamma)
-        eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
+        are_numbers = isinstance(env.observation_space, spaces.Box)
+        env = VecNormalize(env, norm_obs=are_numbers, gamma=gamma)
+        eval_env = VecNormalize(eval_env, training=False, norm_obs=are_numbers, norm_reward=False)
     return env, eval_env

@@ -70,9 +70,7 @@ class MinAtar(gym.Env[np.ndarray, np.int64]):
 def register() -> None:
     """Make ``gym.make("MinAtarFlat/breakout-v0")`` and its kin work in this process."""
     for game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
-        name = f"MinAtarFlat/{game}-v0"
-        if name not in gym.registry:
-            gym.register(name, MinAtar, kwargs={"game": game}, max_episode_steps=MAX_STEPS)
+        gym.register(f"MinAtarFlat/{game}-v0", MinAtar, kwargs={"game": game}, max_episode_steps=MAX_STEPS)
 
 
 register()

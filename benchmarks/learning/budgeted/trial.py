@@ -1,11 +1,6 @@
 """A trial: one set of settings, trained on each task of a family."""
 
-import platform
-import subprocess
 from collections.abc import Callable, Mapping
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -13,6 +8,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.learning.budgeted.adaptive_ppo import AdaptivePPO
 from benchmarks.learning.budgeted.families import FAMILIES, Task, make_envs
+from benchmarks.learning.budgeted.rows import provenance
 from benchmarks.learning.budgeted.search_space import settings_of
 from benchmarks.learning.budgeted.training import Budget, Curve, train
 from benchmarks.learning.budgeted.trials import TrialRow
@@ -20,7 +16,6 @@ from sb3_hybrid_grpo import HybridGRPO
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"hybrid_grpo": HybridGRPO, "ppo": AdaptivePPO}
 EVALUATED_SHARES = tuple(i / 10 for i in range(1, 10))
-_PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy", "mujoco", "optuna")
 
 
 def train_task(algorithm: str, task: Task, params: Mapping[str, Any], seed: int, seconds: float) -> Curve:
@@ -87,12 +82,5 @@ def run_trial(
         curves={task: curve.points for task, curve in curves.items()},
         errors={task: curve.error for task, curve in curves.items() if curve.error},
         seconds=seconds,
-        provenance=_provenance(),
+        provenance=provenance(),
     )
-
-
-@cache
-def _provenance() -> dict[str, str]:
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
-    return {"commit": commit, "python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

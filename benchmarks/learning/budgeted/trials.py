@@ -1,11 +1,6 @@
 """Finished trials of studies as rows of a CSV file, from which a study is made again on another machine."""
 
-import csv
-import io
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
@@ -44,47 +39,6 @@ class TrialRow(NamedTuple):
     errors: Mapping[str, str]
     seconds: float
     provenance: Mapping[str, str]
-
-
-_AS_JSON = ("params", "scores", "curves", "errors", "provenance")
-
-
-def append_row(path: Path, row: TrialRow) -> None:
-    """
-    Write a row at once: whoever reads or ends this process, it is there entirely or not at all.
-
-    :param path: a CSV file, made if there is none
-    :param row: the row
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    if not path.exists():
-        writer.writerow(TrialRow._fields)
-    writer.writerow([json.dumps(value) if name in _AS_JSON else value for name, value in row._asdict().items()])
-    with path.open("ab") as file:
-        os.write(file.fileno(), text.getvalue().encode())
-        os.fsync(file.fileno())
-
-
-def read_rows(path: Path) -> list[TrialRow]:
-    """
-    Read finished trials.
-
-    :param path: a CSV file, which may be missing
-    :return: its rows
-    """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_parse(columns) for columns in csv.DictReader(file)]
-
-
-def _parse(columns: Mapping[str, str]) -> TrialRow:
-    content: dict[str, Any] = {name: json.loads(value) if name in _AS_JSON else value for name, value in columns.items()}
-    content |= {name: int(columns[name]) for name in ("number", "seed")}
-    content |= {name: float(columns[name]) for name in ("value", "seconds")}
-    return TrialRow(**content)
 
 
 def rows_of(rows: Sequence[TrialRow], family: str, algorithm: str) -> Iterator[TrialRow]:
