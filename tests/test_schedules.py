@@ -140,13 +140,21 @@ def test_entropy_coefficient_falls(algorithm, tmp_path):
 
 
 def test_entropy_coefficient_acts():
-    """A schedule that is constant gives the parameters of the number, and another number other ones."""
-    weights = [
-        make(ent_coef=ent_coef).learn(64).policy.action_net.weight.detach().numpy()
-        for ent_coef in (0.1, lambda progress: 0.1, 0.0)
-    ]
-    np.testing.assert_array_equal(weights[0], weights[1])
-    assert not np.array_equal(weights[0], weights[2])
+    """A schedule does what setting the number before each update does."""
+    scheduled = make(ent_coef="lin_0.3").learn(96)
+    by_hand = make(ent_coef=0.2)
+    train, following = by_hand.train, iter((0.1, 0.0, 0.0))
+
+    def then_less():
+        train()
+        by_hand.ent_coef = next(following)
+
+    by_hand.train = then_less
+    by_hand.learn(96)
+    constant = make(ent_coef=0.2).learn(96)
+    weights = [model.policy.action_net.weight.detach().numpy() for model in (scheduled, by_hand, constant)]
+    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-6)
+    assert not np.allclose(weights[0], weights[2], rtol=1e-6)
 
 
 def test_soft_values_follow_the_schedule(monkeypatch):
