@@ -140,7 +140,7 @@ def test_entropy_coefficient_falls(algorithm, tmp_path):
 
 
 def test_entropy_coefficient_acts():
-    """A schedule does what setting PPO's number before each update does."""
+    """A schedule does what setting PPO's number before each update does, to the spread of a Gaussian policy."""
     as_ppo = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False, "max_actor_grad_norm": None}
     scheduled = make(ent_coef="lin_0.3", **as_ppo).learn(96)
     kwargs = {name: value for name, value in SMALL.items() if name != "branch_horizon"}
@@ -152,7 +152,7 @@ def test_entropy_coefficient_acts():
         by_hand.ent_coef = next(following)
 
     by_hand.train = then_less
-    weights = [model.policy.action_net.weight.detach().numpy() for model in (scheduled, by_hand.learn(96), constant.learn(96))]
+    weights = [model.policy.log_std.detach().numpy() for model in (scheduled, by_hand.learn(96), constant.learn(96))]
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-5)
     assert not np.allclose(weights[0], weights[2], atol=1e-5)
 
