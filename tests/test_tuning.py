@@ -218,6 +218,14 @@ class TestStudies:
         tune.main([*arguments, "11"])
         assert [row.number for row in tune.finished_trials(tmp_path)[-2:]] == [10, 10]
 
+    def test_first_trials_that_are_missing_are_tried_next(self, tune, tmp_path):
+        arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
+        tune.main([*arguments, "2"])
+        tune.storage_in.cache_clear()
+        tune.main([*arguments, "6"])
+        rows = list(tune.rows_of(tune.finished_trials(tmp_path), "discrete", "ppo"))
+        assert [row.params for row in rows] == tune.first_trials("discrete", "ppo")
+
     def test_a_killed_tuning_goes_on(self, tune, tmp_path, monkeypatch):
         monkeypatch.setattr(tune, "storage_in", self.storage_in)
         arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]

@@ -74,11 +74,9 @@ def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_PRUNED),
     )
-    rows = finished_trials(folder)
-    restore(study, rows)
-    if not study.trials:
-        for params in first_trials(family, algorithm):
-            study.enqueue_trial(params)
+    restore(study, finished_trials(folder))
+    for params in first_trials(family, algorithm):
+        study.enqueue_trial(params, skip_if_exists=True)
     # A process that goes on must not draw what it drew before.
     study.sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=12, seed=len(study.trials))
     return study

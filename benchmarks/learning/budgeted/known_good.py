@@ -49,7 +49,7 @@ _SWIMMER = {
     "rollout": 4096,
     "n_envs": 4,
     "batch_size": 256,
-    "one_minus_gamma": 1e-3,
+    "one_minus_gamma": 1e-4,
     "one_minus_lambda": 0.02,
     "normalize": True,
 }

@@ -21,7 +21,7 @@ SHARED: Mapping[str, BaseDistribution] = {
     "n_envs": CategoricalDistribution([1, 2, 4, 8, 16]),
     "batch_size": CategoricalDistribution([32, 64, 128, 256]),
     "n_epochs": IntDistribution(1, 20, log=True),
-    "one_minus_gamma": FloatDistribution(1e-3, 0.1, log=True),
+    "one_minus_gamma": FloatDistribution(1e-4, 0.1, log=True),
     "one_minus_lambda": FloatDistribution(5e-3, 0.3, log=True),
     "clip_range": FloatDistribution(0.1, 0.4),
     "ent_coef": FloatDistribution(1e-6, 0.03, log=True),
