@@ -16,6 +16,7 @@ LAYERS = [
         "common.advantages",
         "common.reward_transforms",
         "common.losses",
+        "common.schedules",
         "common.checkpoints",
         "common.maskable",
         "common.networks",

@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import explained_variance, update_learning_rate
 
 from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.common.critic import refit_value_head
@@ -24,6 +24,7 @@ from sb3_hybrid_grpo.common.losses import (
     value_loss,
     weighted_mean,
 )
+from sb3_hybrid_grpo.common.schedules import kl_adapted_factor, value_at
 from sb3_hybrid_grpo.common.symptoms import Watch
 from sb3_hybrid_grpo.common.type_aliases import MultiSampleRolloutBufferSamples
 
@@ -36,6 +37,10 @@ class ClippedUpdate(OnPolicyAlgorithm):
     batch_size: int
     clip_range: float | Schedule
     clip_range_vf: float | Schedule | None
+    desired_kl: float | None
+    ent_coef: float | Schedule  # type: ignore[assignment]
+    learning_rate_bounds: tuple[float, float]
+    learning_rate_factor: float
     max_actor_grad_norm: float | None
     n_epochs: int
     normalize_advantage: bool
@@ -96,6 +101,24 @@ class ClippedUpdate(OnPolicyAlgorithm):
         if self.refit_critic and self._has_linear_head:
             refit_value_head(self.policy, self.rollout_buffer)
         self._log_update(metrics, n_policy_updates)
+        self._adapt_learning_rate(float(np.mean(metrics["approx_kl"])))
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        learning_rate = self._learning_rate()
+        self.logger.record("train/learning_rate", learning_rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            update_learning_rate(optimizer, learning_rate)
+
+    def _learning_rate(self) -> float:
+        return self.lr_schedule(self._current_progress_remaining) * self.learning_rate_factor
+
+    def _adapt_learning_rate(self, kl: float) -> None:
+        if self.desired_kl is None:
+            return
+        self.learning_rate_factor = kl_adapted_factor(
+            self.learning_rate_factor, self._learning_rate(), kl, self.desired_kl, self.learning_rate_bounds
+        )
+        self.logger.record("train/learning_rate_factor", self.learning_rate_factor)
 
     def _clipped_together(self, evaluator: Evaluator) -> list[tuple[list[th.nn.Parameter], float]]:
         """Return the groups of parameters whose gradients have a limit, and these limits."""
@@ -127,7 +150,8 @@ class ClippedUpdate(OnPolicyAlgorithm):
         metrics["entropy_loss"].append(exploration.value)
         metrics["clip_fraction"].append(weighted_mean(abs(ratio - 1) > clip_range, weights))
         metrics["approx_kl"].append(approximate_kl(log_ratio, weights))
-        return [policy, exploration.scaled(self.ent_coef)] if self.ent_coef else [policy]
+        ent_coef = value_at(self.ent_coef, self._current_progress_remaining)
+        return [policy, exploration.scaled(ent_coef)] if ent_coef else [policy]
 
     def _value_loss(self, rollout_data: MultiSampleRolloutBufferSamples, values: np.ndarray, metrics: Metrics) -> Loss:
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
@@ -158,10 +182,10 @@ class ClippedUpdate(OnPolicyAlgorithm):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in ("clip_range", "clip_range_vf"):
-            schedule = getattr(self, name)
-            if schedule is not None:
-                self.logger.record(f"train/{name}", schedule(self._current_progress_remaining))
+        for name in ("clip_range", "clip_range_vf", "ent_coef"):
+            value = getattr(self, name)
+            if value is not None:
+                self.logger.record(f"train/{name}", value_at(value, self._current_progress_remaining))
 
     def _left_by_critic(self, grad_norms: list[float]) -> float:
         """Return the factor that the limit of all gradients together leaves of the actor's."""

@@ -29,6 +29,7 @@ from sb3_hybrid_grpo.common.maskable import is_maskable, masking, without_sde
 from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.common.sampling import check_common_noise
+from sb3_hybrid_grpo.common.schedules import check_desired_kl, parse_schedule, value_at
 from sb3_hybrid_grpo.common.symptoms import Watch
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
@@ -88,7 +89,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
     :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
     :param clip_range_vf: Clipping parameter of the value function, likewise; no clipping if ``None``
     :param normalize_advantage: Whether to normalize the advantages of a minibatch
-    :param ent_coef: Entropy coefficient for the loss calculation
+    :param ent_coef: Entropy coefficient for the loss calculation, it can be a function of the current progress remaining
+        (from 1 to 0), or ``"lin_0.01"``, which falls linearly from 0.01 to 0
     :param vf_coef: Value function coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE); the N samples of a state have noise
@@ -138,6 +140,10 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         others together. With ``None`` there is one limit for all, as in PPO: the critic's gradient, which grows with the
         returns and with ``refit_critic``, then leaves the actor's next to nothing. The norm is 0.1 to 1 without a limit, so
         that with 0.005 all minibatches count alike, and Adam's ε (1e-5 in SB3) passes over what is only noise
+    :param desired_kl: Adapt the learning rate after each update: divide it by 1.5 if the KL divergence in the last epoch, as
+        logged, was more than twice this, and multiply it by 1.5 if it was less than half. The factor that results is logged
+        as ``train/learning_rate_factor`` and kept in checkpoints. By default, the learning rate follows its schedule alone.
+    :param learning_rate_bounds: The least and the greatest learning rate that ``desired_kl`` may lead to
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"replay"`` (the steps of the episode are taken again in a copy of the environment: faster than that in
@@ -176,7 +182,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | str | Schedule = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,
@@ -206,6 +212,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         soft_values: bool = False,
         refit_critic: bool = True,
         max_actor_grad_norm: float | None = 0.005,
+        desired_kl: float | None = None,
+        learning_rate_bounds: tuple[float, float] = (1e-6, 1e-2),
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
     ) -> None:
@@ -216,7 +224,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             n_steps=n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
+            ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             use_sde=use_sde,
@@ -252,6 +260,9 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self.soft_values = soft_values
         self.refit_critic = refit_critic
         self.max_actor_grad_norm = max_actor_grad_norm
+        self.desired_kl = desired_kl
+        self.learning_rate_bounds = learning_rate_bounds
+        self.learning_rate_factor = 1.0
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
@@ -288,8 +299,10 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             self.branch_fraction,
             self.policy_class,  # type: ignore[arg-type]
         )
-        if self.soft_values and not self.ent_coef > 0:
+        ent_coef = value_at(parse_schedule("ent_coef", self.ent_coef), 1.0)
+        if self.soft_values and not ent_coef > 0:
             raise InvalidArgumentError(f"soft_values=True needs an `ent_coef` above 0, not {self.ent_coef!r}.")
+        check_desired_kl(self.desired_kl, self.target_kl, self.learning_rate_bounds)
         if self.max_actor_grad_norm is not None:
             check_number("max_actor_grad_norm", self.max_actor_grad_norm, above=0)
         if self.branch_timeout is not None:
@@ -311,6 +324,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             )
 
     def _setup_model(self) -> None:
+        self.ent_coef = parse_schedule("ent_coef", self.ent_coef)
         self.reward_transform = make_reward_transform(self.reward_transform, self.reward_transform_kwargs)
         self._horizon = 1 if self.n_samples == 1 else self.branch_horizon
         self._is_modelled = self.brancher == "learned" and self.n_samples > 1
@@ -327,7 +341,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             "branch_lambda": self.branch_lambda,
             "action_sampling": self._action_sampling.name,
             "is_selected": self.action_selection != "first",
-            "ent_coef": self.ent_coef if self.soft_values else 0.0,
+            "ent_coef": value_at(self.ent_coef, 1.0) if self.soft_values else 0.0,
             **chosen_kwargs,
         }
         chosen_policy_class = self.policy_class

@@ -29,6 +29,7 @@ from sb3_hybrid_grpo.common.reward_transforms import AnyRewardTransform, RewardT
 from sb3_hybrid_grpo.common.rollout_branches import AwaitedBranches, RolloutBranches, rollout_branches
 from sb3_hybrid_grpo.common.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.common.sampling import first_occurrences, to_env_actions
+from sb3_hybrid_grpo.common.schedules import value_at
 from sb3_hybrid_grpo.common.symptoms import Watch
 from sb3_hybrid_grpo.common.type_aliases import Brancher, LearningBrancher, RenewableBrancher
 
@@ -215,7 +216,7 @@ class MacroSteps(OnPolicyAlgorithm):
     def _hand_over_settings(self, rollout_buffer: MultiSampleMixin) -> None:
         """Tell the buffer what callbacks may have changed since it was made, as PPO looks up ``ent_coef`` at each update."""
         if self.soft_values:
-            rollout_buffer.ent_coef = self.ent_coef
+            rollout_buffer.ent_coef = value_at(self.ent_coef, self._current_progress_remaining)
         chosen_for_buffer = self.rollout_buffer_kwargs
         if "branch_lambda" not in chosen_for_buffer:
             rollout_buffer.branch_lambda = self.branch_lambda

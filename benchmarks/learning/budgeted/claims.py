@@ -1,0 +1,149 @@
+"""Finished runs on claim tasks, and what they say."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.learning.budgeted.time_to_score import (
+    Curve,
+    Interval,
+    Scale,
+    Times,
+    bootstrap,
+    common_limit,
+    median_ratio,
+    ratio,
+    restricted_mean,
+    scale_of,
+    scores_at,
+    times_to,
+)
+
+SHARES = (0.5, 0.75, 0.9)
+
+
+class ClaimRow(NamedTuple):
+    """
+    A finished run.
+
+    :param family: name of the family of tasks
+    :param task: environment id
+    :param method: name of the method
+    :param seed: its seed
+    :param seconds: its budget of processor seconds
+    :param curve: its points: processor seconds, committed steps, simulator steps, mean return
+    :param error: what ended it early, if anything
+    :param settings: number of environments, whether they are normalised, and arguments of the constructor
+    :param wall_seconds: seconds on the clock, with evaluations
+    :param provenance: code and machine
+    """
+
+    family: str
+    task: str
+    method: str
+    seed: int
+    seconds: float
+    curve: Sequence[Sequence[float]]
+    error: str
+    settings: Mapping[str, object]
+    wall_seconds: float
+    provenance: Mapping[str, str]
+
+
+class Claims:
+    """
+    Runs of one budget, by task and method.
+
+    :param rows: finished runs
+    :param seconds: the budget
+    :param baselines: names of the methods whose best one on each task ours is compared with
+    """
+
+    def __init__(self, rows: Iterable[ClaimRow], seconds: float, baselines: Sequence[str]) -> None:
+        self.seconds = seconds
+        self.baselines = baselines
+        self.curves: dict[str, dict[str, list[Curve]]] = {}
+        for row in rows:
+            if row.seconds == seconds:
+                self.curves.setdefault(row.task, {}).setdefault(row.method, []).append(row.curve)
+        self.scales: Mapping[str, Scale] = {task: scale_of(list(by.values())) for task, by in self.curves.items()}
+
+    def times(self, task: str, method: str, share: float, axis: int) -> Times:
+        """
+        Measure the runs of a method.
+
+        :param task: environment id
+        :param method: name of the method
+        :param share: share of the best final score
+        :param axis: index in ``AXES``
+        :return: when they got there
+        """
+        return times_to(self.curves[task][method], self.scales[task].target(share), axis)
+
+    def restricted_means(self, task: str, share: float, axis: int) -> dict[str, Interval]:
+        """
+        Measure all methods on a task, each as far as it was followed: on the axis of seconds, that is equally far.
+
+        :param task: environment id
+        :param share: share of the best final score
+        :param axis: index in ``AXES``
+        :return: restricted mean times by method
+        """
+        times = {method: self.times(task, method, share, axis) for method in self.curves[task]}
+        return {method: _mean_of(own) for method, own in times.items()}
+
+    def best_baseline(self, task: str, share: float, axis: int) -> str:
+        """
+        Pick the strongest opponent on a task.
+
+        :param task: environment id
+        :param share: share of the best final score
+        :param axis: index in ``AXES``
+        :return: the baseline with the least restricted mean time
+        """
+        times = {method: self.times(task, method, share, axis) for method in self.baselines if method in self.curves[task]}
+        limit = common_limit(*times.values())
+        return min(times, key=lambda method: float(restricted_mean(times[method], limit)))
+
+    def ratios(self, method: str, share: float, axis: int) -> tuple[dict[str, float], Interval]:
+        """
+        Compare a method with the best baseline of each task.
+
+        :param method: name of the method
+        :param share: share of the best final score
+        :param axis: index in ``AXES``
+        :return: the ratio of their restricted mean times on each task, and its median over tasks
+        """
+        pairs = {
+            task: (
+                self.times(task, method, share, axis),
+                self.times(task, self.best_baseline(task, share, axis), share, axis),
+            )
+            for task, by_method in self.curves.items()
+            if method in by_method and any(baseline in by_method for baseline in self.baselines)
+        }
+        return {task: ratio(*pair) for task, pair in pairs.items()}, median_ratio(list(pairs.values()))
+
+    def normalized_scores(self, methods: Sequence[str], axis: int, shares: Sequence[float]) -> dict[str, np.ndarray]:
+        """
+        Read all curves at the same budgets.
+
+        :param methods: names of methods, on those tasks that all of them were trained on
+        :param axis: index in ``AXES``
+        :param shares: budgets, as shares of what the first method spends on the task
+        :return: normalised scores by method, of as many seeds as all have, [seeds, tasks, shares]
+        """
+        tasks = [task for task, by_method in self.curves.items() if all(method in by_method for method in methods)]
+        n_seeds = min(len(self.curves[task][method]) for task in tasks for method in methods)
+        scores = {method: [] for method in methods}  # type: dict[str, list[np.ndarray]]
+        for task in tasks:
+            spent = np.mean([curve[-1][axis] for curve in self.curves[task][methods[0]]])
+            for method in methods:
+                of_runs = scores_at(self.curves[task][method][:n_seeds], np.multiply(shares, spent).tolist(), axis)
+                scores[method].append(self.scales[task].normalize(of_runs))
+        return {method: np.stack(of_tasks, axis=1) for method, of_tasks in scores.items()}
+
+
+def _mean_of(times: Times) -> Interval:
+    return bootstrap(lambda groups: restricted_mean(groups[0], times.end.max()), [times])

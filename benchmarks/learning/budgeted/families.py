@@ -1,0 +1,94 @@
+"""Tasks that share one set of settings, and what their scores are measured by."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from benchmarks.learning.budgeted import minatar, minigrid  # noqa: F401  register their environments
+
+EVAL_EPISODES = 5
+
+
+class Task(NamedTuple):
+    """
+    An environment to train in.
+
+    :param id: environment id
+    :param low: return that counts 0: of random actions
+    :param high: return that counts 1. Where the RL Zoo's benchmark has the environment, the mean return of its PPO, trained
+        for a million steps or more (rounded; of version -v3 or -v4 for MuJoCo); for MinAtar, the order of what PPO and DQN
+        have after a million frames
+    """
+
+    id: str
+    low: float
+    high: float
+
+    def normalize(self, mean_return: float) -> float:
+        """
+        Measure a return.
+
+        :param mean_return: mean return of an evaluation
+        :return: its score
+        """
+        return (mean_return - self.low) / (self.high - self.low)
+
+
+FAMILIES: Mapping[str, tuple[Task, ...]] = {
+    "continuous": (
+        Task("HalfCheetah-v5", -282.0, 5800.0),
+        Task("Hopper-v5", 17.0, 2400.0),
+        Task("Swimmer-v5", 1.0, 280.0),
+        Task("Pendulum-v1", -1208.0, -170.0),
+    ),
+    "discrete": (
+        Task("Acrobot-v1", -497.0, -75.0),
+        Task("MinAtarFlat/breakout-v0", 0.4, 10.0),
+    ),
+}
+"""The tasks that settings are tuned on."""
+
+CLAIM_TASKS: Mapping[str, tuple[str, ...]] = {
+    "continuous": (
+        "Walker2d-v5",
+        "Ant-v5",
+        "Reacher-v5",
+        "InvertedDoublePendulum-v5",
+        "Humanoid-v5",
+        "MountainCarContinuous-v0",
+    ),
+    "discrete": (
+        "CartPole-v1",
+        "LunarLander-v3",
+        "MinAtarFlat/asterix-v0",
+        "MinAtarFlat/space_invaders-v0",
+        "MiniGridFlat/DoorKey-5x5-v0",
+        "MiniGridFlat/Empty-Random-6x6-v0",
+        "CliffWalking-v1",
+    ),
+}
+"""The tasks that claims are made about: no setting was tuned on them."""
+
+
+def make_envs(task_id: str, n_envs: int, normalize: bool, gamma: float, seed: int) -> tuple[VecEnv, VecEnv]:
+    """
+    Make the environments of a run.
+
+    :param task_id: environment id
+    :param n_envs: number of environments to train in
+    :param normalize: whether observations and rewards are normalised
+    :param gamma: discount factor of the returns that rewards are normalised by
+    :param seed: seed of the training environments
+    :return: those to train in, and those to evaluate in, one for each episode: same observations, raw rewards. Observations
+        that are no numbers stay as they are
+    """
+    env: VecEnv = make_vec_env(task_id, n_envs, seed=seed)
+    eval_env: VecEnv = make_vec_env(task_id, EVAL_EPISODES)
+    if normalize:
+        are_numbers = isinstance(env.observation_space, spaces.Box)
+        env = VecNormalize(env, norm_obs=are_numbers, gamma=gamma)
+        eval_env = VecNormalize(eval_env, training=False, norm_obs=are_numbers, norm_reward=False)
+    return env, eval_env

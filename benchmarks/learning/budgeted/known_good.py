@@ -1,0 +1,118 @@
+"""Settings that are known to work, with which every study begins: the same for PPO and Hybrid GRPO."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.learning.budgeted.search_space import search_space
+
+# SB3's defaults
+_PPO = {
+    "learning_rate": 3e-4,
+    "schedule": "constant",
+    "rollout": 2048,
+    "n_envs": 1,
+    "batch_size": 64,
+    "n_epochs": 10,
+    "one_minus_gamma": 0.01,
+    "one_minus_lambda": 0.05,
+    "clip_range": 0.2,
+    "ent_coef": 1e-6,
+    "max_grad_norm": 0.5,
+    "normalize": False,
+    "width": 64,
+    "activation": "tanh",
+    "kl_control": "none",
+    "kl": 0.02,
+    "log_std_init": 0.0,
+}
+# The RL Zoo's for HalfCheetah, whose networks and normalisation Hopper and others have, too
+_ZOO = {
+    **_PPO,
+    "learning_rate": 2.0633e-5,
+    "rollout": 512,
+    "n_epochs": 20,
+    "one_minus_gamma": 0.02,
+    "one_minus_lambda": 0.08,
+    "clip_range": 0.1,
+    "ent_coef": 4e-4,
+    "max_grad_norm": 0.8,
+    "normalize": True,
+    "width": 256,
+    "activation": "relu",
+    "log_std_init": -2.0,
+}
+_SMALL = {**_ZOO, "learning_rate": 6e-5, "rollout": 128}
+# The RL Zoo's for Swimmer
+_SWIMMER = {
+    **_PPO,
+    "learning_rate": 6e-4,
+    "rollout": 4096,
+    "n_envs": 4,
+    "batch_size": 256,
+    "one_minus_gamma": 1e-4,
+    "one_minus_lambda": 0.02,
+    "normalize": True,
+}
+# The RL Zoo's for Acrobot and CartPole
+_ACROBOT = {**_PPO, "rollout": 4096, "n_envs": 16, "n_epochs": 4, "one_minus_lambda": 0.06, "normalize": True}
+_CARTPOLE = {
+    **_PPO,
+    "learning_rate": 1e-3,
+    "schedule": "linear",
+    "rollout": 256,
+    "n_envs": 8,
+    "batch_size": 256,
+    "n_epochs": 20,
+    "one_minus_gamma": 0.02,
+    "one_minus_lambda": 0.2,
+}
+# The usual for games
+_GAMES = {**_PPO, "learning_rate": 2.5e-4, "rollout": 1024, "n_envs": 8, "batch_size": 256, "n_epochs": 4, "ent_coef": 0.01}
+_SMALL_DISCRETE = {**_PPO, "rollout": 128, "normalize": True, "kl_control": "target"}
+
+KNOWN_GOOD: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "continuous": (
+        {**_SMALL, "kl_control": "target"},
+        _SMALL,
+        _ZOO,
+        _PPO,
+        _SWIMMER,
+        {**_SMALL, "learning_rate": 1.5e-4, "width": 64, "log_std_init": -1.0, "kl_control": "desired"},
+    ),
+    "discrete": (
+        _SMALL_DISCRETE,
+        {**_SMALL_DISCRETE, "kl_control": "desired"},
+        _ACROBOT,
+        _CARTPOLE,
+        _GAMES,
+        _PPO,
+    ),
+}
+
+_HYBRID = {
+    "n_samples": 4,
+    "branch_horizon": 8,
+    "branch_lambda": 1.0,
+    "branch_fraction": 1.0,
+    "tail_coef": 0.0,
+    "refit_critic": True,
+    "actor_limit": "0.005",
+}
+# The class's default
+_TWO_SAMPLES = {**_HYBRID, "n_samples": 2}
+
+
+def first_trials(family: str, algorithm: str) -> list[dict[str, Any]]:
+    """
+    List the parameters of the first trials of a study.
+
+    :param family: name of the family of tasks
+    :param algorithm: ``"ppo"`` or ``"hybrid_grpo"``
+    :return: parameters, small rollouts with four samples and long ones with two
+    """
+    known = search_space(family, algorithm)
+    trials = []
+    for shared in KNOWN_GOOD[family]:
+        own = _HYBRID if shared["rollout"] < 512 else _TWO_SAMPLES
+        trials.append({name: value for name, value in {**shared, **own}.items() if name in known})
+    return trials

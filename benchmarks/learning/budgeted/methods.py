@@ -1,0 +1,73 @@
+"""What is compared on the claim tasks: tuned Hybrid GRPO and PPO, and everything else that a user could pick."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from benchmarks.learning.budgeted.adaptive_ppo import AdaptivePPO
+from benchmarks.learning.budgeted.search_space import settings_of
+from sb3_hybrid_grpo import HybridGRPO
+
+PPO_VARIANTS = ("ppo", "ppo_8", "ppo_16")
+_FEWEST_STEPS = 16
+# A budget of minutes never fills the million transitions that SB3 would keep.
+_REPLAY: Mapping[str, Any] = {"buffer_size": 100_000}
+# SB3's default is 10,000, a good part of these budgets.
+_DQN: Mapping[str, Any] = {**_REPLAY, "target_update_interval": 1_000}
+
+
+class Method(NamedTuple):
+    """
+    An algorithm with its settings.
+
+    :param algorithm: its class
+    :param arguments: arguments of its constructor; the others have its defaults
+    :param n_envs: number of environments
+    :param normalize: whether they are normalised
+    """
+
+    algorithm: type[BaseAlgorithm]
+    arguments: Mapping[str, Any]
+    n_envs: int = 1
+    normalize: bool = False
+
+    @property
+    def gamma(self) -> float:
+        """Discount factor."""
+        return float(self.arguments.get("gamma", 0.99))
+
+
+def methods_of(family: str, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
+    """
+    List what is compared in a family of tasks.
+
+    :param family: ``"continuous"`` or ``"discrete"``
+    :param tuned: parameters that tuning has found for ``"ppo"`` and ``"hybrid_grpo"`` in this family
+    :return: methods by name
+    """
+    methods = {"hybrid_grpo": _tuned(HybridGRPO, tuned["hybrid_grpo"]), "ppo": _tuned(AdaptivePPO, tuned["ppo"])}
+    methods |= {f"ppo_{n_envs}": _tuned(AdaptivePPO, in_parallel(tuned["ppo"], n_envs)) for n_envs in (8, 16)}
+    if family == "continuous":
+        # The RL Zoo normalises for TRPO on MuJoCo, and not for the others.
+        methods["trpo"] = Method(TRPO, {}, normalize=True)
+        return methods | {"sac": Method(SAC, _REPLAY), "tqc": Method(TQC, _REPLAY), "crossq": Method(CrossQ, _REPLAY)}
+    return methods | {"trpo": Method(TRPO, {}), "dqn": Method(DQN, _DQN), "qrdqn": Method(QRDQN, _DQN)}
+
+
+def in_parallel(params: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
+    """
+    Spread a rollout over environments: it stays as long, or becomes as short as they allow.
+
+    :param params: parameters of a trial
+    :param n_envs: number of environments
+    :return: the same for so many environments
+    """
+    return {**params, "n_envs": n_envs, "rollout": max(params["rollout"], n_envs * _FEWEST_STEPS)}
+
+
+def _tuned(algorithm: type[BaseAlgorithm], params: Mapping[str, Any]) -> Method:
+    settings = settings_of(params)
+    return Method(algorithm, settings.arguments, settings.n_envs, settings.normalize)

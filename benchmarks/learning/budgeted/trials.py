@@ -1,0 +1,111 @@
+"""Finished trials of studies as rows of a CSV file, from which a study is made again on another machine."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.trial import TrialState
+
+from benchmarks.learning.budgeted.search_space import search_space
+
+
+class TrialRow(NamedTuple):
+    """
+    A finished trial, or the repetition of one with another seed.
+
+    :param family: name of the family of tasks
+    :param algorithm: ``"ppo"`` or ``"hybrid_grpo"``
+    :param number: how many trials of its study were finished before
+    :param seed: seed of its trainings
+    :param state: ``"complete"``, ``"pruned"`` or ``"repeated"``
+    :param value: mean of its scores
+    :param params: its parameters
+    :param scores: score of each task it was trained on, in order
+    :param curves: points of each training: processor seconds, committed steps, simulator steps, mean return
+    :param errors: what ended trainings early, by task
+    :param seconds: processor seconds of each training
+    :param provenance: code and machine
+    """
+
+    family: str
+    algorithm: str
+    number: int
+    seed: int
+    state: str
+    value: float
+    params: Mapping[str, Any]
+    scores: Mapping[str, float]
+    curves: Mapping[str, Sequence[Sequence[float]]]
+    errors: Mapping[str, str]
+    seconds: float
+    provenance: Mapping[str, str]
+
+
+def rows_of(rows: Sequence[TrialRow], family: str, algorithm: str) -> Iterator[TrialRow]:
+    """
+    Pick the trials of a study, without repetitions.
+
+    :param rows: finished trials of all studies
+    :param family: name of the family of tasks
+    :param algorithm: name of the algorithm
+    :return: its rows
+    """
+    return (row for row in rows if (row.family, row.algorithm) == (family, algorithm) and row.state != "repeated")
+
+
+def means_so_far(row: TrialRow) -> list[float]:
+    """
+    Return what a trial reports to its study.
+
+    :param row: a finished trial
+    :return: the mean score after each of its tasks
+    """
+    scores = list(row.scores.values())
+    return [sum(scores[: i + 1]) / (i + 1) for i in range(len(scores))]
+
+
+def restore(study: optuna.Study, rows: Sequence[TrialRow]) -> None:
+    """
+    Bring a study in line with the rows: it learns what other machines have tried, and tries once more what was killed.
+
+    :param study: a study whose name is family and algorithm
+    :param rows: finished trials of all studies
+    """
+    family, algorithm = study.study_name.split("/")
+    finished = list(rows_of(rows, family, algorithm))
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        row = next((row for row in finished if row.params == trial.params), None)
+        if row is None:
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+        else:
+            tell(study, trial.number, row)
+    known = [trial.params for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
+    space = search_space(family, algorithm)
+    for row in finished:
+        if row.params not in known:
+            means = dict(enumerate(means_so_far(row)))
+            study.add_trial(
+                optuna.create_trial(
+                    state=_state(row),
+                    value=row.value if row.state == "complete" else None,
+                    params=dict(row.params),
+                    distributions=space,
+                    intermediate_values=means,
+                )
+            )
+
+
+def tell(study: optuna.Study, trial: int, row: TrialRow) -> None:
+    """
+    Tell a study how a trial went.
+
+    :param study: the study
+    :param trial: the trial's number there
+    :param row: the finished trial
+    """
+    study.tell(trial, row.value if row.state == "complete" else None, _state(row))
+
+
+def _state(row: TrialRow) -> TrialState:
+    return TrialState.COMPLETE if row.state == "complete" else TrialState.PRUNED

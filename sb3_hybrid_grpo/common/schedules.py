@@ -1,0 +1,87 @@
+"""Quantities that change along a training: by its progress, or by how far its updates go."""
+
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
+from sb3_hybrid_grpo.common.checks import check_number
+from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError
+
+KL_TOLERANCE = 2.0
+KL_STEP = 1.5
+
+
+def parse_schedule(name: str, value: float | str | Schedule) -> float | Schedule:
+    """
+    Read a number, a function of the progress, or the RL Zoo's ``"lin_x"``: from x down to 0.
+
+    :param name: name of the argument
+    :param value: what the user passed
+    :return: the number, or the schedule
+    :raises InvalidArgumentError: if it is none of these
+    """
+    if not isinstance(value, str):
+        return FloatSchedule(value) if callable(value) else value
+    kind, _, start = value.partition("_")
+    try:
+        if kind == "lin":
+            return LinearSchedule(float(start), 0.0, 1.0)
+    except ValueError:
+        pass
+    raise InvalidArgumentError(f"`{name}` must be a number, a schedule or 'lin_' and a number, not {value!r}.")
+
+
+def value_at(value: float | Schedule, progress_remaining: float) -> float:
+    """
+    Evaluate what ``parse_schedule`` returns, or what a callback has set since.
+
+    :param value: a number or a schedule
+    :param progress_remaining: from 1 to 0
+    :return: its value now
+    """
+    return value(progress_remaining) if callable(value) else value
+
+
+def check_desired_kl(desired_kl: float | None, target_kl: float | None, bounds: tuple[float, float]) -> None:
+    """
+    Check what ``kl_adapted_factor`` is to be called with.
+
+    :param desired_kl: the KL divergence that updates shall have, if any
+    :param target_kl: the one that stops an update at 1.5 times itself, if any
+    :param bounds: the least and the greatest learning rate
+    :raises InvalidArgumentError: if they cannot work, or not together
+    """
+    if desired_kl is None:
+        return
+    check_number("desired_kl", desired_kl, above=0)
+    lowest, highest = bounds
+    check_number("learning_rate_bounds[0]", lowest, above=0)
+    check_number("learning_rate_bounds[1]", highest, above=lowest)
+    if target_kl is not None and desired_kl > target_kl:
+        raise InvalidArgumentError(
+            f"`target_kl`={target_kl:g} would stop updates before they reach `desired_kl`={desired_kl:g}: the learning rate "
+            "would grow without end. Set a smaller `desired_kl`, or leave out one of them."
+        )
+
+
+def kl_adapted_factor(factor: float, learning_rate: float, kl: float, desired_kl: float, bounds: tuple[float, float]) -> float:
+    """
+    Adapt the learning rate to the KL divergence that an update had.
+
+    c / 1.5 if KL > 2 d,    1.5 c if KL < d / 2,    else c, and c where the learning rate would leave its bounds
+
+    Source: the rule of rsl_rl (https://arxiv.org/abs/2109.11978), skrl and rl_games, there with c the learning rate itself;
+    a factor leaves the schedule to the user.
+
+    :param factor: c, factor of the learning rate
+    :param learning_rate: the learning rate of the update, c included
+    :param kl: KL divergence of the old policy from the new one; NaN is too large
+    :param desired_kl: d
+    :param bounds: the least and the greatest learning rate
+    :return: the factor of the next update's
+    """
+    lowest, highest = bounds
+    if not kl <= KL_TOLERANCE * desired_kl:
+        return factor / KL_STEP if learning_rate / KL_STEP >= lowest else factor
+    if kl < desired_kl / KL_TOLERANCE:
+        return factor * KL_STEP if learning_rate * KL_STEP <= highest else factor
+    return factor

@@ -1,0 +1,272 @@
+"""Trainings with a budget of processor seconds, and studies that are made again from rows."""
+
+import itertools
+from functools import cache
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from benchmarks.learning.budgeted import training
+from benchmarks.learning.budgeted.adaptive_ppo import AdaptivePPO
+from benchmarks.learning.budgeted.families import FAMILIES, Task, make_envs
+from benchmarks.learning.budgeted.training import Budget, Curve, Point, train
+from sb3_hybrid_grpo import HybridGRPO
+from tests.envs import limited
+
+SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 0, "device": "cpu"}
+
+
+def points(*pairs):
+    return [Point(seconds, 0, 0, mean_return) for seconds, mean_return in pairs]
+
+
+@pytest.mark.parametrize(
+    "curve, expected",
+    [
+        (points((0, 0.0), (5, 10.0), (10, 20.0)), 10.0),
+        (points((0, 0.0), (2, 10.0)), (10 + 80) / 10),  # flat after the last one
+        (points((1, 4.0), (10, 4.0)), 3.6),  # nothing before the first one
+        (points((0, 0.0), (8, 8.0), (12, 12.0)), (32 + 16 + 4) / 10),  # the last rollout took longer than the budget
+    ],
+)
+def test_area(curve, expected):
+    assert Curve(curve).area(10.0, low=-100.0) == pytest.approx(expected)
+
+
+def test_area_of_a_training_that_failed():
+    assert Curve(points((0, 0.0), (5, 10.0)), "NaN").area(10.0, low=-2.0) == pytest.approx((25 - 10) / 10)
+
+
+class Clock:
+    """Moves on with every reading, and a lot during evaluations."""
+
+    def __init__(self, monkeypatch, step=0.01, evaluation=1000.0):
+        self.now, self._step = 5.0, step
+        monkeypatch.setattr(training, "processor_seconds", self.read)
+        evaluate = training.evaluate_policy
+
+        def slow(*args):
+            self.now += evaluation
+            return evaluate(*args)
+
+        monkeypatch.setattr(training, "evaluate_policy", slow)
+
+    def read(self):
+        self.now += self._step
+        return self.now
+
+
+@pytest.mark.parametrize("algorithm", [PPO, HybridGRPO])
+def test_training_ends_with_its_budget(monkeypatch, algorithm):
+    Clock(monkeypatch)
+    progress, reported = [], []
+
+    def make_model(env):
+        model = algorithm("MlpPolicy", env, learning_rate=lambda share: progress.append(share) or 1e-3, **SMALL)
+        progress.clear()
+        return model
+
+    env, eval_env = make_vec_env(limited(), 1, seed=0), make_vec_env(limited(), 2)
+    curve = train(make_model, env, Budget(eval_env, 1.0, [0.3, 0.6], seed=0, report=reported.append))
+    seconds = [point.seconds for point in curve.points]
+    assert curve.points == reported and not curve.error
+    # One reading per step, and rollouts of 16 steps: evaluations come at the first rollout that begins after they are due.
+    assert len(seconds) == 4 and seconds[0] < 0.1 and 0.3 <= seconds[1] < 0.6 <= seconds[2] < 0.9 and 1 <= seconds[3] < 1.2
+    assert 60 < curve.points[-1].steps < 100
+    assert (curve.points[-1].simulator_steps > curve.points[-1].steps) == (algorithm is HybridGRPO)
+    assert progress[0] > 0.7 and progress[-1] < 0.4 and sorted(progress, reverse=True) == progress
+
+
+def test_evaluations_are_those_of_the_normalised_policy():
+    env, eval_env = make_envs("Pendulum-v1", 2, True, 0.9, seed=0)
+    assert isinstance(env, VecNormalize) and env.gamma == 0.9 and not eval_env.norm_reward
+    budget = Budget(eval_env, 0.05, [], seed=0)
+    train(lambda env: PPO("MlpPolicy", env, **SMALL), env, budget)
+    np.testing.assert_array_equal(eval_env.obs_rms.mean, env.obs_rms.mean)
+    assert budget.points[0].mean_return < -100
+    assert not isinstance(make_envs("Pendulum-v1", 1, False, 0.9, seed=0)[0], VecNormalize)
+
+
+def test_a_policy_that_diverges_ends_its_training():
+    def make_model(env):
+        return PPO("MlpPolicy", env, learning_rate=1e30, **{**SMALL, "n_epochs": 5})
+
+    curve = train(make_model, make_vec_env(limited(), 1), Budget(make_vec_env(limited(), 1), 60.0, [], seed=0))
+    assert "Error" in curve.error and len(curve.points) == 1
+    with pytest.raises(ValueError, match="no model"):
+        train(
+            lambda env: (_ for _ in ()).throw(ValueError("no model")),
+            make_vec_env(limited(), 1),
+            Budget(make_vec_env(limited(), 1), 60.0, [], seed=0),
+        )
+
+
+def test_adaptive_ppo():
+    weights = []
+    for algorithm in (PPO, AdaptivePPO):
+        model = algorithm("MlpPolicy", limited()(), learning_rate=1e-3, **SMALL).learn(64)
+        weights.append(model.policy.action_net.weight.detach())
+    assert th.equal(*weights)
+
+    model = AdaptivePPO("MlpPolicy", limited()(), learning_rate=1e-6, desired_kl=0.1, **SMALL).learn(64)
+    assert model.learning_rate_factor == pytest.approx(1.5**4)
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-6 * 1.5**3)
+    with pytest.raises(ValueError, match="desired_kl"):
+        AdaptivePPO("MlpPolicy", limited()(), desired_kl=0.0, **SMALL)
+
+
+def test_scores():
+    assert Task("X-v0", -100.0, 300.0).normalize(100.0) == 0.5
+
+
+def test_minatar():
+    pytest.importorskip("minatar")
+    returns = []
+    for _ in range(2):
+        env = gym.make("MinAtarFlat/breakout-v0")
+        env.reset(seed=3)
+        rewards = [env.step(action)[1:3] for action in itertools.islice(itertools.cycle((0, 1, 2, 2, 1)), 8)]
+        returns.append((rewards, env.reset()[0]))
+    assert returns[0][0] == returns[1][0]
+    np.testing.assert_array_equal(returns[0][1], returns[1][1])
+    assert env.observation_space.contains(returns[0][1])
+    model = HybridGRPO("MlpPolicy", "MinAtarFlat/breakout-v0", **SMALL)
+    assert model.learn(16).num_simulator_steps > 16
+
+
+class TestStudies:
+    @pytest.fixture(autouse=True)
+    def optuna(self):
+        self.optuna = pytest.importorskip("optuna")
+        self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
+
+    @pytest.fixture
+    def tune(self, monkeypatch):
+        """The command with trainings of no time, whose score is their seed, but -10 for PPO's late ones, and quick storage."""
+        from benchmarks.learning import tune
+        from benchmarks.learning.budgeted import trial
+
+        def train_task(algorithm, task, params, seed, seconds):
+            score = -10 if algorithm == "ppo" and seed > 8 else seed
+            mean_return = task.low + score * (task.high - task.low)
+            return Curve([Point(0, 0, 0, mean_return), Point(seconds, 9, 9, mean_return)])
+
+        self.storage_in = tune.storage_in
+        monkeypatch.setattr(trial, "train_task", train_task)
+        monkeypatch.setattr(trial, "provenance", lambda: {"commit": "abc"})
+        monkeypatch.setattr(tune, "storage_in", cache(lambda folder: self.optuna.storages.InMemoryStorage()))
+        monkeypatch.setattr(tune.th, "set_num_threads", lambda n: None)
+        return tune
+
+    @pytest.mark.parametrize("family", list(FAMILIES))
+    def test_both_algorithms_have_the_same_space_and_begin_alike(self, family):
+        from benchmarks.learning.budgeted.known_good import first_trials
+        from benchmarks.learning.budgeted.search_space import OWN, search_space, settings_of
+
+        ppo, hybrid = (search_space(family, algorithm) for algorithm in ("ppo", "hybrid_grpo"))
+        assert hybrid == {**ppo, **OWN} and ("log_std_init" in ppo) == (family == "continuous")
+        firsts = first_trials(family, "ppo"), first_trials(family, "hybrid_grpo")
+        for of_ppo, of_hybrid in zip(*firsts, strict=True):
+            assert of_hybrid.keys() == hybrid.keys()
+            assert of_ppo == {name: of_hybrid[name] for name in ppo}
+            for name, value in of_hybrid.items():
+                assert hybrid[name]._contains(hybrid[name].to_internal_repr(value)), name
+            settings = settings_of(of_hybrid)
+            assert settings.arguments["n_steps"] * settings.n_envs == of_hybrid["rollout"]
+            env = make_vec_env("CartPole-v1", settings.n_envs)
+            model = HybridGRPO("MlpPolicy", env, **settings.arguments)
+            assert (model.max_actor_grad_norm, model.n_samples) == (0.005, of_hybrid["n_samples"])
+            AdaptivePPO("MlpPolicy", env, **settings_of(of_ppo).arguments)
+
+    def test_settings(self):
+        from benchmarks.learning.budgeted.known_good import first_trials
+        from benchmarks.learning.budgeted.search_space import settings_of
+
+        params = first_trials("continuous", "hybrid_grpo")[0]
+        arguments = settings_of({**params, "kl_control": "desired", "kl": 0.03, "actor_limit": "none"}).arguments
+        assert (arguments["desired_kl"], arguments["max_actor_grad_norm"], "target_kl" in arguments) == (0.03, None, False)
+        arguments = settings_of({**params, "kl_control": "none", "schedule": "linear", "learning_rate": 0.5}).arguments
+        assert not {"target_kl", "desired_kl"} & arguments.keys() and arguments["learning_rate"](0.5) == 0.25
+        arguments = settings_of({**params, "rollout": 64, "n_envs": 16, "batch_size": 256}).arguments
+        assert (arguments["n_steps"], arguments["batch_size"]) == (4, 64)
+
+    def test_turns_seeds_and_pruning(self, tune, tmp_path, capsys):
+        tune.main(["--family", "discrete", "--trials", "10", "--folder", str(tmp_path), "--seconds", "1"])
+        rows = tune.finished_trials(tmp_path)
+        assert [row.algorithm for row in rows] == ["hybrid_grpo", "ppo"] * 10
+        assert [row.seed for row in rows] == [row.number for row in rows] == [i // 2 for i in range(20)]
+        assert rows[5].value == 2 and rows[5].scores == {"Acrobot-v1": 2, "MinAtarFlat/breakout-v0": 2}
+        assert [row.state for row in rows[:-1]] == ["complete"] * 19
+        assert rows[-1].state == "pruned" and rows[-1].scores == {"Acrobot-v1": -10}
+        assert capsys.readouterr().out.count("\n") == 20
+
+    def test_a_study_is_made_again_from_its_rows(self, tune, tmp_path):
+        arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
+        tune.main([*arguments, "10"])
+        tune.storage_in.cache_clear()
+        study = tune.open_study(tmp_path, "discrete", "ppo")
+        rows = list(tune.rows_of(tune.finished_trials(tmp_path), "discrete", "ppo"))
+        assert [trial.params for trial in study.trials] == [row.params for row in rows]
+        assert study.best_trial.number == 8 and study.trials[9].state.name == "PRUNED"
+        assert study.trials[9].intermediate_values == {0: -10} and study.trials[8].intermediate_values == {0: 8, 1: 8}
+        assert len(tune.open_study(tmp_path, "discrete", "ppo").trials) == 10
+        tune.main([*arguments, "11"])
+        assert [row.number for row in tune.finished_trials(tmp_path)[-2:]] == [10, 10]
+
+    def test_first_trials_that_are_missing_are_tried_next(self, tune, tmp_path):
+        arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
+        tune.main([*arguments, "2"])
+        tune.storage_in.cache_clear()
+        tune.main([*arguments, "6"])
+        rows = list(tune.rows_of(tune.finished_trials(tmp_path), "discrete", "ppo"))
+        assert [row.params for row in rows] == tune.first_trials("discrete", "ppo")
+
+    def test_a_killed_tuning_goes_on(self, tune, tmp_path, monkeypatch):
+        monkeypatch.setattr(tune, "storage_in", self.storage_in)
+        arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
+        tune.main([*arguments, "1"])
+
+        def killed(*args):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as context:
+            context.setattr(tune, "run_trial", killed)
+            with pytest.raises(KeyboardInterrupt):
+                tune.main([*arguments, "2"])
+        # The next one is killed between its row and what its study is told.
+        with monkeypatch.context() as context:
+            context.setattr(tune, "tell", killed)
+            with pytest.raises(KeyboardInterrupt):
+                tune.main([*arguments, "2"])
+        rows = tune.finished_trials(tmp_path)
+        assert len(rows) == 3 and rows[-1].number == 1
+        study = tune.open_study(tmp_path, "discrete", "hybrid_grpo")
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", *["WAITING"] * 4]
+        waiting = [trial.system_attrs["fixed_params"] for trial in study.trials[3:]]
+        done = [row.params for row in tune.rows_of(rows, "discrete", "hybrid_grpo")]
+        first = tune.first_trials("discrete", "hybrid_grpo")
+        assert sorted(map(str, done + waiting)) == sorted(map(str, first))
+
+    def test_the_best_are_repeated_once_and_reported(self, tune, tmp_path, capsys):
+        pytest.importorskip("sklearn")
+        arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials", "10"]
+        tune.main([*arguments, "--repeat", "1"])
+        rows = tune.finished_trials(tmp_path)
+        repeated = [(row.algorithm, row.number, row.seed) for row in rows if row.state == "repeated"]
+        assert sorted(repeated) == [
+            (name, number, seed) for name, number in (("hybrid_grpo", 9), ("ppo", 8)) for seed in (1000, 1001, 1002)
+        ]
+        capsys.readouterr()
+        settings = tmp_path / "tuned.json"
+        tune.main([*arguments, "--repeat", "1", "--report", "--settings", str(settings)])
+        assert len(tune.finished_trials(tmp_path)) == len(rows)
+        text = capsys.readouterr().out
+        assert "## discrete, hybrid_grpo: 10 trials, 10 complete" in text and "| 9 | 9.000 | 1001.000 (1000.00," in text
+        assert text.count("Importance: ") == 1
+        tuned = tune.json.loads(settings.read_text())
+        assert tuned["discrete"]["hybrid_grpo"] == next(row.params for row in rows if row.number == 9)
