@@ -160,13 +160,13 @@ def test_entropy_coefficient_acts():
 def test_soft_values_follow_the_schedule(monkeypatch):
     model = HybridGRPO("MlpPolicy", Walk(), soft_values=True, ent_coef="lin_0.1", **SMALL)
     seen = []
-    reset = model.rollout_buffer.reset
+    compute = model.rollout_buffer.compute_returns_and_advantage
 
-    def recorded():
+    def recorded(**kwargs):
         seen.append(model.rollout_buffer.ent_coef)
-        reset()
+        compute(**kwargs)
 
-    monkeypatch.setattr(model.rollout_buffer, "reset", recorded)
+    monkeypatch.setattr(model.rollout_buffer, "compute_returns_and_advantage", recorded)
     model.learn(96)
     np.testing.assert_allclose(seen, [0.1, 0.1 * 2 / 3, 0.1 / 3])
     model.learn(32, reset_num_timesteps=False)
