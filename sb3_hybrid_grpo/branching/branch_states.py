@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.snapshot import Recorder, Snapshot
+from sb3_hybrid_grpo.branching.recorder import Recorder
+from sb3_hybrid_grpo.branching.snapshot import Snapshot
 
 _START = -1
 _KNOWN_PACKAGES = ("gymnasium.envs.", "ale_py.")

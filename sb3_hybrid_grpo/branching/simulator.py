@@ -21,6 +21,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
     BranchOutcome,
     BranchTimeoutError,
     UnbranchableEnvError,
+    UnrestorableStateError,
 )
 
 __all__ = ["PROBE_STEPS", "Simulator", "codecs", "register_transparent_wrapper", "transparent_wrappers"]
@@ -141,6 +142,8 @@ class Simulator:
                     if masks is not None:
                         masks[at] = masks_of(self.env)
                     states.keep(idx)
+            except UnrestorableStateError:
+                raise
             except Exception as error:
                 error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
                 raise error_class(
