@@ -3,38 +3,36 @@
 import ctypes
 import mmap
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec, CompositeCodec, register_content
-from sb3_hybrid_grpo.branching.codecs.unchanged import LastStates
 from sb3_hybrid_grpo.branching.snapshot import Codec, LeafCodec, ReferencesCodec, register_builtin, register_fallback
 
 LARGE = 1 << 16
 """Number of bytes from which on an array is compared with its last copy, and copied only if it differs."""
 
 
-class _Copy(NamedTuple):
+class _Copy:
     """
-    A copy of a large array.
+    A copy of a large array, shared by all snapshots between which the array does not change.
 
-    :param memory: its bytes
-    :param array: the same memory as an array
+    :param obj: the array
     """
 
-    memory: bytearray
-    array: np.ndarray
+    __slots__ = ("__weakref__", "array", "memory")
 
-    @classmethod
-    def of(cls, obj: np.ndarray) -> "_Copy":
-        memory = bytearray(_bytes(obj))
+    def __init__(self, obj: np.ndarray) -> None:
+        self.memory = bytearray(_bytes(obj))
         order: Any = "C" if obj.flags.c_contiguous else "F"
-        return cls(memory, np.ndarray(obj.shape, obj.dtype, memory, order=order))
+        self.array = np.ndarray(obj.shape, obj.dtype, self.memory, order=order)
 
     def is_same(self, obj: np.ndarray) -> bool:
         """Compare all bytes, which takes half as long as to copy them."""
-        return _has_layout_of(obj, self.array) and bytearray.__eq__(self.memory, _bytes(obj)) is True
+        has_same_layout = _has_layout_of(obj, self.array) and obj.strides == self.array.strides
+        return has_same_layout and bytearray.__eq__(self.memory, _bytes(obj)) is True
 
 
 def _bytes(obj: np.ndarray) -> np.ndarray:
@@ -53,7 +51,8 @@ class _ArrayCodec:
     """
 
     def __init__(self) -> None:
-        self._copies: LastStates[_Copy] = LastStates()
+        # By identity and not by weak references, with which arrays cannot be resized in place. A copy is compared anyway.
+        self._copies: WeakValueDictionary[int, _Copy] = WeakValueDictionary()
 
     def save(self, obj: np.ndarray) -> Any:
         flags = obj.flags
@@ -64,10 +63,9 @@ class _ArrayCodec:
             return _base(obj)
         if not flags.forc:
             return np.array(obj), is_writeable
-        copy = self._copies.get(obj)
+        copy = self._copies.get(id(obj))
         if copy is None or not copy.is_same(obj):
-            copy = _Copy.of(obj)
-            self._copies.put(obj, copy)
+            copy = self._copies[id(obj)] = _Copy(obj)
         return copy, is_writeable
 
     def restore(self, obj: np.ndarray, state: Any) -> None:

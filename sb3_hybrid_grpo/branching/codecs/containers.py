@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from sb3_hybrid_grpo.branching.codecs.generic import register_content
 from sb3_hybrid_grpo.branching.snapshot import LeafCodec, ReferencesCodec
 
+
 class _DictCodec:
     def save(self, obj: dict[Any, Any]) -> dict[Any, Any]:
         return dict.copy(obj)

@@ -102,12 +102,11 @@ register_content(
 )
 register_content(np.random.BitGenerator, LeafCodec[Any, Any](_save_generator, _restore_generator))
 register_content(
-    np.random.RandomState, LeafCodec[Any, Any](lambda obj: obj.get_state(legacy=False), lambda obj, state: obj.set_state(state))
+    np.random.RandomState,
+    LeafCodec[Any, Any](lambda obj: obj.get_state(legacy=False), lambda obj, state: obj.set_state(state)),
 )
 register_content(random.Random, LeafCodec[Any, Any](lambda obj: obj.getstate(), lambda obj, state: obj.setstate(state)))
-register_builtin(
-    np.random.SeedSequence, LeafCodec[Any, int](lambda obj: obj.n_children_spawned, _restore_seed_sequence)
-)
+register_builtin(np.random.SeedSequence, LeafCodec[Any, int](lambda obj: obj.n_children_spawned, _restore_seed_sequence))
 register_builtin("torch._C.Generator", LeafCodec(lambda obj: obj.get_state(), lambda obj, state: obj.set_state(state)))
 register_builtin(spaces.Space, _CompositeSpaceCodec())
 for _simple_space in (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete, spaces.Text):

@@ -104,7 +104,9 @@ for _alive in (
     threading.Thread,
     subprocess.Popen,
     multiprocessing.process.BaseProcess,
-    multiprocessing.connection._ConnectionBase if hasattr(multiprocessing.connection, "_ConnectionBase") else "multiprocessing.connection._ConnectionBase",
+    multiprocessing.connection._ConnectionBase
+    if hasattr(multiprocessing.connection, "_ConnectionBase")
+    else "multiprocessing.connection._ConnectionBase",
     "multiprocessing.shared_memory.SharedMemory",
     Executor,
 ):

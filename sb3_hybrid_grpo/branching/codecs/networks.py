@@ -3,44 +3,39 @@
 import ctypes
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer
 
 from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec
-from sb3_hybrid_grpo.branching.codecs.unchanged import LastStates
-from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin
+from sb3_hybrid_grpo.branching.snapshot import register_builtin
 
 
-class _Content(NamedTuple):
+class _Content:
     """
-    The content of a tensor.
+    The content of a tensor, shared by all snapshots between which the tensor does not change.
 
-    :param tensor: another tensor with the same memory, as the original may be given other memory; or a copy
-    :param pointer: where the memory begins; 0 if the tensor is a copy
-    :param shape: the shape
-    :param values: what was in the memory
+    :param obj: the tensor
     """
 
-    tensor: th.Tensor
-    pointer: int
-    shape: th.Size
-    values: bytearray
+    __slots__ = ("__weakref__", "pointer", "shape", "tensor", "values")
 
-    @classmethod
-    def of(cls, obj: th.Tensor) -> "_Content":
-        if not _is_plain(obj):
-            return cls(obj.detach().clone(), 0, obj.shape, bytearray())
-        pointer = obj.data_ptr()
-        return cls(obj.detach(), pointer, obj.shape, bytearray(_memory(pointer, obj.nbytes)))
+    def __init__(self, obj: th.Tensor) -> None:
+        is_plain = _is_plain(obj)
+        # The tensor may be given other memory: this one keeps what it has now, unless it is a copy.
+        self.tensor = obj.detach() if is_plain else obj.detach().clone()
+        self.shape = obj.shape
+        self.pointer = obj.data_ptr() if is_plain else 0
+        self.values = bytearray(_memory(self.pointer, obj.nbytes)) if is_plain else bytearray()
 
     def has_memory_of(self, obj: th.Tensor) -> bool:
-        return obj.data_ptr() == self.pointer and obj.shape == self.shape
+        return obj.data_ptr() == self.pointer and obj.shape == self.shape and obj.dtype is self.tensor.dtype
 
-    def is_same(self) -> bool:
+    def is_same(self, pointer: int) -> bool:
         """Compare bytes: version counters do not tell of writes through ``Tensor.data`` or a NumPy array."""
-        return bytearray.__eq__(self.values, _memory(self.pointer, len(self.values))) is True
+        return bytearray.__eq__(self.values, _memory(pointer, len(self.values))) is True
 
     def restore(self, obj: th.Tensor) -> None:
         if not self.pointer:
@@ -48,10 +43,9 @@ class _Content(NamedTuple):
             return
         if not self.has_memory_of(obj):
             obj.data = self.tensor
-            if obj.data_ptr() != self.pointer:
-                raise ValueError("a branch gave a tensor other memory in place")
-        if not self.is_same():
-            _memory(self.pointer, len(self.values)).raw = bytes(self.values)
+        pointer = obj.data_ptr()
+        if not self.is_same(pointer):
+            _memory(pointer, len(self.values)).raw = bytes(self.values)
 
 
 def _is_plain(obj: th.Tensor) -> bool:
@@ -87,17 +81,12 @@ class _TensorCodec:
     """Codec of tensors with their gradients. What has not changed since the last snapshot is compared, and not copied."""
 
     def __init__(self) -> None:
-        self._contents: LastStates[_Content] = LastStates()
+        self._contents: WeakValueDictionary[int, _Content] = WeakValueDictionary()
 
     def save(self, obj: th.Tensor) -> _TensorState:
-        content = self._contents.get(obj)
-        if content is None or not content.has_memory_of(obj):
-            content = _Content.of(obj)
-            if content.pointer:
-                self._contents.put(obj, content)
-        elif not content.is_same():
-            content = content._replace(values=bytearray(_memory(content.pointer, len(content.values))))
-            self._contents.put(obj, content)
+        content = self._contents.get(id(obj))
+        if content is None or not (content.has_memory_of(obj) and obj.is_contiguous() and content.is_same(content.pointer)):
+            content = self._contents[id(obj)] = _Content(obj)
         return _TensorState(content, obj.requires_grad, obj.grad if obj.is_leaf else None)
 
     def restore(self, obj: th.Tensor, state: _TensorState) -> None:
@@ -112,9 +101,7 @@ class _TensorCodec:
 
 
 _MEMBERS = ("_parameters", "_buffers", "_modules")
-_HOOKS = tuple(
-    name for name, value in vars(th.nn.Module()).items() if isinstance(value, dict | set) and name not in _MEMBERS
-)
+_HOOKS = tuple(name for name, value in vars(th.nn.Module()).items() if isinstance(value, dict | set) and name not in _MEMBERS)
 
 
 class _ModuleCodec:
