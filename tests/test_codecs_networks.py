@@ -138,7 +138,7 @@ def test_opponent_that_is_the_learner():
     assert not any(module.startswith(("sb3_hybrid_grpo.branching", "stable_baselines3.common.buffers")) for module in walked)
     env.t = 7
     brancher = model._brancher
-    for step in range(3):
+    for _ in range(3):
         outcome = branch(brancher, np.array([[0, 1]]))
         np.testing.assert_allclose(outcome.observations[0, :, 0], 8 / 50)
     model.learn(32)
@@ -150,7 +150,7 @@ def test_opponent_that_was_loaded(tmp_path):
     venv = DummyVecEnv([lambda: env])
     brancher = make_brancher("snapshot", venv)
     venv.reset()
-    for step in range(5):
+    for _ in range(5):
         outcome = branch(brancher, np.array([[1, 0]]))
         obs, rewards, *_ = venv.step(np.array([1]))
         np.testing.assert_array_equal(outcome.observations[0, 0], obs[0])

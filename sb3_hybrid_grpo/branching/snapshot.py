@@ -300,11 +300,11 @@ class Snapshot:
             except Exception as error:
                 failure = failure or (obj, error)
         if failure is not None:
-            obj, error = failure
+            obj, cause = failure
             raise UnrestorableStateError(
                 f"{_path_to(self._roots, obj)} is a {kind_of(obj)}, and what a branch did to it cannot be undone: "
-                f"{type(error).__name__}: {error}\n{_ways_out(obj)}"
-            ) from error
+                f"{type(cause).__name__}: {cause}\n{_ways_out(obj)}"
+            ) from cause
 
 
 def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:

@@ -103,7 +103,7 @@ def _base(obj: np.ndarray) -> np.ndarray | None:
 def _rearrange(obj: np.ndarray, saved: np.ndarray) -> None:
     """Undo that a branch has given an array, in place, another size, shape or type of data."""
     if obj.dtype != saved.dtype:
-        obj.dtype = saved.dtype
+        obj.dtype = saved.dtype  # type: ignore[misc]
     if obj.size != saved.size:
         obj.resize(saved.shape, refcheck=False)
     elif obj.shape != saved.shape:

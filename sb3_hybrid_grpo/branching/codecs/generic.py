@@ -9,7 +9,6 @@ import pathlib
 import random
 import re
 import types
-import weakref
 from collections.abc import Iterable
 from datetime import date, time, timedelta
 from decimal import Decimal

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 from sb3_hybrid_grpo.branching.codecs.generic import register_content
@@ -140,8 +141,8 @@ def _sets_are_known() -> bool:
         if _word(id(tried) + _USED) != len(tried) or len(_table(tried)) < _ENTRY * len(tried):
             return False
         state = codec.save(tried)
-        for change in (lambda: tried.update(range(4 * n_items)), tried.clear, tried.pop):
-            change()
+        for change in (set.pop, set.clear, methodcaller("update", range(4 * n_items))):
+            change(tried)
             codec.restore(tried, state)
         for obj in (tried, expected):
             obj.update(range(n_items, 2 * n_items))
@@ -209,7 +210,7 @@ _ITERATORS: tuple[Callable[[], Iterator[Any]], ...] = (
     lambda: itertools.dropwhile(bool, [0, 1000, 2000]),
 )
 """Examples of every kind. Not among them: ``product`` and its relatives, ``tee``, ``groupby``, and iterators over dictionaries
-and sets, which hold further memory or depend on that of others, and iterators over huge ranges, which do not tell what they own."""
+and sets, which hold further memory or depend on that of others; those over huge ranges do not tell what they own."""
 
 
 def _parts(iterator: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Codecs of PyTorch's tensors and networks, and of Stable-Baselines3's algorithms, which an environment may have as opponents."""
+"""Codecs of PyTorch's tensors and networks, and of Stable-Baselines3's algorithms, which environments have as opponents."""
 
 import ctypes
 from collections.abc import Iterable
