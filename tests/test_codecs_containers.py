@@ -11,7 +11,9 @@ import pytest
 from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import Snapshot
 from sb3_hybrid_grpo.branching.codecs import memory
-from sb3_hybrid_grpo.branching.snapshot import UnrestorableStateError
+from sb3_hybrid_grpo.branching.recorder import Recorder
+from sb3_hybrid_grpo.branching.snapshot import UnrestorableStateError, codec_of
+from tests.lockstep import describe
 
 
 class Holder:
@@ -188,3 +190,43 @@ def test_what_cannot_be_undone_is_named_and_all_else_is_restored():
     with pytest.raises(UnrestorableStateError, match=r"Holder\.file is a _io\.StringIO"):
         snapshot.restore()
     assert (root.first, numbers) == ([1], [1])
+
+
+LIST_CHANGES = {
+    "append": lambda self: self.append(5),
+    "append what may change": lambda self: self.append([5]),
+    "replace": lambda self: self.__setitem__(7, "other"),
+    "replace by what is equal": lambda self: self.__setitem__(3, [3]),
+    "change": lambda self: self[3].append(1),
+    "replace and append": lambda self: (self.__setitem__(0, 1.0), self.append(1)),
+    "remove": lambda self: self.pop(5),
+    "clear": lambda self: self.clear(),
+    "reverse": lambda self: self.reverse(),
+    "grow": lambda self: self.extend(range(10_000)),
+    "change within a tuple": lambda self: self[4][1].append(1),
+}
+
+
+@pytest.mark.parametrize("change", LIST_CHANGES.values(), ids=LIST_CHANGES)
+def test_long_lists(change):
+    content = [1, (2, "b"), 0.5, [3], (4, []), *(str(number) for number in range(memory._LONG))]
+    recorder = Recorder(Holder(content=content))
+    for n_rounds in range(4):
+        snapshots = [(describe(content), recorder.take())]
+        content.append((n_rounds, [n_rounds]))
+        snapshots.append((describe(content), recorder.take()))
+        for before, snapshot in (*snapshots, *reversed(snapshots), *snapshots):
+            change(content)
+            snapshot.restore()
+            assert describe(content) == before
+
+
+def test_long_list_is_looked_through_once():
+    content = [(number, "text") for number in range(2 * memory._LONG)]
+    codec = codec_of(list)
+    state = codec.save(content)
+    assert codec.save(content) is state and not state.children
+    content.append([1])
+    assert codec.save(content).children == [[1]]
+    codec.restore(content, state)
+    assert len(content) == 2 * memory._LONG

@@ -131,6 +131,16 @@ def codec_of(cls: type) -> _Entry:
     return entry
 
 
+def is_immutable(obj: Any) -> bool:
+    """
+    Tell whether an object is constant, or a tuple of such.
+
+    :param obj: the object
+    :return: whether nothing in it can change
+    """
+    return codec_of(type(obj)) is CONSTANT or (type(obj) is tuple and all(map(is_immutable, obj)))
+
+
 def _forget_resolved() -> None:
     _resolved.clear()
     _constant_types.clear()
@@ -182,7 +192,7 @@ def user_codecs() -> dict[type | str, Any]:
 
 class _Visit(NamedTuple):
     """
-    An object that a walk came by.
+    An object that a walk came by and that may change itself.
 
     :param obj: the object
     :param codec: its codec
@@ -217,7 +227,8 @@ class Snapshot:
         :param pending: the objects
         :param seen: identities of those that were saved before
         """
-        constants = []
+        # What is not kept otherwise is kept alive meanwhile: another object must not get its identity.
+        passed = []
         while pending:
             obj = pending.pop()
             if id(obj) in seen:
@@ -226,8 +237,7 @@ class Snapshot:
             codec = _resolved.get(type(obj)) or codec_of(type(obj))
             if isinstance(codec, Mark):
                 if codec is CONSTANT:
-                    # Kept alive: another object must not get its identity meanwhile.
-                    constants.append(obj)
+                    passed.append(obj)
                     continue
                 raise UnbranchableEnvError(_describe_unknown(self._roots, obj))
             try:
@@ -236,9 +246,11 @@ class Snapshot:
             except Exception as error:
                 raise UnbranchableEnvError(_describe_failure(self._roots, obj, error)) from error
             pending += children
+            if type(codec) is ReferencesCodec:
+                passed.append(obj)
+                continue
             self.visits.append(_Visit(obj, codec, children))
-            if type(codec) is not ReferencesCodec:
-                self._records.append((codec.restore, obj, state))
+            self._records.append((codec.restore, obj, state))
 
     def again(self) -> "tuple[Snapshot, int] | None":
         """
@@ -252,8 +264,6 @@ class Snapshot:
         records, visits, pending, n_gone = snapshot._records, self.visits, [], 0
         try:
             for idx, (obj, codec, known_children) in enumerate(self.visits):
-                if type(codec) is ReferencesCodec:
-                    continue
                 state = codec.save(obj)
                 if type(codec) is not LeafCodec:
                     children = [child for child in codec.children(state) if type(child) not in _constant_types]

@@ -34,17 +34,6 @@ class _OrderedDictCodec(_DictCodec):
             OrderedDict.__setitem__(obj, key, value)
 
 
-class _ListCodec:
-    def save(self, obj: list[Any]) -> list[Any]:
-        return list.copy(obj)
-
-    def restore(self, obj: list[Any], state: list[Any]) -> None:
-        list.__setitem__(obj, slice(None), state)
-
-    def children(self, state: list[Any]) -> Iterable[Any]:
-        return state
-
-
 class _DequeCodec:
     def save(self, obj: deque[Any]) -> tuple[Any, ...]:
         return tuple(obj)
@@ -77,7 +66,6 @@ def _restore_items(obj: Any, state: Any) -> None:
 
 register_content(OrderedDict, _OrderedDictCodec())
 register_content(dict, _DictCodec())
-register_content(list, _ListCodec())
 register_content(deque, _DequeCodec())
 register_content(tuple, ReferencesCodec(tuple))
 register_content(frozenset, ReferencesCodec(tuple))
