@@ -175,3 +175,13 @@ def test_generators_that_are_spawned():
 
 def test_file_in_memory_that_is_closed():
     Snapshot(Holder(io.StringIO().close())).restore()
+
+
+def test_enumerations_of_pybind11():
+    """They are of an extension type of their own, which holds a number."""
+    kind_of_class = type("pybind11_type", (type,), {})
+    members = {"__members__": {}, "__entries": {}}
+    enumeration = kind_of_class("Color", (io.BufferedRWPair,), members)
+    Snapshot(Holder(enumeration(io.BytesIO(), io.BytesIO()))).restore()
+    with pytest.raises(UnbranchableEnvError):
+        Snapshot(Holder(kind_of_class("World", (io.BufferedRWPair,), {})(io.BytesIO(), io.BytesIO())))

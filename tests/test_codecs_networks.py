@@ -144,6 +144,18 @@ def test_opponent_that_is_the_learner():
     model.learn(32)
 
 
+def test_brancher_within_an_environment_is_no_part_of_it():
+    env = Duel()
+    venv = DummyVecEnv([lambda: env])
+    brancher = make_brancher("snapshot", venv)
+    env.brancher, env.venv = brancher, venv
+    venv.reset()
+    for step in range(1, 4):
+        outcome = branch(brancher, np.array([[0, 1, 0]]))
+        np.testing.assert_allclose(outcome.observations[0, :, 0], step / 50)
+        np.testing.assert_array_equal(venv.step(np.array([0]))[0][0], outcome.observations[0, 0])
+
+
 def test_opponent_that_was_loaded(tmp_path):
     PPO("MlpPolicy", Duel(), **SMALL).save(tmp_path / "opponent")
     env = Duel(PPO.load(tmp_path / "opponent", device="cpu"))

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching import randomness
+from sb3_hybrid_grpo.branching.costs import Cost
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
 from sb3_hybrid_grpo.branching.remembered import RememberedStates, TaskStates
@@ -22,7 +23,7 @@ class LocalBrancher(InProcessBrancher):
     Branches environments of this process from exact snapshots.
 
     Every environment is probed when this is made: a few steps are taken, undone and taken again. ``remembered`` keeps states
-    to branch from later, where that is possible for all environments.
+    to branch from later, where that is possible for all environments. ``cost`` is what snapshots cost where that is much.
 
     :param envs: the environments, as a vectorised environment holds them
     :param as_returned: keep the precision in which environments return observations and rewards, as ``SubprocVecEnv``
@@ -45,6 +46,8 @@ class LocalBrancher(InProcessBrancher):
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()
+        costs = [simulator.cost_of_states() for simulator in self._simulators]
+        self.cost = max((cost for cost in costs if cost is not None), key=_seconds_of, default=None)
 
     def _remembered_states(self, is_worker: bool) -> RememberedStates | None:
         tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
@@ -108,6 +111,10 @@ class LocalBrancher(InProcessBrancher):
                 with nullcontext() if self._timeout is None else time_limit(self._timeout):
                     simulator.step(actions, env_idx, branches, outcome, self._steps_left == 0)
         return outcome
+
+
+def _seconds_of(cost: Cost) -> float:
+    return cost.seconds
 
 
 class _RememberedAttributes:

@@ -35,7 +35,7 @@ class Choice(NamedTuple):
     A brancher, and what the user should know about it.
 
     :param brancher: the brancher
-    :param announcement: the text of a warning, if it is the last resort
+    :param announcement: the text of a warning, if it is the last resort, or costly
     """
 
     brancher: InProcessBrancher
@@ -57,6 +57,8 @@ def choose_brancher(
     :raises UnbranchableEnvError: if an environment cannot be branched exactly in this way
     :raises BranchError: if an environment raises while it is probed
     """
+    if name == "snapshot":
+        return _choose_snapshots(envs, as_returned, timeout)
     if name in _BY_NAME:
         return Choice(_BY_NAME[name](envs, as_returned, timeout))
     obstacle = obstacle_to_fork(envs) if CAN_FORK else "this platform cannot fork processes."
@@ -64,7 +66,11 @@ def choose_brancher(
         return _choose_without_forks(envs, obstacle, as_returned, timeout)
     obstacle = _rehearse(partial(LocalBrancher, envs))
     if obstacle in (None, _NO_TELLING):
-        return Choice(LocalBrancher(envs, as_returned, timeout))
+        snapshots = LocalBrancher(envs, as_returned, timeout)
+        if snapshots.cost is None or 1000 * snapshots.cost.seconds < milliseconds_per_fork():
+            return Choice(snapshots, snapshots.cost and str(snapshots.cost))
+        reason = f"{snapshots.cost}\nUntil then each of its branches {_FORKED}, which is quicker: {_fork_cost()}."
+        return Choice(ForkBrancher(envs, as_returned, timeout), reason)
     if _rehearse(partial(ReplayBrancher, envs)) is None:
         brancher: InProcessBrancher = QuickestBrancher(envs, as_returned, timeout)
         return Choice(
@@ -73,11 +79,16 @@ def choose_brancher(
     return Choice(ForkBrancher(envs, as_returned, timeout), _announce(obstacle, _FORKED, _fork_cost(), "fork"))
 
 
+def _choose_snapshots(envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeout: float | None) -> Choice:
+    brancher = LocalBrancher(envs, as_returned, timeout)
+    return Choice(brancher, brancher.cost and str(brancher.cost))
+
+
 def _choose_without_forks(
     envs: Sequence[gym.Env[Any, Any]], obstacle: str, as_returned: bool, timeout: float | None
 ) -> Choice:
     try:
-        return Choice(LocalBrancher(envs, as_returned, timeout))
+        return _choose_snapshots(envs, as_returned, timeout)
     except UnbranchableEnvError as error:
         reason = error
     try:

@@ -11,6 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
+from sb3_hybrid_grpo.branching.costs import Cost, cost_of
 from sb3_hybrid_grpo.branching.masks import masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
@@ -161,6 +162,17 @@ class Simulator:
     def memory(self) -> PrivateAttributes | None:
         """What keeps states for branches to come, where that is possible."""
         return self._states if isinstance(self._states, PrivateAttributes) else None
+
+    def cost_of_states(self) -> Cost | None:
+        """
+        Measure what it costs to save and restore the environment.
+
+        :return: the cost, if it is high
+        """
+        if not isinstance(self._states, SavedStates):
+            return None
+        with self.unwatched():
+            return cost_of(*self.roots)
 
     def include(self, shared_roots: tuple[Any, ...]) -> None:
         """Save these as well from now on, and with the open branches, which have not changed them yet."""

@@ -222,7 +222,8 @@ class _Raised(NamedTuple):
     message: str
 
 
-register_builtin(_WorkerBranches, CONSTANT)
+for _machinery in (VecEnvBrancher, InProcessBrancher, _WorkerBranches):
+    register_builtin(_machinery, CONSTANT)
 
 
 class _SubprocBrancher:

@@ -110,7 +110,7 @@ def _global_generators() -> dict[str, Any]:
     }
 
 
-def _sample_actions(action_space: gym.Space[Any], masks: Sequence[np.ndarray | None]) -> np.ndarray:
+def _sample_actions(action_space: gym.Space[Any], masks: Sequence[Any]) -> np.ndarray:
     return np.array([[sample(action_space, valid) for _ in range(_N_BRANCHES)] for valid in masks])
 
 
@@ -146,7 +146,8 @@ def _branch(
         for at in zip(*np.nonzero(alive), strict=True):
             actions[at] = sample(later_space, None if masks is None else masks[at])
         if goes_on:
-            actions[:, 0] = _sample_actions(actions_ahead, [None] * len(actions) if masks is None else masks[:, 0])[:, 0]
+            valid = [None] * len(actions) if masks is None else list(masks[:, 0])
+            actions[:, 0] = _sample_actions(actions_ahead, valid)[:, 0]
         outcome = brancher.advance(actions, alive)
         if goes_on:
             path.append(outcome)

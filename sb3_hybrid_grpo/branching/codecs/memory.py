@@ -2,9 +2,9 @@
 Codecs of sets, lists and iterators that look into their memory.
 
 The order of a set is a matter of its whole history: where its entries lie in the table, how large the table is, and which
-places are marked as left. An iterator of C code tells neither where it is nor can it go back. Whether a long list has the same items
-as before is told a hundred times as fast by its pointers. All this is laid out the same in all versions of CPython so far; whether
-that holds is tried before anything is served in this way.
+places are marked as left. An iterator of C code tells neither where it is nor can it go back. Whether a long list has the same
+items as before is told a hundred times as fast by its pointers. All this is laid out the same in all versions of CPython so
+far; whether that holds is tried before anything is served in this way.
 """
 
 import ctypes

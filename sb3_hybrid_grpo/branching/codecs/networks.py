@@ -8,9 +8,10 @@ from weakref import WeakValueDictionary
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_hybrid_grpo.branching.codecs.generic import AttributesCodec
-from sb3_hybrid_grpo.branching.snapshot import register_builtin
+from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin
 
 
 class _Content:
@@ -151,3 +152,4 @@ register_builtin(th.Tensor, _TensorCodec())
 register_builtin(th.nn.Module, _ModuleCodec())
 register_builtin(BaseAlgorithm, _AlgorithmCodec())
 register_builtin(BaseBuffer, _BufferCodec())
+register_builtin(BaseCallback, CONSTANT)
