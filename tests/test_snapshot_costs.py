@@ -1,4 +1,4 @@
-"""What snapshots cost is said once, with the attribute's name and the line that mends it; where forks are quicker, they serve."""
+"""What snapshots cost is said once, with the name of the attribute and the line that mends it; quicker forks take over."""
 
 import time
 
