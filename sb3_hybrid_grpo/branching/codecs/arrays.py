@@ -69,26 +69,25 @@ class _ArrayCodec:
         return copy, is_writeable
 
     def restore(self, obj: np.ndarray, state: Any) -> None:
-        if not isinstance(state, tuple):
+        if type(state) is not tuple:
             if obj.flags.writeable:
                 raise ValueError("a branch made a large read-only array writeable, of which there is no copy")
             return
         saved, is_writeable = state
-        flags = obj.flags
-        if isinstance(saved, _Copy):
-            if flags.writeable and flags.forc and saved.is_same(obj):
-                return
-            saved = saved.array
-        if not flags.writeable:
-            flags.writeable = True
-        if not _has_layout_of(obj, saved):
-            _rearrange(obj, saved)
-        np.ndarray.__setitem__(obj, ..., saved)
+        is_copy = type(saved) is _Copy
+        if is_copy and obj.flags.writeable and obj.flags.forc and saved.is_same(obj):
+            return
+        values = saved.array if is_copy else saved
+        if not obj.flags.writeable:
+            obj.flags.writeable = True
+        if obj.shape != values.shape or obj.dtype is not values.dtype:
+            _rearrange(obj, values)
+        np.ndarray.__setitem__(obj, ..., values)
         if not is_writeable:
             obj.flags.writeable = False
 
     def children(self, state: Any) -> Iterable[Any]:
-        if not isinstance(state, tuple):
+        if type(state) is not tuple:
             return () if state is None else (state,)
         saved = state[0]
         return saved.flat if isinstance(saved, np.ndarray) and saved.dtype.hasobject else ()

@@ -76,15 +76,23 @@ class _CompositeSpaceCodec(_SpaceCodec):
         return [obj._np_random, *(part for part in vars(obj).values() if isinstance(part, spaces.Space | dict | tuple))]
 
 
-def _save_generator(obj: np.random.BitGenerator) -> tuple[Any, Any, Any]:
+def _save_generator(obj: np.random.BitGenerator) -> tuple[Any, ...]:
+    """Save also how many generators were spawned from it, and in advance what restoring takes: it is done often."""
     seed_sequence = obj.seed_seq
-    return save_bit_generator(obj), seed_sequence, getattr(seed_sequence, "n_children_spawned", None)
+    n_children_spawned = getattr(seed_sequence, "n_children_spawned", None)
+    if type(obj) is _fast_bit_generator:
+        address = obj.ctypes.state_address
+        return address, ctypes.string_at(address, _PCG64_STATE_BYTES), seed_sequence, n_children_spawned
+    return obj, obj.state, seed_sequence, n_children_spawned
 
 
-def _restore_generator(obj: np.random.BitGenerator, state: tuple[Any, Any, Any]) -> None:
-    generator, seed_sequence, n_children_spawned = state
-    restore_bit_generator(obj, generator)
-    if n_children_spawned is not None:
+def _restore_generator(obj: Any, saved: tuple[Any, ...]) -> None:
+    target, state, seed_sequence, n_children_spawned = saved
+    if type(state) is bytes:
+        ctypes.memmove(target, state, _PCG64_STATE_BYTES)
+    else:
+        target.state = state
+    if n_children_spawned is not None and seed_sequence.n_children_spawned != n_children_spawned:
         _restore_seed_sequence(seed_sequence, n_children_spawned)
 
 
@@ -94,12 +102,7 @@ def _restore_seed_sequence(obj: Any, n_children_spawned: int) -> None:
         obj.__setstate__((entropy, n_children_spawned, *others))
 
 
-register_content(
-    np.random.Generator,
-    LeafCodec[Any, Any](
-        lambda obj: _save_generator(obj.bit_generator), lambda obj, state: _restore_generator(obj.bit_generator, state)
-    ),
-)
+register_content(np.random.Generator, LeafCodec[Any, Any](lambda obj: _save_generator(obj.bit_generator), _restore_generator))
 register_content(np.random.BitGenerator, LeafCodec[Any, Any](_save_generator, _restore_generator))
 register_content(
     np.random.RandomState,
