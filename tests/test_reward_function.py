@@ -1,5 +1,3 @@
-import threading
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ class Robot(gym.Env):
     action_space = spaces.Box(-1, 1, (1,))
 
     def __init__(self):
-        self.connection = threading.Lock()
+        self.connection = (number for number in ())
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

@@ -1,13 +1,18 @@
 """Where the branches of one environment are between their steps."""
 
+import time
 import types
+import warnings
 from typing import Any, Protocol
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.snapshot import Recorder, Snapshot
+from sb3_hybrid_grpo.branching.costs import COSTLY_SECONDS, cost_of
+from sb3_hybrid_grpo.branching.recorder import Recorder
+from sb3_hybrid_grpo.branching.snapshot import Snapshot
 
 _START = -1
+_STARTS_BETWEEN_MEASUREMENTS = 256
 _KNOWN_PACKAGES = ("gymnasium.envs.", "ale_py.")
 
 
@@ -69,7 +74,7 @@ class BranchStates(Protocol):
 
 class SavedStates:
     """
-    Snapshots of the environment, restored in place.
+    Snapshots of the environment, restored in place. A warning says, once, if they have come to take long.
 
     :param roots: where they start
     """
@@ -80,12 +85,26 @@ class SavedStates:
         self._start: Snapshot | None = None
         self._branches: dict[int, Snapshot] = {}
         self._is_at_start = False
+        self._n_starts = 0
+        self._is_announced = False
 
     def begin(self) -> None:
         """Take a snapshot of the start, see ``BranchStates``."""
         self._is_at_start = self._start is None
         if self._start is None:
+            self._n_starts += 1
+            if self._n_starts % _STARTS_BETWEEN_MEASUREMENTS == 0 and not self._is_announced:
+                self._measure()
             self._start = self._take(_START)
+
+    def _measure(self) -> None:
+        started = time.perf_counter()
+        self._take(_START)
+        if time.perf_counter() - started > COSTLY_SECONDS / 2:
+            cost = cost_of(*self._roots)
+            if cost is not None:
+                self._is_announced = True
+                warnings.warn(f"Snapshots have come to take long. {cost}", stacklevel=2)
 
     def enter(self, idx: int, is_last: bool) -> None:
         """Restore a branch or the start, see ``BranchStates``."""

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching import randomness
+from sb3_hybrid_grpo.branching.costs import Cost
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.layers import Composition, layers_of
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
@@ -26,7 +27,7 @@ class LocalBrancher(InProcessBrancher):
     Branches environments of this process from exact snapshots.
 
     Every environment is probed when this is made: a few steps are taken, undone and taken again. ``remembered`` keeps states
-    to branch from later, where that is possible for all environments.
+    to branch from later, where that is possible for all environments. ``cost`` is what snapshots cost where that is much.
 
     :param envs: the environments, as a vectorised environment holds them
     :param as_returned: keep the precision in which environments return observations and rewards, as ``SubprocVecEnv``
@@ -58,6 +59,8 @@ class LocalBrancher(InProcessBrancher):
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()
+        costs = [simulator.cost_of_states() for simulator in self._simulators]
+        self.cost = max((cost for cost in costs if cost is not None), key=_seconds_of, default=None)
 
     def follow(self, envs: Sequence[gym.Env[Any, Any]], changed: Sequence[int], is_rehearsed: bool) -> bool:
         """
@@ -148,6 +151,10 @@ class LocalBrancher(InProcessBrancher):
 
 def _kinds(env: gym.Env[Any, Any]) -> tuple[type, ...]:
     return tuple(map(type, layers_of(env)))
+
+
+def _seconds_of(cost: Cost) -> float:
+    return cost.seconds
 
 
 class _RememberedAttributes:

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from sb3_hybrid_grpo.branching.costs import Cost
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
@@ -21,6 +22,9 @@ class InProcessBrancher(ABC):
         does; otherwise observations have that of their space and rewards are float32, as in ``DummyVecEnv``
     :param timeout: seconds that all branches of an environment may take for one step
     """
+
+    cost: Cost | None = None
+    """What snapshots cost, where that is much."""
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]], as_returned: bool = False, timeout: float | None = None) -> None:
         self._simulators = [Simulator(env) for env in envs]

@@ -12,7 +12,7 @@ from sb3_hybrid_grpo.branching.env import LocalBrancher
 from sb3_hybrid_grpo.branching.fork import ForkBrancher, milliseconds_per_fork
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.quickest import QuickestBrancher
-from sb3_hybrid_grpo.branching.rehearsal import NoTellingError, Verdict, rehearse
+from sb3_hybrid_grpo.branching.rehearsal import NoTellingError, rehearse
 from sb3_hybrid_grpo.branching.replay import ReplayBrancher
 from sb3_hybrid_grpo.branching.shared import obstacle_to_fork
 from sb3_hybrid_grpo.branching.time_limit import time_limit
@@ -38,7 +38,7 @@ class Choice(NamedTuple):
     A brancher, and what the user should know about it.
 
     :param brancher: the brancher
-    :param announcement: the text of a warning, if it is the last resort
+    :param announcement: the text of a warning, if it is the last resort, or costly
     """
 
     brancher: InProcessBrancher
@@ -60,26 +60,34 @@ def choose_brancher(
     :raises UnbranchableEnvError: if an environment cannot be branched exactly in this way
     :raises BranchError: if an environment raises while it is probed
     """
+    if name == "snapshot":
+        return _choose_snapshots(envs, as_returned, timeout)
     if name in _BY_NAME:
         return Choice(_make(name, envs, as_returned, timeout))
     obstacle = obstacle_to_fork(envs) if CAN_FORK else "this platform cannot fork processes."
-    snapshots = Verdict(None)
+    reason = None
     if obstacle is None:
         try:
-            snapshots = rehearse(envs, partial(LocalBrancher, envs))
+            reason = rehearse(envs, partial(LocalBrancher, envs))
         except NoTellingError as error:
             obstacle = str(error)
-    reason = snapshots.obstacle
-    if reason is None and obstacle is None and snapshots.milliseconds > _CLEARLY_MORE * milliseconds_per_fork():
-        costly = f"{envs[0]} takes {snapshots.milliseconds:.0f} ms to be saved and restored for a branch."
-        with suppress(UnbranchableEnvError):
-            return _last_resort(envs, costly, obstacle, as_returned, timeout)
     if reason is None:
         try:
-            return Choice(_make("snapshot", envs, as_returned, timeout))
+            snapshots = _choose_snapshots(envs, as_returned, timeout)
         except UnbranchableEnvError as error:
             reason = str(error)
+        else:
+            cost = snapshots.brancher.cost
+            if cost is not None and obstacle is None and 1000 * cost.seconds > _CLEARLY_MORE * milliseconds_per_fork():
+                with suppress(UnbranchableEnvError):
+                    return _last_resort(envs, str(cost), obstacle, as_returned, timeout)
+            return snapshots
     return _last_resort(envs, reason, obstacle, as_returned, timeout)
+
+
+def _choose_snapshots(envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeout: float | None) -> Choice:
+    brancher = _make("snapshot", envs, as_returned, timeout)
+    return Choice(brancher, brancher.cost and str(brancher.cost))
 
 
 def _last_resort(
@@ -87,7 +95,7 @@ def _last_resort(
 ) -> Choice:
     """Make a brancher that needs no snapshots, and no forks either if there is an obstacle to them."""
     refusals = [] if obstacle is None else [f"Nor does brancher='fork' help here: {obstacle}"]
-    can_replay = obstacle is not None or rehearse(envs, partial(ReplayBrancher, envs)).obstacle is None
+    can_replay = obstacle is not None or rehearse(envs, partial(ReplayBrancher, envs)) is None
     ways = {
         "quickest": (can_replay and obstacle is None, f"{_FORKED}, or {_REPLAYED} while that is quicker"),
         "fork": (not can_replay, _FORKED),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.branch_states import known_layers
-from sb3_hybrid_grpo.branching.codecs.generic import restore_bit_generator, save_bit_generator
+from sb3_hybrid_grpo.branching.codecs.generators import restore_bit_generator, save_bit_generator
 from sb3_hybrid_grpo.branching.snapshot import kind_of
 
 _GENERATOR = "_np_random"

@@ -13,6 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
+from sb3_hybrid_grpo.branching.costs import Cost, cost_of
 from sb3_hybrid_grpo.branching.layers import core_of
 from sb3_hybrid_grpo.branching.masks import masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
@@ -24,6 +25,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
     BranchOutcome,
     BranchTimeoutError,
     UnbranchableEnvError,
+    UnrestorableStateError,
 )
 
 __all__ = ["PROBE_STEPS", "Simulator", "codecs", "register_transparent_wrapper", "transparent_wrappers"]
@@ -168,6 +170,8 @@ class Simulator:
                     if masks is not None:
                         masks[at] = masks_of(self.env)
                     states.keep(idx)
+            except UnrestorableStateError:
+                raise
             except Exception as error:
                 error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
                 raise error_class(
@@ -185,6 +189,17 @@ class Simulator:
     def memory(self) -> PrivateAttributes | None:
         """What keeps states for branches to come, where that is possible."""
         return self._states if isinstance(self._states, PrivateAttributes) else None
+
+    def cost_of_states(self) -> Cost | None:
+        """
+        Measure what it costs to save and restore the environment.
+
+        :return: the cost, if it is high
+        """
+        if not isinstance(self._states, SavedStates):
+            return None
+        with self.unwatched():
+            return cost_of(*self.roots)
 
     def include_generators(self) -> None:
         """Save the global random generators as well from now on, and with the open branches, which have not used them yet."""

@@ -11,7 +11,7 @@ from enum import Enum
 from operator import is_
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
+from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError, UnrestorableStateError
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -131,6 +131,16 @@ def codec_of(cls: type) -> _Entry:
     return entry
 
 
+def is_immutable(obj: Any) -> bool:
+    """
+    Tell whether an object is constant, or a tuple of such.
+
+    :param obj: the object
+    :return: whether nothing in it can change
+    """
+    return codec_of(type(obj)) is CONSTANT or (type(obj) is tuple and all(map(is_immutable, obj)))
+
+
 def _forget_resolved() -> None:
     _resolved.clear()
     _constant_types.clear()
@@ -182,7 +192,7 @@ def user_codecs() -> dict[type | str, Any]:
 
 class _Visit(NamedTuple):
     """
-    An object that a walk came by.
+    An object that a walk came by and that may change itself.
 
     :param obj: the object
     :param codec: its codec
@@ -202,54 +212,75 @@ class Snapshot:
     :raises UnbranchableEnvError: if it meets an object that no codec serves; the message says how to get there
     """
 
-    __slots__ = ("_records", "visits")
+    __slots__ = ("_records", "_roots", "visits")
 
     def __init__(self, *roots: Any) -> None:
+        self._roots = roots
         self._records: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self.visits: list[_Visit] = []
-        seen: dict[int, Any] = {}
-        pending = list(roots)
+        self._walk(list(roots), set())
+
+    def _walk(self, pending: list[Any], seen: set[int]) -> None:
+        """
+        Save objects and all that they lead to.
+
+        :param pending: the objects
+        :param seen: identities of those that were saved before
+        """
+        # What is not kept otherwise is kept alive meanwhile: another object must not get its identity.
+        passed = []
         while pending:
             obj = pending.pop()
             if id(obj) in seen:
                 continue
-            seen[id(obj)] = obj
+            seen.add(id(obj))
             codec = _resolved.get(type(obj)) or codec_of(type(obj))
             if isinstance(codec, Mark):
                 if codec is CONSTANT:
+                    passed.append(obj)
                     continue
-                raise UnbranchableEnvError(_describe_unknown(roots, obj))
+                raise UnbranchableEnvError(_describe_unknown(self._roots, obj))
             try:
                 state = codec.save(obj)
                 children = [child for child in codec.children(state) if type(child) not in _constant_types]
             except Exception as error:
-                raise UnbranchableEnvError(_describe_failure(roots, obj, error)) from error
+                raise UnbranchableEnvError(_describe_failure(self._roots, obj, error)) from error
             pending += children
+            if type(codec) is ReferencesCodec:
+                passed.append(obj)
+                continue
             self.visits.append(_Visit(obj, codec, children))
-            if type(codec) is not ReferencesCodec:
-                self._records.append((codec.restore, obj, state))
+            self._records.append((codec.restore, obj, state))
 
-    def again(self) -> "Snapshot | None":
+    def again(self) -> "tuple[Snapshot, int] | None":
         """
-        Save the same objects once more without a walk.
+        Save the same objects once more, and walk only over what they refer to now and did not before.
 
-        :return: a snapshot of the present; ``None`` if that takes a walk, as one of them refers to others than it did
+        :return: a snapshot of the present, and the number of references that are gone: what was behind them is still saved;
+            ``None`` if an object can no longer be saved
         """
         snapshot = Snapshot()
-        records, snapshot.visits = snapshot._records, self.visits
+        snapshot._roots = self._roots
+        records, visits, pending, n_gone = snapshot._records, self.visits, [], 0
         try:
-            for obj, codec, known_children in self.visits:
-                if type(codec) is ReferencesCodec:
-                    continue
+            for idx, (obj, codec, known_children) in enumerate(self.visits):
                 state = codec.save(obj)
                 if type(codec) is not LeafCodec:
                     children = [child for child in codec.children(state) if type(child) not in _constant_types]
                     if len(children) != len(known_children) or not all(map(is_, children, known_children)):
-                        return None
+                        if visits is self.visits:
+                            visits = self.visits.copy()
+                        visits[idx] = _Visit(obj, codec, children)
+                        known = set(map(id, known_children))
+                        pending += [child for child in children if id(child) not in known]
+                        n_gone += len(known.difference(map(id, children)))
                 records.append((codec.restore, obj, state))
+            snapshot.visits = visits
+            if pending:
+                snapshot._walk(pending, {id(visit.obj) for visit in visits})
         except Exception:
             return None
-        return snapshot
+        return snapshot, n_gone
 
     def include(self, other: "Snapshot") -> None:
         """
@@ -260,37 +291,30 @@ class Snapshot:
         self._records += other._records
 
     def restore(self) -> None:
-        """Bring every object back to the state of the snapshot."""
+        """
+        Bring every object back to the state of the snapshot.
+
+        :raises UnrestorableStateError: if that is impossible for one of them; all others are restored
+        """
+        try:
+            for restore, obj, state in self._records:
+                restore(obj, state)
+        except Exception:
+            self._restore_one_by_one()
+
+    def _restore_one_by_one(self) -> None:
+        failure: tuple[Any, Exception] | None = None
         for restore, obj, state in self._records:
-            restore(obj, state)
-
-
-class Recorder:
-    """
-    Takes one snapshot after the other, and walks only as long as the objects are not always the same ones.
-
-    :param roots: where a walk starts
-    """
-
-    def __init__(self, *roots: Any) -> None:
-        self._roots = roots
-        self._last = Snapshot()
-        self._is_steady = False
-
-    def take(self) -> Snapshot:
-        """
-        Save the present.
-
-        :return: a snapshot of everything reachable from the roots
-        :raises UnbranchableEnvError: see ``Snapshot``
-        """
-        snapshot = self._last.again() if self._is_steady else None
-        if snapshot is None:
-            snapshot = Snapshot(*self._roots)
-            known, visits = self._last.visits, snapshot.visits
-            self._is_steady = len(known) == len(visits) and all(a.obj is b.obj for a, b in zip(known, visits, strict=True))
-            self._last = snapshot
-        return snapshot
+            try:
+                restore(obj, state)
+            except Exception as error:
+                failure = failure or (obj, error)
+        if failure is not None:
+            obj, cause = failure
+            raise UnrestorableStateError(
+                f"{_path_to(self._roots, obj)} is a {kind_of(obj)}, and what a branch did to it cannot be undone: "
+                f"{type(cause).__name__}: {cause}\n{_ways_out(obj)}"
+            ) from cause
 
 
 def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:
@@ -298,6 +322,8 @@ def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:
 
 
 def _describe_failure(roots: tuple[Any, ...], target: Any, error: Exception) -> str:
+    if isinstance(error, UnbranchableEnvError):
+        return f"{_path_to(roots, target)} is a {kind_of(target)} that cannot be saved: {error}.\n{_ways_out(target)}"
     return (
         f"{_path_to(roots, target)} is a {kind_of(target)}, and saving its state raised {type(error).__name__}: {error}\n"
         f"{_ways_out(target)}"

@@ -11,6 +11,7 @@ from sb3_hybrid_grpo.branching.current import CurrentBrancher
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.recalled import RecalledBranches
 from sb3_hybrid_grpo.branching.remembered import RememberedStates
+from sb3_hybrid_grpo.branching.snapshot import CONSTANT, register_builtin
 from sb3_hybrid_grpo.branching.vec_subclasses import stock_class_of, watch_steps
 from sb3_hybrid_grpo.branching.vec_wrappers import recallable, view_of
 from sb3_hybrid_grpo.branching.workers import SubprocBrancher
@@ -219,3 +220,7 @@ def _layers_of(venv: VecEnv) -> list[Any]:
     while isinstance(layers[-1], VecEnvWrapper):
         layers.append(layers[-1].venv)
     return layers
+
+
+for _machinery in (VecEnvBrancher, InProcessBrancher, CurrentBrancher):
+    register_builtin(_machinery, CONSTANT)

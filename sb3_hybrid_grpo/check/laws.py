@@ -3,6 +3,8 @@
 import copy
 import pickle
 import random
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
@@ -75,16 +77,23 @@ def run(venv: DummyVecEnv, n_steps: int, brancher: Brancher | None = None) -> Ru
     results: list[Any] = []
     n_episodes = 0
     generators = _global_generators()
+    foretold: dict[int, list[BranchOutcome]] = defaultdict(list)
     for step in range(n_steps):
         masks = [masks_of(env) for env in venv.envs]
-        actions = np.array([[sample(action_space, valid) for _ in range(_N_BRANCHES)] for valid in masks])
         if brancher is not None and masks[0] is not None:
             cast(MaskingBrancher, brancher).include_masks()
-        outcome = None if brancher is None else _branch(brancher, actions, _HORIZON if step % 4 == 0 else 1, later_space)
-        if brancher is not None and step % 5 == 2:
-            _sabotage(venv, brancher, actions)
+        # The branches of the committed actions take the actions that the environments will take.
+        actions_ahead = copy.deepcopy(action_space)
+        actions = _sample_actions(action_space, masks)
+        if brancher is not None:
+            _sample_actions(actions_ahead, masks)
+            outcomes = _branch(brancher, actions, _HORIZON if step % 4 == 0 else 1, later_space, actions_ahead)
+            for n_ahead, outcome in enumerate(outcomes):
+                foretold[step + n_ahead].append(outcome)
+            if step % 5 == 2:
+                _sabotage(venv, brancher, actions)
         result = venv.step(actions[:, 0])
-        if outcome is not None:
+        for outcome in foretold.pop(step, ()):
             _compare(outcome, result)
         results.append(copy.deepcopy(result[:3]))
         n_episodes += int(np.sum(result[2]))
@@ -101,19 +110,49 @@ def _global_generators() -> dict[str, Any]:
     }
 
 
-def _branch(brancher: Brancher, actions: np.ndarray, horizon: int, later_space: gym.Space[Any]) -> BranchOutcome:
+def _sample_actions(action_space: gym.Space[Any], masks: Sequence[Any]) -> np.ndarray:
+    return np.array([[sample(action_space, valid) for _ in range(_N_BRANCHES)] for valid in masks])
+
+
+def _branch(
+    brancher: Brancher,
+    actions: np.ndarray,
+    horizon: int,
+    later_space: gym.Space[Any],
+    actions_ahead: gym.Space[Any],
+) -> list[BranchOutcome]:
+    """
+    Take branches of several steps.
+
+    :param brancher: the brancher
+    :param actions: the first actions; of those of each environment the first is to be committed
+    :param horizon: number of steps
+    :param later_space: samples the later actions of all other branches
+    :param actions_ahead: samples those that will be committed
+    :return: the outcomes of each step, as long as no branch of an action to be committed has ended
+    """
     alive = np.ones(actions.shape[:2], dtype=bool)
-    first = outcome = brancher.open(actions, alive, horizon)
+    outcome = brancher.open(actions, alive, horizon)
+    path = [outcome]
+    goes_on = True
     for _ in range(1, horizon):
-        alive = alive & ~(outcome.terminated | outcome.truncated)
+        ended = outcome.terminated | outcome.truncated
+        alive = alive & ~ended
+        goes_on = goes_on and not ended[:, 0].any()
         if not alive.any():
             break
+        masks = outcome.action_masks
         actions = actions.copy()
         for at in zip(*np.nonzero(alive), strict=True):
-            actions[at] = sample(later_space, None if outcome.action_masks is None else outcome.action_masks[at])
+            actions[at] = sample(later_space, None if masks is None else masks[at])
+        if goes_on:
+            valid = [None] * len(actions) if masks is None else list(masks[:, 0])
+            actions[:, 0] = _sample_actions(actions_ahead, valid)[:, 0]
         outcome = brancher.advance(actions, alive)
+        if goes_on:
+            path.append(outcome)
     brancher.close()
-    return brancher.observed(first)
+    return [brancher.observed(outcome, path[:n_earlier]) for n_earlier, outcome in enumerate(path)]
 
 
 def _sabotage(venv: VecEnv, brancher: Brancher, actions: np.ndarray) -> None:
@@ -138,9 +177,7 @@ def _compare(outcome: BranchOutcome, result: Any) -> None:
         }
         for name, (branched, committed) in pairs.items():
             if not same(branched, committed):
-                raise LawBrokenError(
-                    f"the branch of an action showed another {name} than the step with the same action that followed"
-                )
+                raise LawBrokenError(f"a branch showed another {name} than the steps with the same actions that followed")
 
 
 def _pick(observations: Any, index: Any) -> Any:

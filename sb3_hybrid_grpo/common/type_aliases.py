@@ -49,6 +49,14 @@ class BranchError(HybridGRPOError):
     """
 
 
+class UnrestorableStateError(BranchError, UnbranchableEnvError):
+    """
+    A branch did something to an environment that cannot be undone, which its snapshots gave no reason to expect.
+
+    The environment is not as it was before: go on from the last checkpoint.
+    """
+
+
 class BranchTimeoutError(BranchError):
     """An environment took longer in a branch than ``branch_timeout`` allows."""
 

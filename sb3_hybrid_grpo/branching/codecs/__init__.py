@@ -1,5 +1,27 @@
 """Codecs that the package ships, registered on import."""
 
-from sb3_hybrid_grpo.branching.codecs import atari, generic, mujoco
+from sb3_hybrid_grpo.branching.codecs import (
+    arrays,
+    atari,
+    containers,
+    generators,
+    generic,
+    handles,
+    memory,
+    mujoco,
+    networks,
+    tables,
+)
 
-__all__ = ["atari", "generic", "mujoco"]
+__all__ = [
+    "arrays",
+    "atari",
+    "containers",
+    "generators",
+    "generic",
+    "handles",
+    "memory",
+    "mujoco",
+    "networks",
+    "tables",
+]

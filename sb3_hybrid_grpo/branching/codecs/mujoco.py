@@ -1,6 +1,9 @@
 """Codecs of MuJoCo's simulation state, and of what dm_control wraps around it."""
 
-from collections.abc import Sequence
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,17 +24,65 @@ from sb3_hybrid_grpo.branching.snapshot import (
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
 _DATA = "mujoco._structs.MjData"
+_LIBRARIES = ("libmujoco.so*", "libmujoco*.dylib", "mujoco.dll")
 
 # Making an MjData takes a hundred times as long as copying one: copies that are no longer needed are used again.
 _spare_copies: "WeakKeyDictionary[Any, list[Any]]" = WeakKeyDictionary()
 
 
 def _copy_data(destination: Any, source: Any) -> None:
+    _copy_function()(destination, source.model, source)
+
+
+@functools.cache
+def _copy_function() -> Callable[[Any, Any, Any], None]:
+    """
+    Find the function that copies an ``MjData`` into another. Before version 3.5 only the library of MuJoCo has it.
+
+    :return: the function
+    :raises UnbranchableEnvError: if there is none
+    """
     import mujoco
 
-    if not hasattr(mujoco, "mj_copyData"):
-        raise UnbranchableEnvError(f"MuJoCo {mujoco.__version__} cannot copy its state: pip install 'mujoco>=3.5' mends that.")
-    mujoco.mj_copyData(destination, source.model, source)
+    if hasattr(mujoco, "mj_copyData"):
+        copy: Callable[[Any, Any, Any], None] = mujoco.mj_copyData
+        return copy
+    by_address = _function_of_library(mujoco)
+    if by_address is None or not _copies_contacts(mujoco, by_address):
+        raise UnbranchableEnvError(
+            f"MuJoCo {mujoco.__version__} cannot copy its state. Versions from 3.3 on can: install one that the environment's "
+            "own package allows as well."
+        )
+    return by_address
+
+
+def _function_of_library(mujoco: Any) -> Callable[[Any, Any, Any], None] | None:
+    libraries = [path for pattern in _LIBRARIES for path in sorted(Path(mujoco.__file__).parent.glob(pattern))]
+    if not libraries or not (hasattr(mujoco.MjData, "_address") and hasattr(mujoco.MjModel, "_address")):
+        return None
+    function = ctypes.CDLL(str(libraries[0])).mj_copyData
+    function.argtypes, function.restype = [ctypes.c_void_p] * 3, ctypes.c_void_p
+
+    def copy(destination: Any, model: Any, source: Any) -> None:
+        function(destination._address, model._address, source._address)
+
+    return copy
+
+
+def _copies_contacts(mujoco: Any, copy: Callable[[Any, Any, Any], None]) -> bool:
+    """Try a ball that touches the ground: some versions leave out what they know of contacts."""
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><geom type='plane' size='1 1 1'/><body pos='0 0 .09'><freejoint/><geom size='.1'/></body>"
+        "</worldbody></mujoco>"
+    )
+    data, copied = mujoco.MjData(model), mujoco.MjData(model)
+    mujoco.mj_step(model, data)
+    copy(copied, model, data)
+    return (
+        len(data.contact) > 0
+        and np.array_equal(copied.contact.dist, data.contact.dist)
+        and np.array_equal(copied.efc_force, data.efc_force)
+    )
 
 
 class _Copy:
