@@ -11,6 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
+from sb3_hybrid_grpo.branching.hidden import HiddenState, WatchedStates
 from sb3_hybrid_grpo.branching.masks import masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
@@ -109,7 +110,8 @@ class Simulator:
         self.env = env
         self.root = _skip_transparent(env)
         # Spaces may be attributes of the class, where no walk from the instance meets them.
-        self.roots = (self.root, self.root.unwrapped.action_space, self.root.unwrapped.observation_space)
+        self.attributes = (self.root, self.root.unwrapped.action_space, self.root.unwrapped.observation_space)
+        self.roots: tuple[Any, ...] = self.attributes
         self._detours = _Detours(self.root)
         self._states: BranchStates = SavedStates(*self.roots)
         self.may_use_global_generators = True
@@ -181,15 +183,20 @@ class Simulator:
             warnings.simplefilter("ignore")
             try:
                 models = codecs.mujoco.model_parameters(self.roots)
+                hidden = HiddenState(self.root, self.attributes)
+                self.roots = self.attributes + hidden.roots
                 untouched = Snapshot(*self.roots, *models, *randomness.GLOBAL_GENERATORS)
                 try:
                     self._make_generator()
                     self.root.reset()
+                    hidden.look_again()
+                    self.roots = self.attributes + hidden.roots
                     for step in range(PROBE_STEPS):
                         # Other numbers of steps in between, lest a hidden counter comes around to the same value.
-                        example = self._probe_step(action_space, step, n_others=1 + step % 3)
+                        example = self._probe_step(action_space, step, 1 + step % 3, hidden)
                     uses_global_generators = watch.noticed()
                     self.task = self._probe_task(action_space)
+                    self._settle(hidden)
                 finally:
                     untouched.restore()
                 if not uses_global_generators:
@@ -206,11 +213,16 @@ class Simulator:
             self._make_generator()
         return example, uses_global_generators
 
+    def _settle(self, hidden: HiddenState) -> None:
+        saved, watched = hidden.settle()
+        self.roots = self.attributes + saved
+        self._states = WatchedStates(self.roots, watched, str(self.env)) if watched else SavedStates(*self.roots)
+
     def _make_generator(self) -> None:
         """Make the environment's random generator if there is none: each branch would make one of its own."""
         _ = self.root.unwrapped.np_random
 
-    def _probe_step(self, action_space: spaces.Space[Any], seed: int, n_others: int) -> Any:
+    def _probe_step(self, action_space: spaces.Space[Any], seed: int, n_others: int, hidden: HiddenState) -> Any:
         snapshot = Snapshot(*self.roots, *randomness.GLOBAL_GENERATORS)
         once, _ = self.try_actions(action_space, 2, seed)
         snapshot.restore()
@@ -219,10 +231,12 @@ class Simulator:
         again, obs = self.try_actions(action_space, 2, seed)
         for name in ("observations", "rewards", "terminated", "truncated"):
             if not identical(getattr(once, name), getattr(again, name)):
+                # If what it is can be seen, this says so.
+                hidden.settle()
                 raise UnbranchableEnvError(
                     f"after its attributes were saved and restored, the same actions gave other {name}. Some of its state "
-                    "is hidden from its attributes: in a closure, a module or class variable, another process, or an "
-                    "extension library that keeps it by a handle.\n"
+                    "is hidden from its attributes and from its code's variables: in another process, or in an extension "
+                    f"library that keeps it by a handle.{hidden.suspects}\n"
                     "Ways out: (1) keep that state in attributes, or register a codec for it with "
                     "sb3_hybrid_grpo.branching.register_codec; (2) branch by forking the process, with "
                     "brancher='fork'; (3) train without branching, with n_samples=1."

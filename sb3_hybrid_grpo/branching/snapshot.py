@@ -264,6 +264,28 @@ class Snapshot:
         for restore, obj, state in self._records:
             restore(obj, state)
 
+    def differs(self) -> bool:
+        """Tell whether any object is in another state now."""
+        return not all(_same(codec_of(type(obj)).save(obj), state) for _, obj, state in self._records)  # type: ignore[union-attr]
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Compare two saved states bit for bit."""
+    if first is second:
+        return True
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, dict):
+        return len(first) == len(second) and all(map(_same, (*first, *first.values()), (*second, *second.values())))
+    if hasattr(first, "tobytes"):
+        return bool(first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes())
+    try:
+        return bool(first == second) or repr(first) == repr(second)
+    except Exception:
+        return False
+
 
 class Recorder:
     """
