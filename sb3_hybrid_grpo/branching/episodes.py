@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 
+from sb3_hybrid_grpo.branching.hidden import HiddenState
 from sb3_hybrid_grpo.branching.outcomes import identical
 from sb3_hybrid_grpo.branching.randomness import Watch
 from sb3_hybrid_grpo.branching.simulator import Simulator
@@ -160,6 +161,7 @@ class Recorder:
         """
         env = self.simulator.env
         try:
+            self._look_for_shared_variables()
             played = Simulator(self._copy())
             played.root.reset()
             played.try_actions(copy.deepcopy(env.action_space), _PROBE_STEPS, seed=0)
@@ -168,6 +170,7 @@ class Recorder:
                 example = _compare_episodes(played, seed)
                 if time.perf_counter() - start > _PROBE_SECONDS:
                     break
+            self.simulator.notice.effects += played.notice.effects
         except UnbranchableEnvError as error:
             raise UnbranchableEnvError(f"{env} {CANNOT_REPLAY} {error}\n{WAYS_OUT}") from error.__cause__
         except Exception as error:
@@ -176,6 +179,16 @@ class Recorder:
                 f"in a copy: {error}"
             ) from error
         return example
+
+    def _look_for_shared_variables(self) -> None:
+        simulator = self.simulator
+        with simulator.unwatched():
+            variable = HiddenState(simulator.root, simulator.attributes).first
+        if variable is not None:
+            raise UnbranchableEnvError(
+                f"{variable} may change with steps, and copies of the environment share it. Keep it in an attribute, as "
+                "self.name."
+            )
 
     def _copy(self) -> _Env:
         with self.simulator.unwatched():

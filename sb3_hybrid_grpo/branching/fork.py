@@ -18,9 +18,11 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.child import CAN_FORK, Channel, Child, ChildDied, Raised, end
+from sb3_hybrid_grpo.branching.hidden_places import find_in_code
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.masks import masks_of
 from sb3_hybrid_grpo.branching.outcomes import identical, store_observation
+from sb3_hybrid_grpo.branching.side_effects import is_outlet
 from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, Simulator
 from sb3_hybrid_grpo.branching.snapshot import find, kind_of
 from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome, BranchTimeoutError, UnbranchableEnvError
@@ -134,7 +136,10 @@ class ForkBrancher(InProcessBrancher):
         """Let two copies take the same steps, compare, and return an observation as the environment returns it."""
         _make_generators(simulator.root)
         with simulator.unwatched():
-            (once, example), (again, _) = (self._ask(partial(_take_steps, simulator), simulator.env) for _ in range(2))
+            (once, example, effects), (again, *_) = (
+                self._ask(partial(_take_steps, simulator), simulator.env) for _ in range(2)
+            )
+        simulator.notice.effects += effects
         for name in ("observations", "rewards", "terminated", "truncated"):
             if not identical(getattr(once, name), getattr(again, name)):
                 raise UnbranchableEnvError(
@@ -188,7 +193,7 @@ def obstacle_to_fork(envs: Iterable[gym.Env[Any, Any]]) -> str | None:
     for env in envs:
         simulator = Simulator(env)
         with simulator.unwatched():
-            found = find(simulator.roots, _is_shared)
+            found = find(simulator.roots, _is_shared) or find_in_code(simulator.root, simulator.roots, _is_shared)
         if found is not None:
             path, obj = found
             return (
@@ -207,7 +212,7 @@ def _is_shared(obj: Any) -> bool:
         return obj.returncode is None
     if isinstance(obj, np.memmap):
         return obj.mode in ("r+", "w+")
-    return isinstance(obj, SemLock) or _is_open_file(obj)
+    return isinstance(obj, SemLock) or _is_open_file(obj) or is_outlet(obj)
 
 
 def _is_open_file(obj: Any) -> bool:
@@ -242,7 +247,7 @@ def _take_steps(simulator: Simulator, channel: Channel) -> None:
     """Play an episode's beginning in a child."""
     action_space = copy.deepcopy(simulator.env.action_space)
     simulator.root.reset()
-    channel.send(simulator.try_actions(action_space, PROBE_STEPS, seed=0))
+    channel.send((*simulator.try_actions(action_space, PROBE_STEPS, seed=0), simulator.notice.effects))
 
 
 def _live(simulator: Simulator, action: Any, n_steps: int, channel: Channel) -> None:

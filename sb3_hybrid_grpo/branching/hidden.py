@@ -10,6 +10,7 @@ import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.branch_states import SavedStates, known_layers
 from sb3_hybrid_grpo.branching.hidden_places import Place, hidden_places
+from sb3_hybrid_grpo.branching.side_effects import is_outlet
 from sb3_hybrid_grpo.branching.snapshot import Mark, ReferencesCodec, Snapshot, codec_of, find
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
@@ -17,8 +18,8 @@ _COSTLY_SECONDS = 1e-4
 _WATCHING_SHARE = 0.01
 
 _WAYS_OUT = (
-    "Ways out: (1) keep that state in attributes, as self.name, and draw from self.np_random; (2) register a codec for it with "
-    "sb3_hybrid_grpo.branching.register_codec, or CONSTANT if it does not matter to outcomes; (3) branch by forking the "
+    "Ways out: (1) keep that state in attributes, as self.name, and draw from self.np_random; (2) register a codec for it "
+    "with sb3_hybrid_grpo.branching.register_codec, or CONSTANT if outcomes do not depend on it; (3) branch by forking the "
     "process, with brancher='fork'; (4) train without branching, with n_samples=1."
 )
 
@@ -80,7 +81,7 @@ class HiddenState:
             seconds = time.perf_counter() - start
         except UnbranchableEnvError as error:
             reason = str(error).splitlines()[0]
-            if find((place.root,), _is_opaque_iterator) is not None:
+            if find((place.root,), _is_opaque) is not None:
                 raise UnbranchableEnvError(f"{place.name} cannot be saved and restored: {reason}\n{_WAYS_OUT}") from error
             self._unsaveable.append(_Unsaveable(place, _fingerprint(place.root), reason))
             return
@@ -91,6 +92,11 @@ class HiddenState:
     def roots(self) -> tuple[Any, ...]:
         """Where snapshots of all that can be saved start."""
         return tuple(found.place.root for found in self._saveable)
+
+    @property
+    def first(self) -> str | None:
+        """The name of the first variable that may change; ``None`` if there is none."""
+        return next((place.name for place, *_ in (*self._saveable, *self._unsaveable)), None)
 
     @property
     def suspects(self) -> str:
@@ -114,7 +120,8 @@ class HiddenState:
                     f"{place.name} changes with steps and cannot be saved: the function is another one after each "
                     f"reset.\n{_WAYS_OUT}"
                 )
-        saved, watched = [], []
+        saved: list[Place] = []
+        watched: list[Place] = []
         for place, before, seconds in self._saveable:
             (watched if seconds > _COSTLY_SECONDS and not before.differs() else saved).append(place)
         return tuple(place.root for place in saved), watched
@@ -162,8 +169,9 @@ class WatchedStates(SavedStates):
                 )
 
 
-def _is_opaque_iterator(obj: Any) -> bool:
-    return codec_of(type(obj)) is Mark.UNKNOWN and hasattr(type(obj), "__next__")
+def _is_opaque(obj: Any) -> bool:
+    """Tell whether an object changes without being seen to."""
+    return codec_of(type(obj)) is Mark.UNKNOWN and (hasattr(type(obj), "__next__") or is_outlet(obj))
 
 
 def _fingerprint(value: Any) -> Any:

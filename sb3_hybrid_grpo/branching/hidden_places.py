@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -21,9 +21,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_hybrid_grpo.branching.branch_states import known_layers
 from sb3_hybrid_grpo.branching.code_facts import CodeFacts, facts_of
 from sb3_hybrid_grpo.branching.namespaces import ClassVariables, GlobalVariables, is_special
-from sb3_hybrid_grpo.branching.snapshot import CONSTANT, Mark, codec_of
+from sb3_hybrid_grpo.branching.snapshot import CONSTANT, Mark, codec_of, find
 
 _LIBRARIES = {
     *sys.stdlib_module_names,
@@ -81,6 +82,24 @@ def hidden_places(root: gym.Env[Any, Any], roots: tuple[Any, ...]) -> Findings:
     return _Search(root, roots).findings()
 
 
+def find_in_code(root: gym.Env[Any, Any], roots: tuple[Any, ...], is_wanted: Callable[[Any], bool]) -> tuple[str, Any] | None:
+    """
+    Look among the variables beside the attributes of an environment for an object of some kind, like ``find``.
+
+    :param root: the outermost wrapper
+    :param roots: where snapshots of the environment start
+    :param is_wanted: tells that kind
+    :return: the name of the variable, and the object; ``None`` if there is no such object
+    """
+    if known_layers(root) is not None:
+        return None
+    for place in hidden_places(root, roots).places:
+        found = find((place.root,), is_wanted)
+        if found is not None:
+            return place.name, found[1]
+    return None
+
+
 class _Search:
     def __init__(self, root: gym.Env[Any, Any], roots: tuple[Any, ...]) -> None:
         self._names = set(_ENTRANCES)
@@ -124,10 +143,10 @@ class _Search:
         candidates = None if self._stores_anything else frozenset(self._stored)
         for cls in self._classes:
             own = [vars(base) for base in cls.__mro__ if base in self._classes]
-            named = {name for variables in own for name, value in variables.items() if _is_variable(name, value)}
-            names = sorted(named if candidates is None else named & candidates)
-            if names or self._stores_in_classes:
-                text = ", ".join(f"{cls.__name__}.{name}" for name in names) or f"{cls.__name__}.…"
+            variables = {name for part in own for name, value in part.items() if _is_variable(name, value)}
+            meant = sorted(variables if candidates is None else variables & candidates)
+            if meant or self._stores_in_classes:
+                text = ", ".join(f"{cls.__name__}.{name}" for name in meant) or f"{cls.__name__}.…"
                 yield Place(f"the class attribute {text}", ClassVariables(cls, candidates))
         yield from self._found.values()
 

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome
+from sb3_hybrid_grpo.branching.side_effects import announce
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
 
@@ -54,6 +55,12 @@ class InProcessBrancher(ABC):
         :raises BranchError: if an environment raises
         """
         return self._step(actions, alive)
+
+    @property
+    def side_effects(self) -> str | None:
+        """What the user should know of what branches were found to do outside the process; ``None`` if nothing."""
+        said = filter(None, (announce(simulator.env, simulator.notice.effects) for simulator in self._simulators))
+        return next(said, None)
 
     @abstractmethod
     def close(self) -> None:

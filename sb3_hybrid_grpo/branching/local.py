@@ -57,6 +57,11 @@ def choose_brancher(
     :raises UnbranchableEnvError: if an environment cannot be branched exactly in this way
     :raises BranchError: if an environment raises while it is probed
     """
+    brancher, announcement = _choose(name, envs, as_returned, timeout)
+    return Choice(brancher, "\n".join(filter(None, (announcement, brancher.side_effects))) or None)
+
+
+def _choose(name: str, envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeout: float | None) -> Choice:
     if name in _BY_NAME:
         return Choice(_BY_NAME[name](envs, as_returned, timeout))
     obstacle = obstacle_to_fork(envs) if CAN_FORK else "this platform cannot fork processes."

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from sb3_hybrid_grpo.branching.hidden import HiddenState, WatchedStates
 from sb3_hybrid_grpo.branching.masks import masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
+from sb3_hybrid_grpo.branching.side_effects import Notice, announce, branch_hooks
 from sb3_hybrid_grpo.branching.snapshot import Snapshot
 from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
 from sb3_hybrid_grpo.common.type_aliases import (
@@ -65,7 +67,7 @@ def transparent_wrappers() -> set[type[_AnyWrapper]]:
 
 class _Detours:
     """
-    Leads around recorders and renderers as long as it is entered.
+    Leads around recorders and renderers as long as it is entered, and calls the environment's hooks before and after.
 
     :param root: the outermost wrapper that branches go through
     """
@@ -74,20 +76,41 @@ class _Detours:
         self._detours: list[tuple[dict[str, Any], str, Any]] = []
         self._originals: list[Any] = []
         layer = root
+        layers = [layer]
         while isinstance(layer, gym.Wrapper):
             inner = _skip_transparent(layer.env)
             if inner is not layer.env:
                 self._detours.append((vars(layer), "env", inner))
             layer = inner
+            layers.append(layer)
+        self._starts, self._ends = branch_hooks(layers)
         if layer.render_mode == "human":
             self._detours.append((vars(layer), "render_mode", None))
 
     def __enter__(self) -> None:
+        self.lead_around()
+        try:
+            for start in self._starts:
+                start()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            for end in self._ends:
+                end()
+        finally:
+            self.lead_back()
+
+    def lead_around(self) -> None:
+        """Lead around recorders and renderers, without a word to the environment."""
         self._originals = [attributes.get(name, _MISSING) for attributes, name, _ in self._detours]
         for attributes, name, value in self._detours:
             attributes[name] = value
 
-    def __exit__(self, *exception: object) -> None:
+    def lead_back(self) -> None:
+        """Undo it."""
         for (attributes, name, _), original in zip(self._detours, self._originals, strict=True):
             if original is _MISSING:
                 del attributes[name]
@@ -99,9 +122,9 @@ class Simulator:
     """
     One environment, without the wrappers that only watch it.
 
-    ``may_use_global_generators`` tells whether a step may draw from random generators that the whole process shares; ``task``
-    steps from many of its states at once, where that was found to be the same; ``n_masks`` is the number of masks of invalid
-    actions that are asked for.
+    ``notice`` has noticed what its steps do outside the process; ``may_use_global_generators`` tells whether a step may draw
+    from random generators that the whole process shares; ``task`` steps from many of its states at once, where that was found
+    to be the same; ``n_masks`` is the number of masks of invalid actions that are asked for.
 
     :param env: the environment as a vectorised environment holds it
     """
@@ -114,6 +137,11 @@ class Simulator:
         self.roots: tuple[Any, ...] = self.attributes
         self._detours = _Detours(self.root)
         self._states: BranchStates = SavedStates(*self.roots)
+        self.notice = Notice()
+        self._detours.lead_around()
+        is_known = known_layers(self.root) is not None
+        self._detours.lead_back()
+        self._listening: AbstractContextManager[Any] = nullcontext() if is_known else self.notice
         self.may_use_global_generators = True
         self.task: TaskSimulator | None = None
         self.n_masks = 0
@@ -128,6 +156,13 @@ class Simulator:
 
     def step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
         """Step some branches, opening them if they are not open, and fill row ``env_idx`` of the outcome."""
+        n_noticed = len(self.notice.effects)
+        with self._listening:
+            self._step(actions, env_idx, branches, outcome, is_last)
+        if len(self.notice.effects) > n_noticed:
+            warnings.warn(str(announce(self.env, self.notice.effects[n_noticed:])), stacklevel=2)
+
+    def _step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
         observations, rewards, terminated, truncated, masks = outcome
         states, step = self._states, self.root.step
         with self._detours:
@@ -266,7 +301,8 @@ class Simulator:
         for idx in range(n_steps):
             at = 0, idx
             action = sample(action_space, masks_of(self.env))
-            obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(action)
+            with self._listening:
+                obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(action)
             store_observation(outcome.observations, at, obs)
             if outcome.terminated[at] or outcome.truncated[at]:
                 break
