@@ -169,6 +169,39 @@ class WatchedStates(SavedStates):
                 )
 
 
+def code_variables(root: gym.Env[Any, Any], roots: tuple[Any, ...]) -> list[Place]:
+    """
+    List the variables beside the attributes of an environment that its steps may change.
+
+    :param root: the outermost wrapper
+    :param roots: where snapshots of its attributes start
+    :return: the variables; none for environments whose code is known
+    """
+    if known_layers(root) is not None:
+        return []
+    return [place for place in hidden_places(root, roots).places if find((place.root,), _is_changeable) is not None]
+
+
+def _is_changeable(obj: Any) -> bool:
+    return type(codec_of(type(obj))) is not ReferencesCodec
+
+
+def describe_content(place: Place) -> Any:
+    """
+    Describe what is in a variable.
+
+    :param place: the variable
+    :return: something that is equal if the content is; ``None`` if it cannot be described
+    """
+    codec = codec_of(type(place.root))
+    if isinstance(codec, Mark):
+        return None
+    try:
+        return pickle.dumps(codec.save(place.root))
+    except Exception:
+        return None
+
+
 def _is_opaque(obj: Any) -> bool:
     """Tell whether an object changes without being seen to."""
     return codec_of(type(obj)) is Mark.UNKNOWN and (hasattr(type(obj), "__next__") or is_outlet(obj))

@@ -57,10 +57,14 @@ class InProcessBrancher(ABC):
         return self._step(actions, alive)
 
     @property
-    def side_effects(self) -> str | None:
-        """What the user should know of what branches were found to do outside the process; ``None`` if nothing."""
-        said = filter(None, (announce(simulator.env, simulator.notice.effects) for simulator in self._simulators))
-        return next(said, None)
+    def side_effects(self) -> list[str]:
+        """What steps were noticed to do outside the process."""
+        return list(dict.fromkeys(effect for simulator in self._simulators for effect in simulator.notice.effects))
+
+    @property
+    def announcement(self) -> str | None:
+        """What the user should know of side effects; ``None`` if there are none."""
+        return announce(self._simulators[0].env, self.side_effects)
 
     @abstractmethod
     def close(self) -> None:

@@ -58,7 +58,7 @@ def choose_brancher(
     :raises BranchError: if an environment raises while it is probed
     """
     brancher, announcement = _choose(name, envs, as_returned, timeout)
-    return Choice(brancher, "\n".join(filter(None, (announcement, brancher.side_effects))) or None)
+    return Choice(brancher, "\n".join(filter(None, (announcement, brancher.announcement))) or None)
 
 
 def _choose(name: str, envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeout: float | None) -> Choice:

@@ -49,6 +49,12 @@ _EVENTS: dict[str, Callable[..., str | None]] = {
     "os.truncate": lambda path, *_: _describe_file("truncates", path),
 }
 
+WAYS_OUT = (
+    "Ways out: (1) if a wrapper does it, declare it with sb3_hybrid_grpo.branching.register_transparent_wrapper, so that "
+    "branches go around it; (2) define the methods on_branch_start() and on_branch_end() on the environment or the wrapper, "
+    "and switch it off in between; (3) train without branching, with n_samples=1."
+)
+
 _active: "Notice | None" = None
 
 
@@ -137,9 +143,7 @@ def announce(env: gym.Env[Any, Any], effects: Iterable[str]) -> str | None:
         return None
     return (
         f"{env}: a step {listed}. This cannot be undone: steps in branches do it too, beside those of the training run.\n"
-        "Ways out: (1) if a wrapper does it, declare it with sb3_hybrid_grpo.branching.register_transparent_wrapper, so that "
-        "branches go around it; (2) define the methods on_branch_start() and on_branch_end() on the environment or the "
-        "wrapper, and switch it off in between; (3) train without branching, with n_samples=1."
+        f"{WAYS_OUT}"
     )
 
 
