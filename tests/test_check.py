@@ -13,6 +13,7 @@ from gymnasium.utils import EzPickle
 from sb3_hybrid_grpo import InvalidArgumentError, check_branchable
 from sb3_hybrid_grpo.branching import LeafCodec, snapshot
 from sb3_hybrid_grpo.branching.child import CAN_FORK
+from sb3_hybrid_grpo.branching.env import LocalBrancher
 from sb3_hybrid_grpo.check import check, isolated
 from sb3_hybrid_grpo.check.__main__ import main
 from tests.envs import Walk, far_library, limited
@@ -20,6 +21,12 @@ from tests.hiding_places import PLACES, REFUSED, make
 from tests.lockstep import describe_global_generators
 
 LAST_RESORT = "fork" if CAN_FORK else None
+
+
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch):
+    """Branch few of the steps where branches are slow."""
+    monkeypatch.setattr(check, "_SECONDS", 0.5)
 
 
 class Rewarded(Walk):
@@ -137,33 +144,21 @@ def test_state_that_changes_outcomes_late():
             obs, _, *rest = super().step(action)
             return obs, float(far_library().step(self.handle) // 150), *rest
 
-    report = check_branchable(Late)
+    report = check_branchable(Late, n_steps=160)
     assert report.brancher == LAST_RESORT
     assert any("showed another reward" in finding for finding in report.findings)
 
 
 def test_all_steps_of_a_branch_are_compared(monkeypatch):
-    """A codec that loses what a branch did in its first step."""
+    advance = LocalBrancher.advance
 
-    class Cell:
-        __slots__ = ("value",)
+    def lie(self, actions, alive):
+        outcome = advance(self, actions, alive)
+        return outcome._replace(rewards=outcome.rewards + (self._steps_left == 2))
 
-    class WithCell(Walk):
-        def __init__(self):
-            super().__init__()
-            self.cell = Cell()
-            self.cell.value = 0
-
-        def step(self, action):
-            obs, _, *rest = super().step(action)
-            self.cell.value += 1
-            return obs, float(self.cell.value), *rest
-
-    lossy = LeafCodec(lambda cell: cell.value // 8 * 8, lambda cell, value: setattr(cell, "value", value))
-    monkeypatch.setattr(snapshot, "_user_registry", {Cell: lossy})
-    monkeypatch.setattr(snapshot, "_resolved", {})
-    report = check_branchable(WithCell, n_steps=20)
-    assert report.brancher != "snapshot"
+    monkeypatch.setattr(LocalBrancher, "advance", lie)
+    report = check_branchable(Walk, n_steps=10)
+    assert "showed another reward" in report.findings[0] and "number 3 of the branch" in report.findings[0]
 
 
 class GlobalRandom(Rewarded):
@@ -383,7 +378,8 @@ def test_forks_are_tried_to_the_ends_of_episodes():
         assert "of episodes" in report.verdict
 
 
-def test_default_length():
+def test_default_length(monkeypatch):
+    monkeypatch.setattr(check, "_SECONDS", 30.0)
     trial = check_branchable(limited(10)).trial
     assert trial.n_steps >= 200 and trial.n_ends >= 10
     assert check_branchable(lambda: Endless()).trial.n_steps == 500
