@@ -234,6 +234,48 @@ class Env(Base):
         counts[int(action)] = counts.get(int(action), 0) + 1
         return counts[int(action)]
 """,
+    "two default arguments": """
+class Env(Base):
+    def count(self, action, actions=[], others=[]):
+        (actions if action else others).append(action)
+        return 10 * len(actions) + len(others)
+""",
+    "decorator of two methods": """
+def counting(function):
+    n = 0
+    @functools.wraps(function)
+    def counted(*args):
+        nonlocal n
+        n += 1
+        return function(*args) + n
+    return counted
+class Env(Base):
+    @counting
+    def half(self, action):
+        return action / 2
+    @counting
+    def count(self, action):
+        return self.half(action) if action else 0.0
+""",
+    "beside a lock": """
+import threading
+class Env(Base):
+    lock = threading.Lock()
+    n = 0
+    def count(self, action):
+        with self.lock:
+            setattr(type(self), "n", self.n + 1)
+        return self.n
+""",
+    "beside compiled functions": """
+scale = 1.0
+double = np.vectorize(lambda x: 2 * x)
+class Env(Base):
+    def count(self, action):
+        global scale
+        scale *= 1.01
+        return float(double(action)) * scale
+""",
     "attribute of a function": """
 def increase():
     increase.n = getattr(increase, "n", 0) + 1

@@ -115,7 +115,7 @@ def test_names_of_hiding_places():
         "class attribute": "the class attribute Env.n",
         "global dictionary": "the global variable SCORES of module hiding_place",
         "closure": "the closure variable n of Env.count",
-        "default argument": "a default argument of Env.count",
+        "default argument": "the default argument actions of Env.count",
     }
     for place, name in places.items():
         assert name in check_branchable(lambda place=place: make(PLACES[place]), n_steps=5).variables

@@ -10,6 +10,7 @@ import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.branch_states import SavedStates, known_layers
 from sb3_hybrid_grpo.branching.hidden_places import Place, hidden_places
+from sb3_hybrid_grpo.branching.namespaces import ClassVariables, GlobalVariables
 from sb3_hybrid_grpo.branching.side_effects import is_outlet
 from sb3_hybrid_grpo.branching.snapshot import Mark, ReferencesCodec, Snapshot, codec_of, find
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
@@ -68,7 +69,8 @@ class HiddenState:
                 f"cannot be saved and restored.\n{_WAYS_OUT}"
             )
         for place in places:
-            key = id(place.root) if place.is_fleeting else place.name
+            is_namespace = isinstance(place.root, ClassVariables | GlobalVariables)
+            key = place.root.key if is_namespace else id(place.root)
             if key not in self._known:
                 self._known[key] = place
                 self._try(place, self._fleeting if place.is_fleeting and not is_first else self._saveable)
@@ -83,6 +85,11 @@ class HiddenState:
             reason = str(error).splitlines()[0]
             if find((place.root,), _is_opaque) is not None:
                 raise UnbranchableEnvError(f"{place.name} cannot be saved and restored: {reason}\n{_WAYS_OUT}") from error
+            if isinstance(place.root, ClassVariables | GlobalVariables) and len(place.root.names) > 1:
+                kind = "class attribute" if isinstance(place.root, ClassVariables) else "global variable"
+                for name, part in place.root.parts():
+                    self._try(Place(f"the {kind} {name}", part), found)
+                return
             self._unsaveable.append(_Unsaveable(place, _fingerprint(place.root), reason))
             return
         if any(type(visit.codec) is not ReferencesCodec for visit in snapshot.visits):

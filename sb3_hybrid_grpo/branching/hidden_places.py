@@ -41,6 +41,7 @@ _UNREPEATABLE = frozenset(
     "np_random random rng normal standard_normal uniform integers randint choice rand randn sample shuffle permutation "
     "exponential poisson binomial time perf_counter monotonic now urandom".split()
 )
+_PLAIN = {int, float, bool, str, bytes, type(None)}
 _MISSING = object()
 
 
@@ -192,8 +193,8 @@ class _Search:
         self._stores_in_classes |= facts.may_store_in_class or (is_of_class and bool(facts.own_attributes))
         self._enter_globals(function, facts)
         self._enter_cells(function, facts, label, is_fleeting)
-        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-            self._note(default, f"a default argument of {label}", is_fleeting)
+        for name, default in _defaults_of(function):
+            self._note(default, f"the default argument {name} of {label}", is_fleeting)
         if vars(function).keys() & self._names:
             self._note(vars(function), f"the attributes of function {label}", is_fleeting)
 
@@ -257,8 +258,11 @@ class _Search:
             self._walk((value,), name, is_fleeting)
 
     def _may_change(self, value: Any) -> bool:
+        codec = codec_of(type(value))
         is_namespace = isinstance(value, dict) and "__builtins__" in value
-        return not is_namespace and codec_of(type(value)) is not CONSTANT and not isinstance(value, (*_LEARNERS, spaces.Space))
+        # Such as functions that were compiled.
+        is_function = codec is Mark.UNKNOWN and callable(value)
+        return codec is not CONSTANT and not (is_namespace or is_function or isinstance(value, (*_LEARNERS, spaces.Space)))
 
     def _note_cache(self, value: Any, name: str) -> None:
         if isinstance(value, _CACHE) and isinstance(value.__wrapped__, types.FunctionType):
@@ -299,7 +303,7 @@ class _Search:
             self._packages.add((type(obj).__module__ or "").split(".")[0])
             self._add_class(type(obj))
             try:
-                pending += codec.children(codec.save(obj))
+                pending += [child for child in codec.children(codec.save(obj)) if type(child) not in _PLAIN]
             except Exception:
                 # What cannot be saved, the snapshot of the environment will say.
                 continue
@@ -322,6 +326,13 @@ def _functions_in(value: Any) -> Iterator[types.FunctionType]:
         yield from _functions_in(value.func)
     elif isinstance(value, _CACHE):
         yield from _functions_in(value.__wrapped__)
+
+
+def _defaults_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    yield from zip(positional[len(positional) - len(defaults) :], defaults, strict=True)
+    yield from (function.__kwdefaults__ or {}).items()
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Variables of classes, modules and functions as roots of a snapshot."""
 
 import types
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 from sb3_hybrid_grpo.branching.snapshot import register_builtin
@@ -21,6 +21,16 @@ class GlobalVariables:
         self.namespace = namespace
         self.names = tuple(sorted(names))
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is the same for the same variables."""
+        return id(self.namespace), self.names
+
+    def parts(self) -> "Iterator[tuple[str, GlobalVariables]]":
+        """Yield the variables one by one, each with its name."""
+        for name in self.names:
+            yield f"{name} of module {self.namespace.get('__name__')}", GlobalVariables(self.namespace, [name])
+
 
 class ClassVariables:
     """
@@ -28,11 +38,13 @@ class ClassVariables:
 
     :param cls: the class
     :param candidates: names of those that are meant as soon as the class has them; all but Python's own if ``None``
+    :param excluded: names of those that are not meant all the same
     """
 
-    def __init__(self, cls: type, candidates: frozenset[str] | None) -> None:
+    def __init__(self, cls: type, candidates: frozenset[str] | None, excluded: frozenset[str] = frozenset()) -> None:
         self.cls = cls
-        self._candidates = candidates
+        self.candidates = candidates
+        self.excluded = excluded
         self.known: frozenset[str] = frozenset()
         self.names: tuple[str, ...] = ()
 
@@ -40,8 +52,20 @@ class ClassVariables:
         """Bring ``known``, the names of all variables of the class, and ``names``, those that are meant, up to date."""
         if len(vars(self.cls)) != len(self.known):
             self.known = frozenset(vars(self.cls))
-            meant = self.known if self._candidates is None else self.known & self._candidates
-            self.names = tuple(name for name in meant if not is_special(name))
+            meant = self.known if self.candidates is None else self.known & self.candidates
+            self.names = tuple(name for name in meant - self.excluded if not is_special(name))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is the same for the same variables."""
+        return id(self.cls), self.candidates, self.excluded
+
+    def parts(self) -> "Iterator[tuple[str, ClassVariables]]":
+        """Yield the variables one by one, each with its name, and then those that the class does not have yet."""
+        self.look()
+        for name in sorted(self.names):
+            yield f"{self.cls.__name__}.{name}", ClassVariables(self.cls, frozenset({name}))
+        yield f"{self.cls.__name__}.…", ClassVariables(self.cls, self.candidates, self.excluded | set(self.names))
 
 
 class _GlobalVariablesCodec:
