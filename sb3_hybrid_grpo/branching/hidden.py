@@ -101,6 +101,17 @@ class HiddenState:
         return tuple(found.place.root for found in self._saveable)
 
     @property
+    def treatments(self) -> dict[str, str]:
+        """What is done about each variable, by name."""
+        saved = {found.place.name: "saved" for found in self._saveable}
+        return saved | {place.name: "not saved, refused if it is seen to change" for place, *_ in self._unsaveable}
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """Something for each variable, by name, that is equal if what is in it is."""
+        return {found.place.name: _describe_content(found.place.root) for found in self._saveable}
+
+    @property
     def first(self) -> str | None:
         """The name of the first variable that may change; ``None`` if there is none."""
         return next((place.name for place, *_ in (*self._saveable, *self._unsaveable)), None)
@@ -176,35 +187,10 @@ class WatchedStates(SavedStates):
                 )
 
 
-def code_variables(root: gym.Env[Any, Any], roots: tuple[Any, ...]) -> list[Place]:
-    """
-    List the variables beside the attributes of an environment that its steps may change.
-
-    :param root: the outermost wrapper
-    :param roots: where snapshots of its attributes start
-    :return: the variables; none for environments whose code is known
-    """
-    if known_layers(root) is not None:
-        return []
-    return [place for place in hidden_places(root, roots).places if find((place.root,), _is_changeable) is not None]
-
-
-def _is_changeable(obj: Any) -> bool:
-    return type(codec_of(type(obj))) is not ReferencesCodec
-
-
-def describe_content(place: Place) -> Any:
-    """
-    Describe what is in a variable.
-
-    :param place: the variable
-    :return: something that is equal if the content is; ``None`` if it cannot be described
-    """
-    codec = codec_of(type(place.root))
-    if isinstance(codec, Mark):
-        return None
+def _describe_content(root: Any) -> Any:
+    codec = codec_of(type(root))
     try:
-        return pickle.dumps(codec.save(place.root))
+        return None if isinstance(codec, Mark) else pickle.dumps(codec.save(root))
     except Exception:
         return None
 

@@ -1,5 +1,6 @@
 """Runs an environment with and without branching, and compares."""
 
+import contextlib
 import copy
 import pickle
 import random
@@ -10,10 +11,10 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_hybrid_grpo.branching.hidden import code_variables, describe_content
+from sb3_hybrid_grpo.branching.hidden import HiddenState
 from sb3_hybrid_grpo.branching.masks import masks_of, sample
 from sb3_hybrid_grpo.branching.simulator import Simulator
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchError, BranchOutcome, MaskingBrancher
+from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchError, BranchOutcome, MaskingBrancher, UnbranchableEnvError
 
 _N_BRANCHES = 3
 _HORIZON = 5
@@ -211,13 +212,11 @@ def _row(outcome: BranchOutcome, env_idx: int) -> tuple[Any, ...]:
 
 def _variables(venv: DummyVecEnv) -> dict[str, Any]:
     """Describe what is in the variables beside the attributes."""
-    described = {}
-    for env in venv.envs:
-        simulator = Simulator(env)
-        with simulator.unwatched():
-            for place in code_variables(simulator.root, simulator.attributes):
-                described[place.name] = describe_content(place)
-    return described
+    contents: dict[str, Any] = {}
+    for simulator in map(Simulator, venv.envs):
+        with simulator.unwatched(), contextlib.suppress(UnbranchableEnvError):
+            contents |= HiddenState(simulator.root, simulator.attributes).contents
+    return contents
 
 
 def _global_generators() -> dict[str, Any]:

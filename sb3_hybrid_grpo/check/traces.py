@@ -4,9 +4,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.hidden import HiddenState, code_variables
+from sb3_hybrid_grpo.branching.hidden import HiddenState
 from sb3_hybrid_grpo.branching.simulator import Simulator
-from sb3_hybrid_grpo.branching.snapshot import Snapshot
 from sb3_hybrid_grpo.check.laws import Run, same
 from sb3_hybrid_grpo.common.type_aliases import UnbranchableEnvError
 
@@ -58,21 +57,12 @@ def treatment_of_variables(env: gym.Env[Any, Any]) -> dict[str, str]:
     Tell what branching does about the variables beside the attributes of an environment.
 
     :param env: the environment
-    :return: "saved", or why it is not, by name of the variable
+    :return: ``"saved"``, or that it is not, by name of the variable
     """
     simulator = Simulator(env)
-    with simulator.unwatched():
-        found = {place.name: _treatment(place.root) for place in code_variables(simulator.root, simulator.attributes)}
-        try:
-            HiddenState(simulator.root, simulator.attributes)
-        except UnbranchableEnvError as error:
-            found.setdefault(str(error).split(" keeps ")[0], "not saved")
-    return dict(list(found.items())[:_MOST_VARIABLES])
-
-
-def _treatment(root: Any) -> str:
     try:
-        Snapshot(root)
-    except UnbranchableEnvError:
-        return "not saved; refused if it is seen to change"
-    return "saved"
+        with simulator.unwatched():
+            treatments = HiddenState(simulator.root, simulator.attributes).treatments
+    except UnbranchableEnvError as error:
+        treatments = {str(error).partition(" keeps ")[0].partition(" cannot ")[0]: "refused"}
+    return dict(list(treatments.items())[:_MOST_VARIABLES])
