@@ -1,5 +1,7 @@
 """Small environments of the tests, and a policy."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import torch as th
@@ -52,6 +54,29 @@ class Walk(gym.Env):
 def limited(max_episode_steps=20, **kwargs):
     """Return a function that makes a ``Walk`` with a time limit."""
     return lambda: gym.wrappers.TimeLimit(Walk(**kwargs), max_episode_steps)
+
+
+class _FarLibrary:
+    """What a library in C might keep for its users, who have numbers only."""
+
+    def __init__(self):
+        self.worlds = {}
+
+    def connect(self):
+        self.worlds[len(self.worlds)] = 0
+        return len(self.worlds) - 1
+
+    def step(self, handle, n_steps=1):
+        self.worlds[handle] += n_steps
+        return self.worlds[handle]
+
+
+_far_library = _FarLibrary()
+
+
+def far_library():
+    """Return a library by a way that no look at the code of an environment finds out."""
+    return sys.modules["tests.envs"].__dict__["_far_" + "library"]
 
 
 class SharedLayer(th.nn.Module):

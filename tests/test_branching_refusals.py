@@ -1,7 +1,6 @@
 """What cannot be branched exactly is refused before training, and left untouched; what draws from global generators is not."""
 
 import random
-from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +14,7 @@ from sb3_hybrid_grpo import BranchError, HybridGRPO, InvalidArgumentError, Unbra
 from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher, register_vec_wrapper
 from sb3_hybrid_grpo.branching import vec_wrappers as vec_wrappers_module
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
-from tests.envs import Walk, limited
+from tests.envs import Walk, far_library, limited
 from tests.lockstep import (
     Reporter,
     assert_laws,
@@ -47,141 +46,47 @@ class Hidden(Walk):
         return obs, float(self.count()), *rest
 
 
-def make_closure():
-    n_steps = 0
-
-    class InClosure(Hidden):
-        def count(self):
-            nonlocal n_steps
-            n_steps += 1
-            return n_steps
-
-    return InClosure()
-
-
-n_global_steps = 0
-
-
-class InModule(Hidden):
-    def count(self):
-        global n_global_steps
-        n_global_steps += 1
-        return n_global_steps
-
-
-class InClass(Hidden):
-    n_steps = 0
-
-    def count(self):
-        type(self).n_steps += 1
-        return self.n_steps
-
-
-class InMutableOfClass(Hidden):
-    steps: list[int] = []
-
-    def count(self):
-        self.steps.append(1)
-        return len(self.steps)
-
-
-class InDefaultArgument(Hidden):
-    def count(self, steps=[]):  # noqa: B006
-        steps.append(1)
-        return len(steps)
-
-
-class Library(NamedTuple):
-    """What a library in C might keep for its users, who have numbers only."""
-
-    worlds: dict
-
-    def connect(self):
-        self.worlds[len(self.worlds)] = 0
-        return len(self.worlds) - 1
-
-    def step(self, handle):
-        self.worlds[handle] += 1
-        return self.worlds[handle]
-
-
-library = Library({})
-
-
 class BehindHandle(Hidden):
     def __init__(self):
         super().__init__()
-        self.handle = library.connect()
+        self.handle = far_library().connect()
 
     def count(self):
-        return library.step(self.handle)
-
-
-class InFunction(Hidden):
-    def __init__(self):
-        super().__init__()
-        steps = []
-        self.increment = lambda: steps.append(1) or len(steps)
-
-    def count(self):
-        return self.increment()
-
-
-GENERATOR = np.random.default_rng(0)
-
-
-class GeneratorInModule(Hidden):
-    def count(self):
-        return GENERATOR.normal()
-
-
-class GeneratorInClass(Hidden):
-    generator = random.Random(0)
-
-    def count(self):
-        return self.generator.random()
+        return far_library().step(self.handle)
 
 
 class HiddenObservation(Hidden):
-    n_steps = 0
+    def __init__(self):
+        super().__init__()
+        self.handle = far_library().connect()
 
     def step(self, action):
-        type(self).n_steps += 1
         obs, *rest = Walk.step(self, action)
-        return obs + self.n_steps, *rest
+        return obs + far_library().step(self.handle), *rest
 
 
 class HiddenEnd(Hidden):
-    n_steps = 0
+    def __init__(self):
+        super().__init__()
+        self.handle = far_library().connect()
 
     def step(self, action):
-        type(self).n_steps += 1
         obs, reward, terminated, _, info = Walk.step(self, action)
-        return obs, reward, terminated, self.n_steps % 7 == 0, info
+        return obs, reward, terminated, far_library().step(self.handle) % 7 == 0, info
 
 
 class HiddenInWrapper(gym.Wrapper):
-    scale = 1.0
-
     def __init__(self):
         super().__init__(Walk())
+        self.handle = far_library().connect()
 
     def step(self, action):
         obs, reward, *rest = self.env.step(action)
-        type(self).scale *= 1.1
-        return obs, reward * self.scale, *rest
+        return obs, reward * far_library().step(self.handle), *rest
 
 
 HIDDEN = {
-    "closure": (make_closure, "InClosure", "rewards"),
-    "module": (InModule, "InModule", "rewards"),
-    "class": (InClass, "InClass", "rewards"),
-    "list of the class": (InMutableOfClass, "InMutableOfClass", "rewards"),
-    "default argument": (InDefaultArgument, "InDefaultArgument", "rewards"),
     "library": (BehindHandle, "BehindHandle", "rewards"),
-    "function": (InFunction, "InFunction", "rewards"),
-    "generator of the module": (GeneratorInModule, "GeneratorInModule", "rewards"),
-    "generator of the class": (GeneratorInClass, "GeneratorInClass", "rewards"),
     "observation": (HiddenObservation, "HiddenObservation", "observations"),
     "end of episode": (HiddenEnd, "HiddenEnd", "terminated|truncated|observations|rewards"),
     "wrapper": (HiddenInWrapper, "HiddenInWrapper", "rewards"),
@@ -209,14 +114,13 @@ def test_hidden_state(make_env, name, what):
     assert model.num_timesteps == 32
 
 
-@pytest.mark.parametrize("make_env, name", [(InModule, "InModule"), (BehindHandle, "BehindHandle")])
-def test_hidden_state_in_a_worker(make_env, name):
-    venv = SubprocVecEnv([reporting(make_env)] * 2, start_method="fork")
+def test_hidden_state_in_a_worker():
+    venv = SubprocVecEnv([reporting(BehindHandle)] * 2, start_method="fork")
     venv.env_method("seed_everything", 0)
     venv.seed(0)
     venv.reset()
     before = state_of(venv)
-    with pytest.raises(UnbranchableEnvError, match=rf"(?s)environment 0.*{name}.*other rewards.*hidden{WAYS_OUT}"):
+    with pytest.raises(UnbranchableEnvError, match=rf"(?s)environment 0.*BehindHandle.*other rewards.*hidden{WAYS_OUT}"):
         make_brancher("snapshot", venv)
     assert state_of(venv) == before
     HybridGRPO("MlpPolicy", venv, n_samples=1, **SMALL).learn(32)
@@ -224,11 +128,11 @@ def test_hidden_state_in_a_worker(make_env, name):
 
 
 def test_only_one_of_the_environments_is_at_fault():
-    venv = DummyVecEnv([reporting(Walk), reporting(InClass)])
+    venv = DummyVecEnv([reporting(Walk), reporting(BehindHandle)])
     venv.env_method("seed_everything", 0)
     venv.reset()
     before = state_of(venv)
-    with pytest.raises(UnbranchableEnvError, match=rf"(?s)InClass{WAYS_OUT}"):
+    with pytest.raises(UnbranchableEnvError, match=rf"(?s)BehindHandle{WAYS_OUT}"):
         make_brancher("snapshot", venv)
     assert state_of(venv) == before
 
@@ -236,7 +140,7 @@ def test_only_one_of_the_environments_is_at_fault():
 def test_refusal_is_no_value_error():
     """Which hyperparameter tuners would take for a bad trial."""
     with pytest.raises(UnbranchableEnvError) as error:
-        make_brancher("snapshot", DummyVecEnv([InClass]))
+        make_brancher("snapshot", DummyVecEnv([BehindHandle]))
     assert not isinstance(error.value, ValueError | AssertionError)
 
 

@@ -3,6 +3,7 @@
 import random
 import re
 import threading
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -12,13 +13,20 @@ from gymnasium.utils import EzPickle
 from sb3_hybrid_grpo import InvalidArgumentError, check_branchable
 from sb3_hybrid_grpo.branching import LeafCodec, snapshot
 from sb3_hybrid_grpo.branching.child import CAN_FORK
-from sb3_hybrid_grpo.check import check
+from sb3_hybrid_grpo.branching.env import LocalBrancher
+from sb3_hybrid_grpo.check import check, isolated
 from sb3_hybrid_grpo.check.__main__ import main
-from tests.envs import Walk, limited
+from tests.envs import Walk, far_library, limited
+from tests.hiding_places import PLACES, REFUSED, make
 from tests.lockstep import describe_global_generators
 
 LAST_RESORT = "fork" if CAN_FORK else None
-GENERATOR = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch):
+    """Branch few of the steps where branches are slow."""
+    monkeypatch.setattr(check, "_SECONDS", 0.5)
 
 
 class Rewarded(Walk):
@@ -27,44 +35,6 @@ class Rewarded(Walk):
     def step(self, action):
         obs, _, *rest = super().step(action)
         return obs, float(self.surprise()), *rest
-
-
-def make_closure():
-    n_steps = 0
-
-    class InClosure(Rewarded):
-        def surprise(self):
-            nonlocal n_steps
-            n_steps += 1
-            return n_steps
-
-    return InClosure()
-
-
-class WithFunction(Rewarded):
-    def __init__(self):
-        super().__init__()
-        steps = []
-        self.surprise = lambda: steps.append(1) or len(steps)
-
-
-class InModule(Rewarded):
-    def surprise(self):
-        return GENERATOR.normal()
-
-
-class InClass(Rewarded):
-    n_steps = 0
-
-    def surprise(self):
-        type(self).n_steps += 1
-        return self.n_steps
-
-
-class InDefault(Rewarded):
-    def surprise(self, steps=[]):  # noqa: B006
-        steps.append(1)
-        return len(steps)
 
 
 class WithThread(Walk):
@@ -111,11 +81,14 @@ class Unseeded(Walk):
         return super().reset(seed=None)
 
 
-def test_correct_environment():
+def test_correct_environment(monkeypatch):
+    monkeypatch.setattr(check, "_SECONDS", 100.0)
     generators = describe_global_generators()
     report = check_branchable(limited(10), n_envs=2, n_steps=40)
     assert describe_global_generators() == generators
-    assert report.verdict == "exact by snapshots" and report.is_exact and not report.findings
+    assert re.fullmatch(r"exact by snapshots, in 40 steps with \d+ ends of episodes", report.verdict)
+    assert report.is_exact and not (report.findings or report.side_effects or report.variables)
+    assert report.trial.n_steps == report.trial.n_branched == 40 and report.trial.n_ends >= 8
     assert "left no trace" in report.notes[0]
     assert report.codecs["tests.envs.Walk"] == "AttributesCodec"
     assert report.codecs["numpy.random._generator.Generator"] == "LeafCodec"
@@ -130,29 +103,63 @@ def test_instance_and_wrappers():
     assert "left no trace" in report.notes[0]
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_hiding_places_have_lines_of_their_own(place):
+    report = check_branchable(lambda: make(PLACES[place]), n_steps=30)
+    assert report.verdict.startswith("exact by snapshots") and not report.findings
+    assert "saved" in report.variables.values()
+    assert any(name in str(report) for name in report.variables)
+
+
+def test_names_of_hiding_places():
+    places = {
+        "class attribute": "the class attribute Env.n",
+        "global dictionary": "the global variable SCORES of module hiding_place",
+        "closure": "the closure variable n of Env.count",
+        "default argument": "the default argument actions of Env.count",
+    }
+    for place, name in places.items():
+        assert name in check_branchable(lambda place=place: make(PLACES[place]), n_steps=5).variables
+
+
 @pytest.mark.parametrize(
-    "make_env, culprit",
-    [
-        pytest.param(make_closure, "the closure variable n_steps of InClosure.surprise", id="closure"),
-        pytest.param(WithFunction, "the closure variable steps of WithFunction.surprise", id="function"),
-        pytest.param(InClass, "the class attribute InClass.n_steps", id="class"),
-        pytest.param(InDefault, "a default argument of InDefault.surprise", id="default argument"),
-    ],
+    "place, culprit", [("cache", "the cache of Env.draw"), ("function of each episode", "the closure variable actions of")]
 )
-def test_hidden_state(make_env, culprit):
-    report = check_branchable(make_env)
+def test_hiding_places_that_cannot_be_saved(place, culprit):
+    report = check_branchable(lambda: make(REFUSED[place]), n_steps=20)
     assert report.brancher == LAST_RESORT
-    (finding,) = [finding for finding in report.findings if finding.startswith(culprit)]
-    assert "keep it in one, as self." in finding
+    assert any(culprit in finding for finding in report.findings)
     if CAN_FORK:
-        assert report.is_exact and report.verdict.startswith(f"exact by forking ({culprit}")
+        assert report.verdict.startswith("exact by forking, in ")
 
 
-def test_generator_of_the_module():
-    report = check_branchable(InModule)
+def test_state_that_changes_outcomes_late():
+    """No look at the code finds it, and a few steps show nothing of it: only a long run does."""
+
+    class Late(Walk):
+        def __init__(self):
+            super().__init__()
+            self.handle = far_library().connect()
+
+        def step(self, action):
+            obs, _, *rest = super().step(action)
+            return obs, float(far_library().step(self.handle) // 150), *rest
+
+    report = check_branchable(Late, n_steps=160)
     assert report.brancher == LAST_RESORT
-    (finding,) = [finding for finding in report.findings if "GENERATOR of module tests.test_check" in finding]
-    assert "Draw from self.np_random" in finding
+    assert any("showed another reward" in finding for finding in report.findings)
+
+
+def test_all_steps_of_a_branch_are_compared(monkeypatch):
+    advance = LocalBrancher.advance
+
+    def lie(self, actions, alive):
+        outcome = advance(self, actions, alive)
+        return outcome._replace(rewards=outcome.rewards + (self._steps_left == 2))
+
+    monkeypatch.setattr(LocalBrancher, "advance", lie)
+    report = check_branchable(Walk, n_steps=10)
+    assert "showed another reward" in report.findings[0] and "number 3 of the branch" in report.findings[0]
 
 
 class GlobalRandom(Rewarded):
@@ -162,7 +169,7 @@ class GlobalRandom(Rewarded):
 
 def test_generators_of_the_process():
     report = check_branchable(GlobalRandom)
-    assert report.verdict == "exact by snapshots"
+    assert report.verdict.startswith("exact by snapshots, in ")
     assert report.notes[0].startswith("Steps draw from np.random and random,") and "left no trace" in report.notes[1]
 
 
@@ -209,7 +216,9 @@ def test_replays_without_forks(monkeypatch):
     pytest.importorskip("Box2D")
     monkeypatch.setattr(check, "CAN_FORK", False)
     report = check_branchable("LunarLander-v3", n_steps=30)
-    assert report.verdict == "exact by replaying episodes (processes cannot be forked on this system)"
+    assert re.fullmatch(
+        r"exact by replaying episodes, in .*30 steps .*\(processes cannot be forked on this system\)", report.verdict
+    )
     assert report.is_exact and report.costs.snapshot is None
 
 
@@ -240,9 +249,149 @@ def test_ez_pickle():
 
 
 def test_environment_that_its_seed_does_not_determine():
-    report = check_branchable(Unseeded)
+    """The law is checked with a generator whose state the check has set."""
+    report = check_branchable(Unseeded, n_steps=30)
     assert report.brancher == "snapshot"
-    assert "differ even without branching" in report.notes[0] and "self.np_random" in report.notes[0]
+    assert "super().reset(seed=seed)" in report.notes[0] and "left no trace" in report.notes[1]
+
+
+def test_environment_that_draws_from_the_system():
+    class Entropic(Walk):
+        def reset(self, *, seed=None, options=None):
+            self.np_random = np.random.default_rng()
+            return super().reset()
+
+    report = check_branchable(Entropic, n_steps=30)
+    assert report.brancher == "snapshot"
+    assert any("differ even without branching" in note and "self.np_random" in note for note in report.notes)
+
+
+def test_seed_is_not_zero():
+    """Which ``if seed:`` ignores."""
+
+    class Careless(Walk):
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed if seed else None)
+            self.np_random = np.random.default_rng(seed) if seed else self.np_random
+            return super().reset()
+
+    assert "left no trace" in check_branchable(Careless, n_steps=20).notes[-1]
+
+
+def test_spaces_of_the_class_are_not_blamed():
+    class Sampling(Walk):
+        action_space = gym.spaces.Box(-1, 1, (2,))
+
+        def __init__(self):
+            self.observation_space, self.render_mode, self.observation = gym.spaces.Box(-10, 10, (2,)), None, "box"
+
+        def step(self, action):
+            obs, reward, *rest = super().step(action)
+            return obs, reward + self.action_space.sample()[0], *rest
+
+    report = check_branchable(Sampling, n_envs=1, n_steps=20)
+    assert report.brancher == "snapshot" and not report.findings
+
+
+class Appending(Walk):
+    def step(self, action):
+        with open(self.path, "a") as file:
+            file.write("step\n")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("is_hidden", [False, True], ids=["snapshot", "fork"])
+def test_side_effects_are_a_verdict_of_their_own(is_hidden, tmp_path):
+    class Env(Appending):
+        path = str(tmp_path / "steps.csv")
+
+        def __init__(self):
+            super().__init__()
+            self.handle = far_library().connect()
+
+        def step(self, action):
+            obs, reward, *rest = super().step(action)
+            return obs, float(far_library().step(self.handle)) if is_hidden else reward, *rest
+
+    report = check_branchable(Env, n_steps=8)
+    if is_hidden and not CAN_FORK:
+        return
+    way = "by forking" if is_hidden else "by snapshots"
+    assert report.is_exact and report.verdict.startswith(f"exact, with side effects, {way}, in ")
+    assert report.side_effects[0] == f"A step opens {Env.path} for writing."
+    assert "on_branch_start()" in report.side_effects[-1] and "side effects:" in str(report)
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="a process that waits can be given up only if it is a copy")
+@pytest.mark.parametrize("waits_always", [True, False], ids=["always", "after a branch"])
+def test_step_that_waits_for_something_outside(waits_always, monkeypatch):
+    class Waiting(Walk):
+        def __init__(self):
+            super().__init__()
+            self.handle = far_library().connect()
+
+        def reset(self, **kwargs):
+            self.expected = far_library().worlds[self.handle] + waits_always
+            return super().reset(**kwargs)
+
+        def step(self, action):
+            while far_library().worlds[self.handle] != self.expected:
+                time.sleep(0.01)
+            self.expected = far_library().step(self.handle)
+            return super().step(action)
+
+    monkeypatch.setattr(isolated, "PATIENCE", 1.0)
+    if waits_always:
+        with pytest.raises(InvalidArgumentError, match=r"did not return for 1 s\. Does it wait"):
+            check_branchable(Waiting, n_steps=5)
+    else:
+        report = check_branchable(Waiting, n_steps=5)
+        assert "snapshot: a step or a branch did not return for 1 s" in report.findings[0]
+
+
+def test_only_one_environment_is_alive_at_a_time():
+    class Single(Walk):
+        def __init__(self):
+            super().__init__()
+            alive = far_library().worlds
+            assert not alive.get("emulator"), "only one emulator may exist in a process"
+            alive["emulator"] = True
+
+        def close(self):
+            far_library().worlds["emulator"] = False
+
+    assert check_branchable(Single, n_steps=10).brancher == "snapshot"
+    far_library().worlds.pop("emulator", None)
+
+
+@pytest.mark.parametrize("can_fork", [True, False] if CAN_FORK else [False])
+def test_variables_are_as_they_were_after_the_check(can_fork, monkeypatch):
+    for module in (check, isolated):
+        monkeypatch.setattr(module, "CAN_FORK", can_fork)
+    envs = []
+    report = check_branchable(lambda: envs.append(make(PLACES["class attribute"])) or envs[-1], n_steps=10)
+    assert report.brancher == "snapshot" and not report.findings
+    assert all(type(env).n == 0 for env in envs)
+
+
+def test_forks_are_tried_to_the_ends_of_episodes():
+    report = check_branchable(lambda: gym.wrappers.TimeLimit(make(REFUSED["cache"]), 4), n_steps=60)
+    if CAN_FORK:
+        assert report.brancher == "fork" and report.trial.n_ends == 15
+        assert "of episodes" in report.verdict
+
+
+def test_default_length(monkeypatch):
+    monkeypatch.setattr(check, "_SECONDS", 30.0)
+    trial = check_branchable(limited(10)).trial
+    assert trial.n_steps >= 200 and trial.n_ends >= 10
+    assert check_branchable(lambda: Endless()).trial.n_steps == 500
+
+
+class Endless(Walk):
+    def step(self, action):
+        obs, reward, *_ = super().step(action)
+        return obs, reward, False, False, {}
 
 
 def test_command_line(capsys):

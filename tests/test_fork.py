@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hybrid_grpo import BranchError, BranchTimeoutError, HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.branching import fork, local, make_brancher
 from sb3_hybrid_grpo.branching.fork import ForkBrancher
-from tests.envs import Walk, limited
+from tests.envs import Walk, far_library, limited
 from tests.lockstep import assert_laws_of_paths, describe, reporting, subproc
 
 pytestmark = [
@@ -99,13 +99,12 @@ def test_random_generators_are_made_before_the_first_branch():
 
 def hidden_walk():
     """Return an environment that keeps its position where Python code does not find it."""
-    hidden = {"n_steps": 0}
+    handle = far_library().connect()
 
     class HidesItsState(Walk):
         def step(self, action):
-            hidden["n_steps"] += 1
             obs, _, *rest = super().step(action)
-            return obs, hidden["n_steps"] % 1000, *rest
+            return obs, far_library().step(handle) % 1000, *rest
 
     return gym.wrappers.TimeLimit(HidesItsState(), 9)
 

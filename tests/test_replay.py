@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_hybrid_grpo import BranchError, BranchTimeoutError, HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.branching import fork, local, make_brancher
 from sb3_hybrid_grpo.branching.replay import ReplayBrancher
-from tests.envs import Walk, limited
+from tests.envs import Walk, far_library, limited
 from tests.lockstep import (
     Reporter,
     assert_laws,
@@ -267,17 +267,16 @@ def test_platform_without_fork(monkeypatch):
         monkeypatch.setattr(module, "CAN_FORK", False)
 
     def hidden_walk():
-        hidden = {"n_steps": 0}
+        handle = far_library().connect()
 
         class HidesItsState(Walk):
             def reset(self, **kwargs):
-                hidden["n_steps"] = 0
+                far_library().worlds[handle] = 0
                 return super().reset(**kwargs)
 
             def step(self, action):
-                hidden["n_steps"] += 1
                 obs, _, *rest = super().step(action)
-                return obs, hidden["n_steps"] % 1000, *rest
+                return obs, far_library().step(handle) % 1000, *rest
 
         return HidesItsState()
 

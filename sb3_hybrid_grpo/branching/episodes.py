@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 
+from sb3_hybrid_grpo.branching.hidden import HiddenState
 from sb3_hybrid_grpo.branching.layers import core_of, layers_of
 from sb3_hybrid_grpo.branching.outcomes import difference
 from sb3_hybrid_grpo.branching.randomness import Watch
@@ -220,8 +221,11 @@ class Recorder:
         """
         env = self.simulator.env
         try:
+            self._look_for_shared_variables()
             with _closing(self._copy()) as twin:
-                example = _compare_some_episodes(Simulator(twin))
+                played = Simulator(twin)
+                example = _compare_some_episodes(played)
+            self.simulator.notice.effects += played.notice.effects
         except UnbranchableEnvError as error:
             raise UnbranchableEnvError(f"{env} {CANNOT_REPLAY} {error}\n{WAYS_OUT}") from error.__cause__
         except Exception as error:
@@ -230,6 +234,16 @@ class Recorder:
                 f"in a copy: {error}"
             ) from error
         return example
+
+    def _look_for_shared_variables(self) -> None:
+        simulator = self.simulator
+        with simulator.unwatched():
+            variable = HiddenState(simulator.root, simulator.attributes).first
+        if variable is not None:
+            raise UnbranchableEnvError(
+                f"{variable} may change with steps, and copies of the environment share it. Keep it in an attribute, as "
+                "self.name."
+            )
 
     def _copy(self) -> _Env:
         with self.simulator.unwatched():
@@ -271,7 +285,7 @@ def close_copy(twin: _Env) -> None:
     :raises BranchError: if it raises
     """
     # What is drawn to is closed for all: a copy that has it from its original leaves it to that.
-    if any(getattr(twin.unwrapped, name, None) is not None for name in _CANVASES):
+    if any(getattr(core_of(twin), name, None) is not None for name in _CANVASES):
         return
     try:
         twin.close()

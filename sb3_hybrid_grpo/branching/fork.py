@@ -182,9 +182,10 @@ class ForkBrancher(InProcessBrancher):
         with simulator.unwatched():
             child = Child(partial(_take_steps, simulator), self._family)
         try:
-            (once, example), _, (again, _) = (self._hear(child, simulator.env) for _ in _STEPS_OF_COPIES)
+            (once, example, effects), _, (again, *_) = (self._hear(child, simulator.env) for _ in _STEPS_OF_COPIES)
         finally:
             end([child], self._family)
+        simulator.notice.effects += effects
         if (name := difference(once, again)) is not None:
             raise UnbranchableEnvError(
                 f"{simulator.env} cannot be branched by forking: in two copies of the process the same actions gave "
@@ -258,7 +259,8 @@ def _take_steps(simulator: Simulator, channel: Channel) -> None:
 
 
 def _try_actions(simulator: Simulator, n_steps: int, channel: Channel) -> None:
-    channel.send(simulator.try_actions(copy.deepcopy(simulator.env.action_space), n_steps, seed=0))
+    tried = simulator.try_actions(copy.deepcopy(simulator.env.action_space), n_steps, seed=0)
+    channel.send((*tried, simulator.notice.effects))
 
 
 def _live(simulator: Simulator, action: Any, n_steps: int, channel: Channel) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sb3_hybrid_grpo.branching.costs import Cost
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome
+from sb3_hybrid_grpo.branching.side_effects import announce
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
 
@@ -58,6 +59,16 @@ class InProcessBrancher(ABC):
         :raises BranchError: if an environment raises
         """
         return self._step(actions, alive)
+
+    @property
+    def side_effects(self) -> list[str]:
+        """What steps were noticed to do outside the process."""
+        return list(dict.fromkeys(effect for simulator in self._simulators for effect in simulator.notice.effects))
+
+    @property
+    def announcement(self) -> str | None:
+        """What the user should know of side effects; ``None`` if there are none."""
+        return announce(self._simulators[0].env, self.side_effects)
 
     @abstractmethod
     def close(self) -> None:

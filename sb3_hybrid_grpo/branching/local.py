@@ -60,6 +60,11 @@ def choose_brancher(
     :raises UnbranchableEnvError: if an environment cannot be branched exactly in this way
     :raises BranchError: if an environment raises while it is probed
     """
+    brancher, announcement = _choose(name, envs, as_returned, timeout)
+    return Choice(brancher, "\n".join(filter(None, (announcement, brancher.announcement))) or None)
+
+
+def _choose(name: str, envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeout: float | None) -> Choice:
     if name == "snapshot":
         return _choose_snapshots(envs, as_returned, timeout)
     if name in _BY_NAME:

@@ -88,6 +88,11 @@ class QuickestBrancher(InProcessBrancher):
         self._replays.close()
         self._forks.close()
 
+    @property
+    def side_effects(self) -> list[str]:
+        """What steps were noticed to do outside the process."""
+        return self._forks.side_effects
+
     def include_masks(self) -> None:
         """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
         self._replays.include_masks()

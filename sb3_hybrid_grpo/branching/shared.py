@@ -14,6 +14,8 @@ import numpy as np
 import torch as th
 
 from sb3_hybrid_grpo.branching.child import CAN_REOPEN, is_regular_file
+from sb3_hybrid_grpo.branching.hidden_places import find_in_code
+from sb3_hybrid_grpo.branching.side_effects import is_outlet
 from sb3_hybrid_grpo.branching.simulator import Simulator
 from sb3_hybrid_grpo.branching.snapshot import find, kind_of
 
@@ -30,7 +32,7 @@ def obstacle_to_fork(envs: Iterable[gym.Env[Any, Any]]) -> str | None:
     for env in envs:
         simulator = Simulator(env)
         with simulator.unwatched():
-            found = find(simulator.roots, is_shared)
+            found = find(simulator.roots, is_shared) or find_in_code(simulator.root, simulator.roots, is_shared)
         if found is not None:
             path, obj = found
             return (
@@ -58,7 +60,7 @@ def is_shared(obj: Any) -> bool:
         return _is_shared_array(obj)
     if isinstance(obj, th.Tensor):
         return bool(obj.device.type != "cpu" or obj.is_shared())  # type: ignore[no-untyped-call]
-    return isinstance(obj, SemLock) or _is_open_file(obj) or _is_data_base_in_file(obj)
+    return isinstance(obj, SemLock) or _is_open_file(obj) or is_outlet(obj)
 
 
 def _is_open_file(obj: Any) -> bool:
@@ -87,16 +89,3 @@ def _is_shared_array(array: np.ndarray) -> bool:
         memory = memory.base if isinstance(memory, np.ndarray) else memory.obj
     # The last is how multiprocessing marks its RawArray and RawValue.
     return isinstance(memory, mmap.mmap) or hasattr(memory, "_wrapper")
-
-
-def _is_data_base_in_file(obj: Any) -> bool:
-    sqlite3: Any = sys.modules.get("sqlite3")
-    if sqlite3 is None or not isinstance(obj, sqlite3.Connection | sqlite3.Cursor):
-        return False
-    try:
-        cursor = (obj.connection if isinstance(obj, sqlite3.Cursor) else obj).cursor()
-        cursor.row_factory = None
-        return any(path for _, _, path in cursor.execute("PRAGMA database_list"))
-    except sqlite3.Error as error:
-        # Closed, or of another thread.
-        return "closed" not in str(error)

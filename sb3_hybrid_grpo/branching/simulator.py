@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -14,10 +14,12 @@ from stable_baselines3.common.monitor import Monitor
 from sb3_hybrid_grpo.branching import codecs, randomness
 from sb3_hybrid_grpo.branching.branch_states import BranchStates, SavedStates, known_layers
 from sb3_hybrid_grpo.branching.costs import Cost, cost_of
+from sb3_hybrid_grpo.branching.hidden import HiddenState, WatchedStates
 from sb3_hybrid_grpo.branching.layers import core_of
 from sb3_hybrid_grpo.branching.masks import masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.outcomes import empty_outcome, identical, store_observation
 from sb3_hybrid_grpo.branching.private_attributes import PrivateAttributes
+from sb3_hybrid_grpo.branching.side_effects import Notice, announce, branch_hooks
 from sb3_hybrid_grpo.branching.snapshot import Snapshot
 from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
 from sb3_hybrid_grpo.common.type_aliases import (
@@ -91,7 +93,7 @@ def reset_options(envs: Sequence[gym.Env[Any, Any]], options: Sequence[dict[str,
 
 class _Detours:
     """
-    Leads around recorders and renderers as long as it is entered.
+    Leads around recorders and renderers as long as it is entered, and calls the environment's hooks before and after.
 
     :param root: the outermost wrapper that branches go through
     """
@@ -100,20 +102,41 @@ class _Detours:
         self._detours: list[tuple[dict[str, Any], str, Any]] = []
         self._originals: list[Any] = []
         layer = root
+        layers = [layer]
         while isinstance(layer, gym.Wrapper):
             inner = _skip_transparent(layer.env)
             if inner is not layer.env:
                 self._detours.append((vars(layer), "env", inner))
             layer = inner
+            layers.append(layer)
+        self._starts, self._ends = branch_hooks(layers)
         if layer.render_mode == "human":
             self._detours.append((vars(layer), "render_mode", None))
 
     def __enter__(self) -> None:
+        self.lead_around()
+        try:
+            for start in self._starts:
+                start()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            for end in self._ends:
+                end()
+        finally:
+            self.lead_back()
+
+    def lead_around(self) -> None:
+        """Lead around recorders and renderers, without a word to the environment."""
         self._originals = [attributes.get(name, _MISSING) for attributes, name, _ in self._detours]
         for attributes, name, value in self._detours:
             attributes[name] = value
 
-    def __exit__(self, *exception: object) -> None:
+    def lead_back(self) -> None:
+        """Undo it."""
         for (attributes, name, _), original in zip(self._detours, self._originals, strict=True):
             if original is _MISSING:
                 del attributes[name]
@@ -125,9 +148,9 @@ class Simulator:
     """
     One environment, without the wrappers that only watch it.
 
-    ``may_use_global_generators`` tells whether a step may draw from random generators that the whole process shares; ``task``
-    steps from many of its states at once, where that was found to be the same; ``n_masks`` is the number of masks of invalid
-    actions that are asked for.
+    ``notice`` has noticed what its steps do outside the process; ``may_use_global_generators`` tells whether a step may draw
+    from random generators that the whole process shares; ``task`` steps from many of its states at once, where that was found
+    to be the same; ``n_masks`` is the number of masks of invalid actions that are asked for.
 
     :param env: the environment as a vectorised environment holds it
     """
@@ -137,9 +160,15 @@ class Simulator:
         self.root = _skip_transparent(env)
         # Spaces may be attributes of the class, where no walk from the instance meets them.
         core = core_of(env)
-        self.roots = (self.root, core.action_space, core.observation_space)
+        self.attributes = (self.root, core.action_space, core.observation_space)
+        self.roots: tuple[Any, ...] = self.attributes
         self._detours = _Detours(self.root)
         self._states: BranchStates = SavedStates(*self.roots)
+        self.notice = Notice()
+        self._detours.lead_around()
+        is_known = known_layers(self.root) is not None
+        self._detours.lead_back()
+        self._listening: AbstractContextManager[Any] = nullcontext() if is_known else self.notice
         self.may_use_global_generators = True
         self.task: TaskSimulator | None = None
         self.n_masks = 0
@@ -155,6 +184,13 @@ class Simulator:
 
     def step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
         """Step some branches, opening them if they are not open, and fill row ``env_idx`` of the outcome."""
+        n_noticed = len(self.notice.effects)
+        with self._listening:
+            self._step(actions, env_idx, branches, outcome, is_last)
+        if len(self.notice.effects) > n_noticed:
+            warnings.warn(str(announce(self.env, self.notice.effects[n_noticed:])), stacklevel=2)
+
+    def _step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
         observations, rewards, terminated, truncated, masks = outcome
         states, step = self._states, self.root.step
         with self._detours:
@@ -225,15 +261,20 @@ class Simulator:
             warnings.simplefilter("ignore")
             try:
                 models = codecs.mujoco.model_parameters(self.roots)
+                hidden = HiddenState(self.root, self.attributes)
+                self.roots = self.attributes + hidden.roots
                 untouched = Snapshot(*self.roots, *models, *randomness.GLOBAL_GENERATORS)
                 try:
                     self._make_generator()
                     self.reset()
+                    hidden.look_again()
+                    self.roots = self.attributes + hidden.roots
                     for step in range(PROBE_STEPS):
                         # Other numbers of steps in between, lest a hidden counter comes around to the same value.
-                        example = self._probe_step(action_space, step, n_others=1 + step % 3)
+                        example = self._probe_step(action_space, step, 1 + step % 3, hidden)
                     uses_global_generators = watch.noticed()
                     self.task = self._probe_task(action_space)
+                    self._settle(hidden)
                 finally:
                     untouched.restore()
                 if not uses_global_generators:
@@ -270,11 +311,16 @@ class Simulator:
                 "set_options() before the model is made, or reset it once before."
             ) from error
 
+    def _settle(self, hidden: HiddenState) -> None:
+        saved, watched = hidden.settle()
+        self.roots = self.attributes + saved
+        self._states = WatchedStates(self.roots, watched, str(self.env)) if watched else SavedStates(*self.roots)
+
     def _make_generator(self) -> None:
         """Make the environment's random generator if there is none: each branch would make one of its own."""
         _ = core_of(self.root).np_random
 
-    def _probe_step(self, action_space: spaces.Space[Any], seed: int, n_others: int) -> Any:
+    def _probe_step(self, action_space: spaces.Space[Any], seed: int, n_others: int, hidden: HiddenState) -> Any:
         snapshot = Snapshot(*self.roots, *randomness.GLOBAL_GENERATORS)
         once, _ = self.try_actions(action_space, 2, seed)
         snapshot.restore()
@@ -283,11 +329,13 @@ class Simulator:
         again, obs = self.try_actions(action_space, 2, seed)
         for name in ("observations", "rewards", "terminated", "truncated"):
             if not identical(getattr(once, name), getattr(again, name)):
+                # If what it is can be seen, this says so.
+                hidden.settle()
                 raise UnbranchableEnvError(
                     f"after its attributes were saved and restored, the same actions gave other {name}. Some of its state "
-                    "is hidden from its attributes: in a closure, a module or class variable, another process, or an "
-                    "extension library that keeps it by a handle. Or its steps draw from a generator that they make without a "
-                    "seed, such as np.random.default_rng(): then use self.np_random.\n"
+                    "is hidden from its attributes and from its code's variables: in another process, or in an extension "
+                    f"library that keeps it by a handle.{hidden.suspects} Or its steps draw from a generator that they make "
+                    "without a seed, such as np.random.default_rng(): then use self.np_random.\n"
                     "Ways out: (1) keep that state in attributes, or register a codec for it with "
                     "sb3_hybrid_grpo.branching.register_codec; (2) branch by forking the process, with "
                     "brancher='fork'; (3) train without branching, with n_samples=1."
@@ -317,7 +365,8 @@ class Simulator:
         for idx in range(n_steps):
             at = 0, idx
             action = sample(action_space, masks_of(self.env))
-            obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(action)
+            with self._listening:
+                obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(action)
             store_observation(outcome.observations, at, obs)
             if outcome.terminated[at] or outcome.truncated[at]:
                 break

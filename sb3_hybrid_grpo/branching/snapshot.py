@@ -316,6 +316,30 @@ class Snapshot:
                 f"{type(cause).__name__}: {cause}\n{_ways_out(obj)}"
             ) from cause
 
+    def differs(self) -> bool:
+        """Tell whether any object is in another state now."""
+        return not all(_same(codec_of(type(obj)).save(obj), state) for _, obj, state in self._records)  # type: ignore[union-attr]
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Compare two saved states bit for bit."""
+    if first is second:
+        return True
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, dict):
+        return len(first) == len(second) and all(map(_same, (*first, *first.values()), (*second, *second.values())))
+    if hasattr(first, "tobytes"):
+        return bool(first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes())
+    if hasattr(first, "detach"):
+        return bool(first.equal(second))
+    try:
+        return bool(first == second) or repr(first) == repr(second)
+    except Exception:
+        return False
+
 
 def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:
     return f"{_path_to(roots, target)} is a {kind_of(target)}, whose state cannot be saved and restored.\n{_ways_out(target)}"

@@ -172,6 +172,11 @@ class VecEnvBrancher:
             path = view(path)
         return path[-1]
 
+    @property
+    def side_effects(self) -> list[str]:
+        """What steps of environments in this process were noticed to do outside it."""
+        return getattr(self._simulators, "side_effects", [])
+
     def include_masks(self) -> None:
         """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
         self._has_masks = True

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a wrapper; repeat from the inside out",
     )
     parser.add_argument("--n-envs", type=int, default=1, help="number of environments that are branched together")
-    parser.add_argument("--steps", type=int, default=100, help="number of steps to take")
+    parser.add_argument("--steps", type=int, help="number of steps to take; by default several episodes or 500 steps")
     options = parser.parse_args(arguments)
     try:
         wrappers = [_load(name) for name in options.wrapper]

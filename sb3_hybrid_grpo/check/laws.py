@@ -1,19 +1,20 @@
 """Runs an environment with and without branching, and compares."""
 
+import contextlib
 import copy
 import pickle
 import random
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_hybrid_grpo.branching.hidden import HiddenState
 from sb3_hybrid_grpo.branching.masks import masks_of, sample
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchError, BranchOutcome, MaskingBrancher
+from sb3_hybrid_grpo.branching.simulator import Simulator
+from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchError, BranchOutcome, MaskingBrancher, UnbranchableEnvError
 
 _N_BRANCHES = 3
 _HORIZON = 5
@@ -49,57 +50,173 @@ class Run(NamedTuple):
     """
     What was seen.
 
-    :param results: observations of the reset, then what each committed step returned
-    :param n_episodes: number of episodes that ended
+    :param results: what each committed step returned, without its infos
+    :param ends: steps with which an episode ended
+    :param n_branched: number of steps before which branches were tried
     :param next_random: what the environments' random generators draw next
     :param global_generators: names of the random generators of the whole process that were used
+    :param variables: what is in the variables beside the environments' attributes, by name
     """
 
     results: list[Any]
-    n_episodes: int
+    ends: list[int]
+    n_branched: int
     next_random: list[float]
     global_generators: list[str]
+    variables: dict[str, Any]
 
 
-def run(venv: DummyVecEnv, n_steps: int, brancher: Brancher | None = None) -> Run:
+class Pace(Protocol):
+    """How long a run lasts, and where it is branched."""
+
+    def goes_on(self, step: int, n_ends: int) -> bool:
+        """
+        Decide whether another step is taken.
+
+        :param step: number of steps so far
+        :param n_ends: number of ends of episodes so far
+        """
+
+    def is_branched(self, step: int) -> bool:
+        """
+        Decide whether branches are tried before a step.
+
+        :param step: its number
+        """
+
+
+def run(venv: DummyVecEnv, pace: Pace, brancher: Brancher | None = None) -> Run:
     """
     Take random steps that are the same each time.
 
     :param venv: a vectorised environment that was just reset with a seed
-    :param n_steps: number of steps
-    :param brancher: its brancher, to evaluate actions before each step, and to raise in some
+    :param pace: how many steps, and before which of them branches are tried
+    :param brancher: its brancher, to evaluate actions before steps, and to raise in some
     :return: what was seen
-    :raises LawBrokenError: if a branch of the committed action did not tell what the step returned
+    :raises LawBrokenError: if a branch of committed actions did not tell what the steps returned
     """
-    action_space, later_space = copy.deepcopy(venv.action_space), copy.deepcopy(venv.action_space)
-    action_space.seed(0)
-    later_space.seed(1)
+    tried = _Tried(venv, brancher)
     results: list[Any] = []
-    n_episodes = 0
+    ends: list[int] = []
+    n_branched = 0
     generators = _global_generators()
-    foretold: dict[int, list[BranchOutcome]] = defaultdict(list)
-    for step in range(n_steps):
-        masks = [masks_of(env) for env in venv.envs]
-        if brancher is not None and masks[0] is not None:
-            cast(MaskingBrancher, brancher).include_masks()
-        # The branches of the committed actions take the actions that the environments will take.
-        actions_ahead = copy.deepcopy(action_space)
-        actions = _sample_actions(action_space, masks)
-        if brancher is not None:
-            _sample_actions(actions_ahead, masks)
-            outcomes = _branch(brancher, actions, _HORIZON if step % 4 == 0 else 1, later_space, actions_ahead)
-            for n_ahead, outcome in enumerate(outcomes):
-                foretold[step + n_ahead].append(outcome)
-            if step % 5 == 2:
-                _sabotage(venv, brancher, actions)
-        result = venv.step(actions[:, 0])
-        for outcome in foretold.pop(step, ()):
-            _compare(outcome, result)
+    while pace.goes_on(step := len(results), len(ends)):
+        tried.plan()
+        if brancher is not None and pace.is_branched(step):
+            tried.branch(step, _HORIZON if n_branched % 4 == 0 else 1)
+            if n_branched % 5 == 2:
+                _sabotage(venv, brancher, tried.actions)
+            n_branched += 1
+        result = venv.step(tried.commit())
+        tried.compare(step, result)
         results.append(copy.deepcopy(result[:3]))
-        n_episodes += int(np.sum(result[2]))
+        ends += [step] * int(np.sum(result[2]))
     next_random = [generator.random() for generator in venv.get_attr("np_random")]
     used = [name for name, state in _global_generators().items() if state != generators[name]]
-    return Run(results, n_episodes, next_random, used)
+    return Run(results, ends, n_branched, next_random, used, _variables(venv))
+
+
+class _Tried:
+    """
+    Actions that are about to be committed, and what branches say of them.
+
+    :param venv: the environments
+    :param brancher: their brancher
+    """
+
+    def __init__(self, venv: DummyVecEnv, brancher: Brancher | None) -> None:
+        self._envs = venv.envs
+        self._brancher = brancher
+        # One for each environment: a branch looks further ahead in one than in another.
+        self._spaces = [copy.deepcopy(venv.action_space) for _ in venv.envs]
+        self._other_space = copy.deepcopy(venv.action_space)
+        self._other_space.seed(0)
+        for seed, space in enumerate(self._spaces):
+            space.seed(1 + seed)
+        self._plans: list[list[Any]] = [[] for _ in venv.envs]
+        self._foretold: dict[tuple[int, int], list[tuple[int, Any]]] = {}
+        self.actions = np.zeros(0)
+
+    def plan(self) -> None:
+        """Choose the actions of the next step, those that are only tried included."""
+        masks = [masks_of(env) for env in self._envs]
+        for plan, space, valid in zip(self._plans, self._spaces, masks, strict=True):
+            if not plan:
+                plan.append(sample(space, valid))
+        others = [[sample(self._other_space, valid) for _ in range(1, _N_BRANCHES)] for valid in masks]
+        self.actions = np.array([[plan[0], *row] for plan, row in zip(self._plans, others, strict=True)])
+        if self._brancher is not None and masks[0] is not None:
+            cast(MaskingBrancher, self._brancher).include_masks()
+
+    def branch(self, step: int, horizon: int) -> None:
+        """Try the actions, and in the first branches those that will be committed after them."""
+        brancher = self._brancher
+        assert brancher is not None
+        actions, alive = self.actions, np.ones(self.actions.shape[:2], dtype=bool)
+        path = [brancher.open(actions, alive, horizon)]
+        for depth in range(horizon):
+            observed = brancher.observed(path[-1], path[:-1])
+            for env_idx in np.flatnonzero(alive[:, 0]).tolist():
+                self._foretold.setdefault((step + depth, env_idx), []).append((depth, _row(observed, env_idx)))
+            alive = alive & ~(path[-1].terminated | path[-1].truncated)
+            if depth == horizon - 1 or not alive.any():
+                break
+            actions = actions.copy()
+            for env_idx, idx in zip(*np.nonzero(alive), strict=True):
+                masks = path[-1].action_masks
+                valid = None if masks is None else masks[env_idx, idx]
+                actions[env_idx, idx] = self._next_action(env_idx, idx, depth + 1, valid)
+            path.append(brancher.advance(actions, alive))
+        brancher.close()
+
+    def _next_action(self, env_idx: int, idx: int, depth: int, valid: np.ndarray | None) -> Any:
+        if idx:
+            return sample(self._other_space, valid)
+        plan = self._plans[env_idx]
+        if len(plan) == depth:
+            plan.append(sample(self._spaces[env_idx], valid))
+        return plan[depth]
+
+    def commit(self) -> np.ndarray:
+        """Return the actions that are committed."""
+        return np.array([plan.pop(0) for plan in self._plans])
+
+    def compare(self, step: int, result: Any) -> None:
+        """
+        Compare what was foretold of a step with what it returned.
+
+        :param step: its number
+        :param result: what it returned
+        :raises LawBrokenError: if that is something else
+        """
+        observations, rewards, dones, infos = result
+        for env_idx, info in enumerate(infos):
+            observation = info["terminal_observation"] if dones[env_idx] else _pick(observations, env_idx)
+            for depth, foretold in self._foretold.pop((step, env_idx), ()):
+                committed = (observation, rewards[env_idx], dones[env_idx])
+                for name, ours, theirs in zip(_RETURNED, foretold, committed, strict=True):
+                    if not same(ours, theirs):
+                        raise LawBrokenError(
+                            f"the branch of an action showed another {name} than the step with the same action that "
+                            f"followed (step {step}, number {depth + 1} of the branch)"
+                        )
+
+
+_RETURNED = ("observation", "reward", "end of the episode")
+
+
+def _row(outcome: BranchOutcome, env_idx: int) -> tuple[Any, ...]:
+    at = env_idx, 0
+    return copy.deepcopy(_pick(outcome.observations, at)), outcome.rewards[at], outcome.terminated[at] or outcome.truncated[at]
+
+
+def _variables(venv: DummyVecEnv) -> dict[str, Any]:
+    """Describe what is in the variables beside the attributes."""
+    contents: dict[str, Any] = {}
+    for simulator in map(Simulator, venv.envs):
+        with simulator.unwatched(), contextlib.suppress(UnbranchableEnvError):
+            contents |= HiddenState(simulator.root, simulator.attributes).contents
+    return contents
 
 
 def _global_generators() -> dict[str, Any]:
@@ -110,51 +227,6 @@ def _global_generators() -> dict[str, Any]:
     }
 
 
-def _sample_actions(action_space: gym.Space[Any], masks: Sequence[Any]) -> np.ndarray:
-    return np.array([[sample(action_space, valid) for _ in range(_N_BRANCHES)] for valid in masks])
-
-
-def _branch(
-    brancher: Brancher,
-    actions: np.ndarray,
-    horizon: int,
-    later_space: gym.Space[Any],
-    actions_ahead: gym.Space[Any],
-) -> list[BranchOutcome]:
-    """
-    Take branches of several steps.
-
-    :param brancher: the brancher
-    :param actions: the first actions; of those of each environment the first is to be committed
-    :param horizon: number of steps
-    :param later_space: samples the later actions of all other branches
-    :param actions_ahead: samples those that will be committed
-    :return: the outcomes of each step, as long as no branch of an action to be committed has ended
-    """
-    alive = np.ones(actions.shape[:2], dtype=bool)
-    outcome = brancher.open(actions, alive, horizon)
-    path = [outcome]
-    goes_on = True
-    for _ in range(1, horizon):
-        ended = outcome.terminated | outcome.truncated
-        alive = alive & ~ended
-        goes_on = goes_on and not ended[:, 0].any()
-        if not alive.any():
-            break
-        masks = outcome.action_masks
-        actions = actions.copy()
-        for at in zip(*np.nonzero(alive), strict=True):
-            actions[at] = sample(later_space, None if masks is None else masks[at])
-        if goes_on:
-            valid = [None] * len(actions) if masks is None else list(masks[:, 0])
-            actions[:, 0] = _sample_actions(actions_ahead, valid)[:, 0]
-        outcome = brancher.advance(actions, alive)
-        if goes_on:
-            path.append(outcome)
-    brancher.close()
-    return [brancher.observed(outcome, path[:n_earlier]) for n_earlier, outcome in enumerate(path)]
-
-
 def _sabotage(venv: VecEnv, brancher: Brancher, actions: np.ndarray) -> None:
     venv.set_attr("is_armed", True)
     try:
@@ -163,21 +235,6 @@ def _sabotage(venv: VecEnv, brancher: Brancher, actions: np.ndarray) -> None:
         brancher.close()
     finally:
         venv.set_attr("is_armed", False)
-
-
-def _compare(outcome: BranchOutcome, result: Any) -> None:
-    observations, rewards, dones, infos = result
-    for env_idx, info in enumerate(infos):
-        at = env_idx, 0
-        observation = info["terminal_observation"] if dones[env_idx] else _pick(observations, env_idx)
-        pairs = {
-            "observation": (_pick(outcome.observations, at), observation),
-            "reward": (outcome.rewards[at], rewards[env_idx]),
-            "end of the episode": (outcome.terminated[at] or outcome.truncated[at], dones[env_idx]),
-        }
-        for name, (branched, committed) in pairs.items():
-            if not same(branched, committed):
-                raise LawBrokenError(f"a branch showed another {name} than the steps with the same actions that followed")
 
 
 def _pick(observations: Any, index: Any) -> Any:

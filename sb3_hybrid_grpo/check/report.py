@@ -23,12 +23,25 @@ class Costs(NamedTuple):
         return f"env.step {self.raw_step:.0f} µs, {snapshot}step of a branch {branch_step}"
 
 
-_VERDICTS = {
-    "snapshot": "exact by snapshots",
-    "fork": "exact by forking",
-    "replay": "exact by replaying episodes",
-    None: "cannot be branched",
-}
+class Trial(NamedTuple):
+    """
+    What a verdict rests on.
+
+    :param n_steps: number of committed steps
+    :param n_branched: number of them before which branches were tried
+    :param n_ends: number of ends of episodes among them
+    """
+
+    n_steps: int
+    n_branched: int
+    n_ends: int
+
+    def __str__(self) -> str:
+        steps = f"{self.n_steps} steps" if self.n_branched == self.n_steps else f"{self.n_branched} of {self.n_steps} steps"
+        return f"in {steps} with {self.n_ends or 'no'} end{'' if self.n_ends == 1 else 's'} of episodes"
+
+
+_WAYS = {"snapshot": "by snapshots", "fork": "by forking", "replay": "by replaying episodes"}
 
 
 class BranchReport(NamedTuple):
@@ -39,17 +52,23 @@ class BranchReport(NamedTuple):
     :param brancher: ``"snapshot"``, ``"fork"`` or ``"replay"``, as ``brancher="auto"`` takes
         them, which prefers replays to forks where they are quicker; ``None`` if none is exact
     :param findings: what stands in the way of snapshots, or of branching at all, and what can be done about it
+    :param side_effects: what steps do outside the process, and branches with them
     :param notes: what was checked, and what could not be
+    :param variables: variables beside the attributes of the environment that its code names, and what is done about them
     :param codecs: types of the objects that the state consists of, and what saves them
     :param costs: what branching costs; ``None`` if it is impossible
+    :param trial: what the verdict rests on; ``None`` if branching is impossible
     """
 
     name: str
     brancher: str | None
     findings: list[str]
+    side_effects: list[str]
     notes: list[str]
+    variables: dict[str, str]
     codecs: dict[str, str]
     costs: Costs | None
+    trial: Trial | None
 
     @property
     def is_exact(self) -> bool:
@@ -59,19 +78,25 @@ class BranchReport(NamedTuple):
     @property
     def verdict(self) -> str:
         """How the environment is branched exactly, or that it cannot be, and what is in the way."""
-        verdict = _VERDICTS[self.brancher]
-        if self.brancher == "snapshot":
-            return verdict
-        reason = re.sub(r"^.*? cannot be branched( by [a-z ]+)?: ", "", re.split(r"\.\s", self.findings[-1])[0]).rstrip(".")
-        return f"{verdict} ({reason})"
+        if self.brancher is None:
+            return f"cannot be branched ({self._reason})"
+        kind = "exact, with side effects," if self.side_effects else "exact"
+        verdict = f"{kind} {_WAYS[self.brancher]}, {self.trial}"
+        return verdict if self.brancher == "snapshot" else f"{verdict} ({self._reason})"
+
+    @property
+    def _reason(self) -> str:
+        first_sentence = re.split(r"\.\s", self.findings[-1])[0]
+        return re.sub(r"^.*? cannot be branched( by [a-z ]+)?: ", "", first_sentence).rstrip(".")
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.verdict}"]
-        for title, items in (("in the way", self.findings), ("checked", self.notes)):
+        sections = {"in the way": self.findings, "side effects": self.side_effects, "checked": self.notes}
+        for title, items in sections.items():
             lines += [f"\n{title}:"] * bool(items) + [f"  - {item}".replace("\n", "\n    ") for item in items]
-        if self.codecs:
-            width = max(map(len, self.codecs))
-            lines += ["\nsaved by:", *(f"  {kind:<{width}}  {codec}" for kind, codec in self.codecs.items())]
+        for title, table in {"beside the attributes": self.variables, "saved by": self.codecs}.items():
+            width = max(map(len, table), default=0)
+            lines += [f"\n{title}:"] * bool(table) + [f"  {name:<{width}}  {how}" for name, how in table.items()]
         if self.costs is not None:
             lines += [f"\ncost: {self.costs}"]
         return "\n".join(lines)

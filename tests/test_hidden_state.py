@@ -1,0 +1,151 @@
+"""State that no attribute leads to is saved with the attributes, or refused by name; it is never wrong in silence."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
+from sb3_hybrid_grpo.branching import hidden, make_brancher
+from sb3_hybrid_grpo.branching.branch_states import SavedStates
+from sb3_hybrid_grpo.branching.hidden_places import hidden_places
+from sb3_hybrid_grpo.branching.simulator import Simulator
+from tests.envs import Walk, limited
+from tests.hiding_places import PLACES, REFUSED, make
+from tests.lockstep import assert_same
+
+
+def play(source, branched, n_steps=50, brancher_name="snapshot"):
+    """Play with or without branches of two steps, and compare what they told with what the steps returned."""
+    venv = DummyVecEnv([lambda: make(source)])
+    brancher = make_brancher(brancher_name, venv) if branched else None
+    venv.seed(1)
+    seen = [venv.reset()]
+    rng = np.random.default_rng(0)
+    for _ in range(n_steps):
+        actions, later_actions = rng.integers(3, size=(2, 1, 3))
+        if branched:
+            alive = np.ones((1, 3), dtype=bool)
+            outcome = brancher.open(actions, alive, 2)
+            alive &= ~outcome.terminated
+            if alive.any():
+                brancher.advance(later_actions, alive)
+            brancher.close()
+        obs, rewards, dones, infos = venv.step(actions[:, 0])
+        if branched:
+            assert_same(outcome.rewards[:, 0], rewards, "reward")
+        seen += [obs, rewards, dones, *(info.get("terminal_observation") for info in infos)]
+    return [np.asarray(part, dtype=np.float64).tobytes() for part in seen]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_exact(place):
+    assert play(PLACES[place], branched=True) == play(PLACES[place], branched=False)
+
+
+@pytest.mark.parametrize(
+    "place, culprit",
+    [
+        ("cache", r"the cache of Env\.draw"),
+        ("function of each episode", r"the closure variable actions of Env\.reset\.<lambda>.*another one after each reset"),
+        ("iterator of a module", r"numbers of module hiding_place"),
+    ],
+)
+def test_refused_by_name(place, culprit):
+    with pytest.raises(UnbranchableEnvError, match=rf"(?s)Env.*cannot be branched: .*{culprit}.*Ways out"):
+        make_brancher("snapshot", DummyVecEnv([lambda: make(REFUSED[place])]))
+
+
+@pytest.mark.parametrize("make_env", [limited(), lambda: gym.make("CartPole-v1"), lambda: gym.make("Blackjack-v1")])
+def test_nothing_is_added_where_there_is_nothing(make_env):
+    brancher = make_brancher("snapshot", DummyVecEnv([make_env]))
+    (simulator,) = brancher._simulators._simulators
+    assert simulator.roots == simulator.attributes
+
+
+def test_names():
+    """Variables of the code that only draws, and attributes of the instance, are passed by."""
+    source = """
+COLORS = {"red": [255, 0, 0]}
+SIZE = [3, 4]
+class Env(Base):
+    n_steps = 0
+    def count(self, action):
+        self.n_steps += 1
+        return SIZE[0] + self.n_steps
+    def paint(self):
+        return COLORS["red"]
+"""
+    simulator = Simulator(make(source))
+    (place,) = hidden_places(simulator.root, simulator.roots).places
+    assert place.name == "the global variable SIZE of module hiding_place"
+
+
+COSTLY = """
+table = np.zeros(1_000_000)
+class Env(Base):
+    n = 0
+    def count(self, action):
+        Env.n += 1
+        if Env.n > 40:
+            table[int(action)] += 1
+        return table.sum()
+"""
+
+
+def test_costly_variable_is_watched_until_it_changes(monkeypatch):
+    """It is not saved with each branch; when it changes, this is said, and the run is right from there on."""
+    venv = DummyVecEnv([lambda: make(COSTLY)])
+    brancher = make_brancher("snapshot", venv)
+    (simulator,) = brancher._simulators._simulators
+    assert type(simulator._states) is hidden.WatchedStates and len(simulator.roots) == len(simulator.attributes) + 2
+    monkeypatch.setattr(hidden, "_WATCHING_SHARE", 1e9)
+    venv.reset()
+    said = []
+    for _ in range(60):
+        actions = np.array([[1, 2]])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outcome = brancher.open(actions, np.ones((1, 2), dtype=bool), 1)
+            brancher.close()
+        said += [str(warning.message) for warning in caught]
+        assert outcome.rewards[0, 0] == venv.step(actions[:, 0])[1][0]
+    (announcement,) = said
+    assert "the global variable table of module hiding_place" in announcement and "saved with every branch" in announcement
+
+
+def test_costly_variable_that_changes_at_once_is_saved():
+    source = COSTLY.replace("> 40", "> 0")
+    assert play(source, branched=True, n_steps=20) == play(source, branched=False, n_steps=20)
+    simulator = make_brancher("snapshot", DummyVecEnv([lambda: make(source)]))._simulators._simulators[0]
+    assert type(simulator._states) is SavedStates
+
+
+def test_variables_are_as_they_were_when_the_probe_is_over():
+    env = make(PLACES["class attribute"])
+    make_brancher("snapshot", DummyVecEnv([lambda: env]))
+    assert type(env).n == 0
+
+
+def test_training_counts_committed_steps_only():
+    env = make(PLACES["class attribute"])
+    model = HybridGRPO("MlpPolicy", env, n_steps=16, batch_size=8, n_epochs=1, device="cpu").learn(32)
+    assert type(env).n == 32 < model.num_simulator_steps
+
+
+def test_learners_are_no_state():
+    """A policy that an environment's code names is not copied with every branch."""
+
+    class Consulting(Walk):
+        def step(self, action):
+            if model is not None:
+                model.num_timesteps += 0
+            return super().step(action)
+
+    model = None
+    env = Consulting()
+    model = HybridGRPO("MlpPolicy", Walk(), n_steps=8, batch_size=8, device="cpu")
+    simulator = Simulator(env)
+    assert not [place for place in hidden_places(simulator.root, simulator.roots).places if place.root is model]
