@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -202,7 +202,7 @@ def assert_right_or_told(plan, brancher_name, **kwargs):
 
 
 PERIODS = (1, 7, 50)
-IN_SILENCE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "database": None}
+UNHURRIED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "database": None}
 
 
 @pytest.mark.parametrize("is_held", [False, True], ids=["is_wrapper", "held"])
@@ -248,14 +248,14 @@ runs = {
 }
 
 
-@settings(max_examples=30, derandomize=True, **IN_SILENCE)
+@settings(max_examples=30, derandomize=True, phases=[Phase.generate], **UNHURRIED)
 @given(**runs)
 def test_places(plan, brancher_name, horizon, is_late):
     assert_right_or_told(plan, brancher_name, horizon=horizon, is_late=is_late)
 
 
 @pytest.mark.slow
-@settings(max_examples=300, **IN_SILENCE)
+@settings(max_examples=300, **UNHURRIED)
 @given(**runs)
 def test_many_places(plan, brancher_name, horizon, is_late):
     assert_right_or_told(plan, brancher_name, horizon=horizon, is_late=is_late)
