@@ -72,8 +72,11 @@ class Branching:
         self.remembered = []
         self.broken = []
 
-    def before(self, t, committed, obs):
+    def before(self, t, committed, obs, steps):
         self.foretold = None
+        if getattr(self.brancher, "is_outdated", False):
+            self._recall(steps)
+            self.brancher.renew()
         if t % self.every:
             return
         actions = self.rng.integers(3, size=(len(committed), N_BRANCHES))
@@ -89,7 +92,11 @@ class Branching:
         if self.foretold is not None:
             self._judge(t, self.foretold, 0, steps[t])
         if len(self.remembered) == LATE_STEPS:
-            past, self.remembered = self.remembered, []
+            self._recall(steps)
+
+    def _recall(self, steps):
+        past, self.remembered = self.remembered, []
+        if past:
             outcome = self._follow(self.brancher.recall(), np.concatenate([actions for _, actions in past], axis=1))
             for index, (step, _) in enumerate(past):
                 self._judge(step, outcome, index * N_BRANCHES, steps[step])
@@ -144,7 +151,7 @@ def _follow_in(folder, plan, brancher_name, horizon, is_late):
                 obs = replace(venv, plan.replacement, make)
             try:
                 if not is_broken:
-                    branching.before(t, committed, obs)
+                    branching.before(t, committed, obs, steps)
             except (UnbranchableEnvError, BranchError) as error:
                 messages.append(str(error))
                 is_broken = True
@@ -237,6 +244,7 @@ plans = st.builds(
     visits=st.lists(visits, min_size=1, max_size=3, unique_by=lambda visit: visit.name),
     n_envs=st.sampled_from([1, 2]),
     switches=st.booleans(),
+    n_steps=st.just(60),
     replacement=st.sampled_from([None, None, None, "environment", "inside", "room"]),
 )
 runs = {
