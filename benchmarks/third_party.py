@@ -1,12 +1,19 @@
 """
 Simulators that nobody here wrote, as their users would hand them to SB3: the extra ``third-party``.
 
-Adapters do no more than SB3 asks for: Gymnasium's interface, and spaces that policies know.
+    python -m benchmarks.third_party NAME
+
+prints how one of them is branched, and the time of a committed step in units of PPO's. Adapters do no more than SB3 asks for:
+Gymnasium's interface, and spaces that policies know.
 """
 
+import argparse
 import importlib
 import importlib.util
+import json
 import os
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +21,14 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import is_image_space
+
+from sb3_hybrid_grpo import HybridGRPO, HybridGRPOError, check_branchable
+
+N_STEPS = 50
+ROLLOUT = 64
 
 
 class Simulator(NamedTuple):
@@ -219,3 +234,40 @@ SIMULATORS = {
     "pgx": Simulator("pgx", "minatar-breakout", lambda: PgxGame("minatar-breakout")),
     "jumanji": Simulator("jumanji", "Snake-v1", _snake),
 }
+
+
+def step_seconds(algorithm: type[PPO] | type[HybridGRPO], make: Simulator) -> float:
+    """Measure a committed step with all that goes with it, in the second rollout and its update."""
+    venv = make_vec_env(make, 1, seed=0)
+    space = venv.observation_space
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+    model = algorithm(policy, venv, n_steps=ROLLOUT, batch_size=ROLLOUT, device="cpu", seed=0)
+    model.learn(ROLLOUT)
+    start = time.perf_counter()
+    model.learn(ROLLOUT)
+    seconds = time.perf_counter() - start
+    venv.close()
+    return seconds / ROLLOUT
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Say how a simulator is branched, and what a committed step costs in units of PPO's."""
+    make = SIMULATORS[name]
+    report = check_branchable(make, n_steps=N_STEPS)
+    try:
+        ratio = step_seconds(HybridGRPO, make) / step_seconds(PPO, make)
+    except HybridGRPOError:
+        ratio = None
+    return {"brancher": report.brancher, "ratio": ratio}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=SIMULATORS)
+    warnings.simplefilter("ignore")
+    # Simulators write to standard output as they please.
+    print(f"\n{json.dumps(measure(parser.parse_args().name))}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
