@@ -11,9 +11,11 @@ A row whose packages are not installed, or cannot be made with the installed ver
 import argparse
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +105,10 @@ def row_of_simulator(name: str) -> str | None:
         print(f"{simulator.package} is not installed")
         return None
     command = [sys.executable, "-m", "benchmarks.third_party", name]
-    finished = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, timeout=SECONDS)
+    environment = {**os.environ, "PYTHONPATH": str(README.parent)}
+    # Some leave files where they are.
+    with tempfile.TemporaryDirectory() as folder:
+        finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
     if finished.returncode != 0:
         print(f"{name}: {finished.stderr.strip()[-200:]}")
         return None

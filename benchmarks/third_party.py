@@ -44,6 +44,10 @@ class Simulator(NamedTuple):
     tried: str
     make: Callable[[], gym.Env[Any, Any]]
 
+    @property
+    def __name__(self) -> str:
+        return self.tried
+
     def is_installed(self) -> bool:
         return importlib.util.find_spec(self.package.split(".")[0]) is not None
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -97,7 +98,9 @@ def run(what, name, again=False):
     mark = uuid.uuid4().hex
     environment = {**os.environ, MARKER: mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.third_party_runs", what, name]
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    # Some leave files where they are.
+    with tempfile.TemporaryDirectory() as folder:
+        finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
     results = [line for line in finished.stdout.splitlines() if line.startswith(RESULT)]
     if not results and what == "plain":
         pytest.skip(f"{name} does not run here: {finished.stderr.strip().splitlines()[-1:]}")
