@@ -173,10 +173,11 @@ def _follow_in(folder, plan, brancher_name, horizon, is_late):
 def replace(venv, what, make):
     """Put another environment, or parts of it, in the place of the first one, behind the brancher's back."""
     old = venv.envs[0]
-    old.close()
     if what == "environment":
+        old.close()
         venv.envs[0] = make()
     elif what == "inside":
+        old.env.close()
         old.env = make().env
     else:
         room, layer = old.unwrapped, old
