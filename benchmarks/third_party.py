@@ -64,6 +64,14 @@ class UnseededReset(gym.Wrapper[Any, Any, Any, Any]):
         return result if isinstance(result, tuple) else (result, {})
 
 
+class JobShop(UnseededReset):
+    """Takes the first action that is legal in place of one that is not: those end in an ``IndexError``."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        legal = np.asarray(self.env.unwrapped.get_legal_actions())  # type: ignore[attr-defined]
+        return self.env.step(action if legal[action] else int(legal.argmax()))
+
+
 class ClassicEnv(gym.Env[Any, Any]):
     """An environment with the interface of OpenAI's Gym."""
 
@@ -215,7 +223,7 @@ SIMULATORS = {
     ),
     "tetris-gymnasium": Simulator("tetris_gymnasium.envs", "Tetris", lambda: gym.make("tetris_gymnasium/Tetris")),
     "Crafter": Simulator("crafter", "crafter.Env", lambda: ClassicEnv(_imported("crafter", "Env", seed=3))),
-    "JSSEnv": Simulator("JSSEnv", "JssEnv", lambda: UnseededReset(_imported("JSSEnv.envs.jss_env", "JssEnv"))),
+    "JSSEnv": Simulator("JSSEnv", "JssEnv", lambda: JobShop(_imported("JSSEnv.envs.jss_env", "JssEnv"))),
     "Meta-World": Simulator("metaworld", "reach-v3", lambda: gym.make("Meta-World/MT1", env_name="reach-v3")),
     "robosuite": Simulator("robosuite", "Lift", _robot),
     "gym-electric-motor": Simulator(
