@@ -1,12 +1,24 @@
-"""Environments of other packages, where these are installed: each is branched exactly from snapshots."""
+"""Environments of other packages, where these are installed: each is branched exactly, or refused."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from benchmarks.speed.third_party import SIMULATORS
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError, check_branchable
 from tests.lockstep import assert_laws, make_installed, reporting, subproc
+from tests.third_party_runs import RESULT
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
@@ -71,3 +83,68 @@ def test_vec_envs_of_other_packages_are_refused_by_name():
     with pytest.raises(UnbranchableEnvError, match="SB3VecEnvWrapper"):
         HybridGRPO("MlpPolicy", venv, **settings)
     HybridGRPO("MlpPolicy", venv, n_samples=1, **settings).learn(24)
+
+
+ROOT = Path(__file__).parents[1]
+MARKER = "SB3_HYBRID_GRPO_TEST"
+SECONDS = 300
+
+
+def run(what, name, again=False):
+    """Run a simulator in a fresh process, and see that it leaves none behind."""
+    if not SIMULATORS[name].is_installed():
+        pytest.skip(f"{SIMULATORS[name].package} is not installed")
+    seen, errors = run_once(what, name, again)
+    if seen is None and what == "plain":
+        pytest.skip(f"{name} does not run here: {errors}")
+    assert seen is not None, errors
+    return seen
+
+
+@functools.cache
+def run_once(what, name, again):
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, MARKER: mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.third_party_runs", what, name]
+    # Some leave files where they are.
+    with tempfile.TemporaryDirectory() as folder:
+        finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    results = [line for line in finished.stdout.splitlines() if line.startswith(RESULT)]
+    assert left_by(mark) == []
+    return json.loads(results[0].removeprefix(RESULT)) if results else None, finished.stderr.strip()[-300:]
+
+
+def left_by(mark):
+    """Find the processes that were started with a mark in their environment and are still there after some time."""
+    for _ in range(20):
+        left = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{MARKER}={mark}".encode() in (path / "environ").read_bytes():
+                    left.append((path / "cmdline").read_bytes())
+            except OSError:
+                continue
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIMULATORS)
+class TestSimulators:
+    def test_committed_steps_are_replayed_in_a_fresh_process(self, name):
+        first, second, branched = run("plain", name), run("plain", name, again=True), run("branched", name)
+        if branched["refused"]:
+            assert "cannot be branched" in branched["refused"]
+        agreed = zip(first["digests"], second["digests"], branched["digests"], strict=True)
+        assert [step for step, (a, b, ours) in enumerate(agreed) if a == b != ours] == []
+
+    def test_branches_tell_what_steps_return(self, name):
+        run("plain", name)
+        assert run("branched", name)["n_broken"] == 0
+
+    def test_check(self, name):
+        run("plain", name)
+        report, branched = run("check", name), run("branched", name)
+        assert (report["brancher"] is None) == (branched["refused"] is not None), report["text"]

@@ -1,14 +1,21 @@
 """
-Writes the README's table of environments from what the check says about them.
+Writes the README's tables of environments from what the check says about them.
 
     python -m benchmarks.speed.support_table [--families Atari,MiniGrid] [--write]
+    python -m benchmarks.speed.support_table --third-party [--families NLE,rware] [--write]
 
-A family whose packages are not installed, or cannot be made with the installed versions, keeps the row that the README has.
+The first table is of environments by family, the second of simulators of other packages, each tried in a process of its own.
+A row whose packages are not installed, or cannot be made with the installed versions, stays as it is in the README.
 """
 
 import argparse
 import importlib
+import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,13 +24,23 @@ import gymnasium as gym
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 
 from benchmarks import HERE
+from benchmarks.speed.third_party import SIMULATORS
 from sb3_hybrid_grpo import InvalidArgumentError, check_branchable
 from sb3_hybrid_grpo.check import BranchReport
 
 README = HERE.parent / "README.md"
 MARKER = "<!-- support-table -->"
 HEADER = "| family | tried | branched | a branch's step / `env.step` |\n|---|---|---|---|"
+THIRD_PARTY_MARKER = "<!-- third-party-table -->"
+THIRD_PARTY_HEADER = "| package | tried | branched | a committed step / PPO's |\n|---|---|---|---|"
+SECONDS = 600
 N_STEPS = 50
+HOWS = {
+    "snapshot": "exactly, from snapshots",
+    "fork": "exactly, by forking",
+    "replay": "exactly, by replaying episodes",
+    None: "refused",
+}
 
 
 def image_only(env: Any) -> Any:
@@ -62,22 +79,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", help="comma-separated beginnings of names; all if left out")
     parser.add_argument("--write", action="store_true", help="write the table into the README")
+    parser.add_argument("--third-party", action="store_true", help="the table of other packages instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.third_party:
+        marker, header, names, make_row = THIRD_PARTY_MARKER, THIRD_PARTY_HEADER, list(SIMULATORS), row_of_simulator
+    else:
+        marker, header, names, make_row = MARKER, HEADER, list(FAMILIES), row_of
     readme = README.read_text()
-    rows = dict(re.findall(r"^\| (.+?) \|(.+)\|$", readme.split(MARKER)[1], flags=re.MULTILINE)) if MARKER in readme else {}
+    rows = dict(re.findall(r"^\| (.+?) \|(.+)\|$", readme.split(marker)[1], flags=re.MULTILINE)) if marker in readme else {}
     wanted = tuple(options.families.split(",")) if options.families else ("",)
-    for name, family in FAMILIES.items():
-        if name.startswith(wanted) and (row := row_of(family)) is not None:
+    for name in names:
+        if name.startswith(wanted) and (row := make_row(name)) is not None:
             rows[name] = row
-    table = "\n".join([HEADER, *(f"| {name} |{rows[name]}|" for name in FAMILIES if name in rows)])
+    table = "\n".join([header, *(f"| {name} |{rows[name]}|" for name in names if name in rows)])
     print(table)
     if options.write:
-        before, _, after = readme.split(MARKER)
-        README.write_text(f"{before}{MARKER}\n{table}\n{MARKER}{after}")
+        before, _, after = readme.split(marker)
+        README.write_text(f"{before}{marker}\n{table}\n{marker}{after}")
 
 
-def row_of(family: Family) -> str | None:
+def row_of_simulator(name: str) -> str | None:
+    simulator = SIMULATORS[name]
+    if not simulator.is_installed():
+        print(f"{simulator.package} is not installed")
+        return None
+    command = [sys.executable, "-m", "benchmarks.speed.third_party", name]
+    environment = {**os.environ, "PYTHONPATH": str(README.parent)}
+    # Some leave files where they are.
+    with tempfile.TemporaryDirectory() as folder:
+        finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    if finished.returncode != 0:
+        print(f"{name}: {finished.stderr.strip()[-200:]}")
+        return None
+    measured = json.loads(finished.stdout.splitlines()[-1])
+    ratio = "-" if measured["ratio"] is None else as_text(measured["ratio"])
+    return f" `{simulator.tried}` | {HOWS[measured['brancher']]} | {ratio} "
+
+
+def row_of(name: str) -> str | None:
+    family = FAMILIES[name]
     try:
         gym.register_envs(importlib.import_module(family.package))
         wrappers = [] if family.wrapper is None else [family.wrapper]
@@ -86,18 +127,17 @@ def row_of(family: Family) -> str | None:
         print(f"{family.package}: {error}")
         return None
     tried = ", ".join(f"`{env_id}`" for env_id in family.env_ids)
-    return f" {tried} | {' / '.join(sorted({verdict(report) for report in reports}))} | {ratios(reports)} "
-
-
-def verdict(report: BranchReport) -> str:
-    hows = {"snapshot": "from snapshots", "fork": "by forking", "replay": "by replaying episodes"}
-    return "refused" if report.brancher is None else f"exactly, {hows[report.brancher]}"
+    return f" {tried} | {' / '.join(sorted({HOWS[report.brancher] for report in reports}))} | {ratios(reports)} "
 
 
 def ratios(reports: list[BranchReport]) -> str:
     numbers = [costs.branch_step / costs.raw_step for report in reports if (costs := report.costs) is not None]
-    texts = [f"{number:.0f}" if number > 10 else f"{number:.1f}" for number in (min(numbers), max(numbers))] if numbers else []
+    texts = map(as_text, (min(numbers), max(numbers))) if numbers else []
     return " to ".join(dict.fromkeys(texts)) or "-"
+
+
+def as_text(number: float) -> str:
+    return f"{number:.0f}" if number > 10 else f"{number:.1f}"
 
 
 if __name__ == "__main__":
