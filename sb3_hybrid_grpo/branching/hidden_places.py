@@ -6,8 +6,10 @@ variables, class attributes, closure variables and default arguments they name, 
 """
 
 import builtins
+import enum
 import functools
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -108,6 +110,7 @@ class _Search:
         self._is_dynamic = self._stores_in_classes = self._stores_anything = False
         self._classes: dict[type, bool] = {}
         self._libraries: set[type] = set()
+        self._members: dict[int, enum.Enum] = {}
         self._functions: dict[types.FunctionType, tuple[str, bool]] = {}
         self._modules: set[types.ModuleType] = set()
         self._globals: dict[int, tuple[str, Any, set[str]]] = {}
@@ -149,6 +152,11 @@ class _Search:
             if meant or self._stores_in_classes:
                 text = ", ".join(f"{cls.__name__}.{name}" for name in meant) or f"{cls.__name__}.…"
                 yield Place(f"the class attribute {text}", ClassVariables(cls, candidates))
+        if self._stored:
+            for member in self._members.values():
+                yield Place(f"the attributes of {member}", vars(member))
+        if "environ" in self._names:
+            yield Place("os.environ", os.environ)
         yield from self._found.values()
 
     def _enter_class(self, cls: type) -> None:
@@ -160,7 +168,11 @@ class _Search:
             if functions and is_called:
                 self._note_cache(value, f"{cls.__name__}.{name}")
                 for function in functions:
-                    is_of_class = isinstance(value, classmethod | staticmethod) or name in ("__new__", "__init_subclass__")
+                    is_of_class = (
+                        isinstance(value, classmethod | staticmethod)
+                        or name in ("__new__", "__init_subclass__")
+                        or (issubclass(cls, enum.Enum) and not is_special(name))
+                    )
                     self._enter_function(function, f"{cls.__name__}.{name}", is_of_class=is_of_class)
             elif is_called and _is_variable(name, value):
                 self._note(value, f"the class attribute {cls.__name__}.{name}")
@@ -281,6 +293,8 @@ class _Search:
                 self._classes[base] = self._classes.get(base, False) or (is_made and base not in self._layers)
             else:
                 self._libraries.add(base)
+        if issubclass(cls, enum.Enum):
+            self._members.update((id(member), member) for member in cls)
 
     def _walk(self, roots: Iterable[Any], name: str, is_fleeting: bool) -> None:
         """Look for own classes and functions among the objects that some lead to."""
@@ -297,6 +311,8 @@ class _Search:
                 else:
                     self._enter_function(obj, _short_name(obj), is_fleeting)
                 continue
+            if isinstance(obj, enum.Enum):
+                self._add_class(type(obj))
             if isinstance(codec, Mark) or isinstance(obj, _LEARNERS):
                 continue
             self._walked[id(obj)] = obj

@@ -39,6 +39,15 @@ def _restore_reentrant_lock(obj: Any, state: None) -> None:
         obj.release()
 
 
+def _restore_environment(obj: Any, state: dict[str, str]) -> None:
+    # Item by item: each is told to the operating system as well.
+    for name in obj.keys() - state.keys():
+        del obj[name]
+    for name, value in state.items():
+        if obj.get(name) != value:
+            obj[name] = value
+
+
 def _save_memory_file(obj: Any) -> Any:
     return None if obj.closed else obj.__getstate__()
 
@@ -111,3 +120,4 @@ for _alive in (
     Executor,
 ):
     register_builtin(_alive, Mark.UNKNOWN)
+register_builtin(type(os.environ), LeafCodec(dict, _restore_environment))
