@@ -189,7 +189,7 @@ class ForkBrancher(InProcessBrancher):
         if (name := difference(once, again)) is not None:
             raise UnbranchableEnvError(
                 f"{simulator.env} cannot be branched by forking: in two copies of the process the same actions gave "
-                f"other {name}. {_OUTSIDE}\n{_WAYS_OUT}"
+                f"other {name}. {_OUTSIDE}{simulator.notice.suspects}\n{_WAYS_OUT}"
             )
         return example
 

@@ -85,6 +85,11 @@ class Notice:
         logging.setLogRecordFactory(self._make_record)
         _active = self._outer
 
+    @property
+    def suspects(self) -> str:
+        """A sentence about what was noticed, for a message about state that is not found; empty if nothing was."""
+        return f" A step {', '.join(self.effects)}: what it reads again from there is such a state." if self.effects else ""
+
     def note(self, effect: str | None) -> None:
         """
         Remember an effect.

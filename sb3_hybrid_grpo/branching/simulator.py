@@ -334,8 +334,8 @@ class Simulator:
                 raise UnbranchableEnvError(
                     f"after its attributes were saved and restored, the same actions gave other {name}. Some of its state "
                     "is hidden from its attributes and from its code's variables: in another process, or in an extension "
-                    f"library that keeps it by a handle.{hidden.suspects} Or its steps draw from a generator that they make "
-                    "without a seed, such as np.random.default_rng(): then use self.np_random.\n"
+                    f"library that keeps it by a handle.{hidden.suspects}{self.notice.suspects} Or its steps draw from a "
+                    "generator that they make without a seed, such as np.random.default_rng(): then use self.np_random.\n"
                     "Ways out: (1) keep that state in attributes, or register a codec for it with "
                     "sb3_hybrid_grpo.branching.register_codec; (2) branch by forking the process, with "
                     "brancher='fork'; (3) train without branching, with n_samples=1."
