@@ -3,7 +3,7 @@
 from importlib.resources import files
 
 from sb3_hybrid_grpo.check import check_branchable
-from sb3_hybrid_grpo.common.type_aliases import (
+from sb3_hybrid_grpo.common.errors import (
     BranchError,
     BranchTimeoutError,
     CheckpointError,

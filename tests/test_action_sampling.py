@@ -10,10 +10,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
-from sb3_hybrid_grpo.common.action_sampling import AntitheticPairs, Enumeration, make_action_sampling
-from sb3_hybrid_grpo.common.actors import Actor, make_actor
-from sb3_hybrid_grpo.common.advantages import ESTIMATORS, RELATIVE_ADVANTAGES
-from sb3_hybrid_grpo.common.losses import clipped_policy_loss
+from sb3_hybrid_grpo.estimation.advantages import ESTIMATORS, RELATIVE_ADVANTAGES
+from sb3_hybrid_grpo.estimation.losses import clipped_policy_loss
+from sb3_hybrid_grpo.policies.actors import Actor, make_actor
+from sb3_hybrid_grpo.rollout.action_sampling import AntitheticPairs, Enumeration, make_action_sampling
 from tests.envs import Walk
 
 EQUALLY_LIKELY = [0, 1, 2, 2]

@@ -10,8 +10,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import BranchError, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.branching import RewardFunction
-from sb3_hybrid_grpo.common.action_selection import choose_best, choose_softmax, to_front
-from sb3_hybrid_grpo.common.branch_paths import reordered
+from sb3_hybrid_grpo.rollout.action_selection import choose_best, choose_softmax, to_front
+from sb3_hybrid_grpo.rollout.branch_paths import reordered
 from tests.envs import Walk, limited
 
 

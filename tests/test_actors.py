@@ -7,8 +7,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_hybrid_grpo.common.actors import Actor, MlpActor, make_actor
-from sb3_hybrid_grpo.common.sampling import draw_noise
+from sb3_hybrid_grpo.policies.actors import Actor, MlpActor, make_actor
+from sb3_hybrid_grpo.policies.sampling import draw_noise
 
 OBS = spaces.Box(-1, 1, (3,))
 PLAIN = [

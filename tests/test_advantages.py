@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_hybrid_grpo.common.advantages import (
+from sb3_hybrid_grpo.estimation.advantages import (
     ESTIMATORS,
     RELATIVE_ADVANTAGES,
     Advantages,
@@ -16,7 +16,7 @@ from sb3_hybrid_grpo.common.advantages import (
     leave_pair_out_advantages,
     relative_precision,
 )
-from sb3_hybrid_grpo.common.estimates import (
+from sb3_hybrid_grpo.estimation.estimates import (
     branch_estimates,
     committed_estimates,
     gae_tails,

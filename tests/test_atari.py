@@ -15,7 +15,7 @@ from tests.lockstep import assert_committed_outcome, assert_laws, describe, repo
 
 ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("cv2")
-restorable_ale = pytest.importorskip("sb3_hybrid_grpo.branching.codecs.restorable_ale")
+restorable_ale = pytest.importorskip("sb3_hybrid_grpo.branching.snapshots.codecs.restorable_ale")
 gym.register_envs(ale_py)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
-from sb3_hybrid_grpo.common.actors import Actor, MlpActor
+from sb3_hybrid_grpo.policies.actors import Actor, MlpActor
 from tests.envs import Walk, limited
 
 K, N, T = 4, 3, 24

@@ -5,7 +5,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_hybrid_grpo import InvalidArgumentError
-from sb3_hybrid_grpo.common.buffers import (
+from sb3_hybrid_grpo.rollout.buffers import (
     MultiSampleDictRolloutBuffer,
     MultiSampleRolloutBuffer,
     multi_sample_buffer_class,

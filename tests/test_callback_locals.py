@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import GRPO, HybridGRPO, InvalidArgumentError
-from sb3_hybrid_grpo.common.callback_locals import CallbackLocals, CommittedStep
+from sb3_hybrid_grpo.rollout.callback_locals import CallbackLocals, CommittedStep
 from tests.envs import limited
 from tests.test_ppo_equality import PPO_SETTINGS
 

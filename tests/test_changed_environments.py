@@ -10,11 +10,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
-from sb3_hybrid_grpo.branching import simulator
-from sb3_hybrid_grpo.branching.child import CAN_FORK
-from sb3_hybrid_grpo.branching.layers import Composition
-from sb3_hybrid_grpo.common.action_sampling import ActionSampling
-from sb3_hybrid_grpo.common.actors import Samples
+from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
+from sb3_hybrid_grpo.branching.simulator.layers import Composition
+from sb3_hybrid_grpo.branching.simulator.simulator import simulator
+from sb3_hybrid_grpo.policies.actors import Samples
+from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling
 from tests.envs import Walk
 
 needs_fork = pytest.mark.skipif(not CAN_FORK, reason="needs os.fork")

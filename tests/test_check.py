@@ -11,9 +11,10 @@ import pytest
 from gymnasium.utils import EzPickle
 
 from sb3_hybrid_grpo import InvalidArgumentError, check_branchable
-from sb3_hybrid_grpo.branching import LeafCodec, snapshot
-from sb3_hybrid_grpo.branching.child import CAN_FORK
-from sb3_hybrid_grpo.branching.env import LocalBrancher
+from sb3_hybrid_grpo.branching import LeafCodec
+from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
+from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
+from sb3_hybrid_grpo.branching.snapshots import snapshot
 from sb3_hybrid_grpo.check import check, isolated
 from sb3_hybrid_grpo.check.__main__ import main
 from tests.envs import Walk, far_library, limited

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import Snapshot, make_brancher
-from sb3_hybrid_grpo.branching.codecs import arrays
-from sb3_hybrid_grpo.branching.snapshot import UnrestorableStateError, codec_of
+from sb3_hybrid_grpo.branching.snapshots.codecs import arrays
+from sb3_hybrid_grpo.branching.snapshots.snapshot import UnrestorableStateError, codec_of
 from tests.lockstep import branch
 
 N_LARGE = arrays.LARGE // 8

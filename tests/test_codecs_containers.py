@@ -10,9 +10,9 @@ import pytest
 
 from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import Snapshot
-from sb3_hybrid_grpo.branching.codecs import memory
-from sb3_hybrid_grpo.branching.recorder import Recorder
-from sb3_hybrid_grpo.branching.snapshot import UnrestorableStateError, codec_of
+from sb3_hybrid_grpo.branching.snapshots.codecs import memory
+from sb3_hybrid_grpo.branching.snapshots.recorder import Recorder
+from sb3_hybrid_grpo.branching.snapshots.snapshot import UnrestorableStateError, codec_of
 from tests.lockstep import describe
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import Snapshot, register_codec
-from sb3_hybrid_grpo.branching import snapshot as snapshot_module
+from sb3_hybrid_grpo.branching.snapshots import snapshot as snapshot_module
 
 
 class Holder:

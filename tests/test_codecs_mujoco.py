@@ -4,7 +4,7 @@ import pytest
 
 from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import Snapshot
-from sb3_hybrid_grpo.branching.codecs import mujoco as mujoco_codec
+from sb3_hybrid_grpo.branching.snapshots.codecs import mujoco as mujoco_codec
 from tests.lockstep import describe
 
 mujoco = pytest.importorskip("mujoco")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sb3_hybrid_grpo.branching import Snapshot
-from sb3_hybrid_grpo.branching.codecs import arrays
-from sb3_hybrid_grpo.branching.recorder import Recorder
+from sb3_hybrid_grpo.branching.snapshots.codecs import arrays
+from sb3_hybrid_grpo.branching.snapshots.recorder import Recorder
 
 pd = pytest.importorskip("pandas")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::pandas.errors.SettingWithCopyWarning")

@@ -5,8 +5,8 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import HybridGRPO
-from sb3_hybrid_grpo.common.actors import MlpActor, make_actor
-from sb3_hybrid_grpo.common.evaluators import MlpEvaluator, make_evaluator
+from sb3_hybrid_grpo.policies.actors import MlpActor, make_actor
+from sb3_hybrid_grpo.policies.evaluators import MlpEvaluator, make_evaluator
 from tests.envs import limited
 from tests.test_maskable import Ladder
 

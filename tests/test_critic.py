@@ -9,8 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import HybridGRPO
-from sb3_hybrid_grpo.common.buffers import MultiSampleDictRolloutBuffer, MultiSampleRolloutBuffer
-from sb3_hybrid_grpo.common.critic import least_squares_change, made_a_difference, refit_value_head
+from sb3_hybrid_grpo.policies.critic import least_squares_change, made_a_difference, refit_value_head
+from sb3_hybrid_grpo.rollout.buffers import MultiSampleDictRolloutBuffer, MultiSampleRolloutBuffer
 
 
 def test_change_by_hand():

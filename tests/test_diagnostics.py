@@ -10,9 +10,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_hybrid_grpo import GRPO, HybridGRPO
-from sb3_hybrid_grpo.common.diagnostics import advantage_variance, coincident_share, disagreement, saturated_share
-from sb3_hybrid_grpo.common.reward_transforms import Identity, Tanh
-from sb3_hybrid_grpo.common.symptoms import SYMPTOMS, Watch
+from sb3_hybrid_grpo.diagnostics.statistics import advantage_variance, coincident_share, disagreement, saturated_share
+from sb3_hybrid_grpo.diagnostics.symptoms import SYMPTOMS, Watch
+from sb3_hybrid_grpo.estimation.reward_transforms import Identity, Tanh
 from tests.envs import limited
 
 

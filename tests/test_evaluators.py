@@ -6,8 +6,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_hybrid_grpo.common.evaluators import Evaluator, MlpEvaluator, make_evaluator
-from sb3_hybrid_grpo.common.losses import Loss
+from sb3_hybrid_grpo.estimation.losses import Loss
+from sb3_hybrid_grpo.policies.evaluators import Evaluator, MlpEvaluator, make_evaluator
 from tests.envs import SharedLayerPolicy
 
 OBS = spaces.Box(-1, 1, (3,))

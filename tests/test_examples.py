@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from sb3_hybrid_grpo.branching import snapshot
+from sb3_hybrid_grpo.branching.snapshots import snapshot
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 

@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hybrid_grpo import BranchError, BranchTimeoutError, HybridGRPO, InvalidArgumentError, InvalidOutcomeError
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.common.actors import Actor
-from sb3_hybrid_grpo.common.branch_paths import BranchPaths
+from sb3_hybrid_grpo.policies.actors import Actor
+from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths
 from tests.envs import Walk, limited
 
 SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "seed": 0, "device": "cpu"}
@@ -165,7 +165,7 @@ def test_interrupt_in_a_branch_restores():
 
 
 def test_interrupt_while_a_state_is_restored(monkeypatch):
-    from sb3_hybrid_grpo.branching.snapshot import Snapshot
+    from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot
 
     vec_env, brancher = make(None)
     reference = make_vec_env(fragile, 2, seed=0)

@@ -8,10 +8,11 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
-from sb3_hybrid_grpo.branching import hidden, make_brancher
-from sb3_hybrid_grpo.branching.branch_states import SavedStates
-from sb3_hybrid_grpo.branching.hidden_places import hidden_places
-from sb3_hybrid_grpo.branching.simulator import Simulator
+from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
+from sb3_hybrid_grpo.branching.snapshots.branch_states import SavedStates
+from sb3_hybrid_grpo.branching.surroundings import hidden_state as hidden
+from sb3_hybrid_grpo.branching.surroundings.hidden_places import hidden_places
 from tests.envs import Walk, limited
 from tests.hiding_places import PLACES, REFUSED, make
 from tests.lockstep import assert_same

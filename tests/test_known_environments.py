@@ -9,7 +9,8 @@ import pytest
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_hybrid_grpo.branching import make_brancher, randomness
+from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching.snapshots import randomness
 from tests.envs import limited
 from tests.lockstep import describe, describe_global_generators
 

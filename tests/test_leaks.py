@@ -14,12 +14,13 @@ from gymnasium.utils import EzPickle
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import BranchError, HybridGRPO
-from sb3_hybrid_grpo.branching import make_brancher, rehearsal
-from sb3_hybrid_grpo.branching.env import LocalBrancher
-from sb3_hybrid_grpo.branching.fork import ForkBrancher
-from sb3_hybrid_grpo.branching.local import choose_brancher
-from sb3_hybrid_grpo.branching.rehearsal import rehearse
-from sb3_hybrid_grpo.branching.replay import ReplayBrancher
+from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching.choice import choose_brancher
+from sb3_hybrid_grpo.branching.copies import rehearsal
+from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
+from sb3_hybrid_grpo.branching.copies.rehearsal import rehearse
+from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
+from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
 from tests.envs import Walk, limited
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

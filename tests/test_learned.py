@@ -12,10 +12,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError, UnbranchableEnvError
 from sb3_hybrid_grpo.branching import LearnedBrancher
-from sb3_hybrid_grpo.branching.learned import Ensemble
-from sb3_hybrid_grpo.common.advantages import Advantages, mixed_advantages, model_share, modelled_advantages
-from sb3_hybrid_grpo.common.rollout_transitions import committed_transitions
+from sb3_hybrid_grpo.branching.models.learned import Ensemble
 from sb3_hybrid_grpo.common.type_aliases import Transitions
+from sb3_hybrid_grpo.estimation.advantages import Advantages, mixed_advantages, model_share, modelled_advantages
+from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
 from tests.envs import Walk, limited
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch as th
 from torch.nn import functional as F
 
-from sb3_hybrid_grpo.common.losses import (
+from sb3_hybrid_grpo.estimation.losses import (
     approximate_kl,
     clip_gradients,
     clipped_policy_loss,

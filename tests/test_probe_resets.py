@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_hybrid_grpo import BranchError, HybridGRPO
-from sb3_hybrid_grpo.branching.child import CAN_FORK
+from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
 from tests.envs import Walk
 
 BRANCHERS = ["auto", "snapshot", *(["fork"] if CAN_FORK else [])]

@@ -11,11 +11,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
-from sb3_hybrid_grpo.branching import local
-from sb3_hybrid_grpo.branching.fork import ForkBrancher
-from sb3_hybrid_grpo.branching.local import choose_brancher
-from sb3_hybrid_grpo.branching.quickest import QuickestBrancher
-from sb3_hybrid_grpo.branching.replay import ReplayBrancher
+from sb3_hybrid_grpo.branching import choice as local
+from sb3_hybrid_grpo.branching.choice import choose_brancher
+from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
+from sb3_hybrid_grpo.branching.copies.quickest import QuickestBrancher
+from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
 from tests.envs import Walk, limited
 from tests.lockstep import assert_laws_of_paths, describe, reporting, subproc
 

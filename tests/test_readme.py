@@ -10,8 +10,8 @@ import pytest
 from stable_baselines3 import PPO
 
 from sb3_hybrid_grpo import PAPER_SETTINGS, HybridGRPO
-from sb3_hybrid_grpo.branching import snapshot
-from sb3_hybrid_grpo.common.symptoms import SYMPTOMS
+from sb3_hybrid_grpo.branching.snapshots import snapshot
+from sb3_hybrid_grpo.diagnostics.symptoms import SYMPTOMS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -15,8 +15,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import BranchError, BranchTimeoutError, HybridGRPO, UnbranchableEnvError
-from sb3_hybrid_grpo.branching import fork, local, make_brancher
-from sb3_hybrid_grpo.branching.replay import ReplayBrancher
+from sb3_hybrid_grpo.branching import choice as local
+from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching.copies import fork
+from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
 from tests.envs import Walk, far_library, limited
 from tests.lockstep import (
     Reporter,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sb3_hybrid_grpo import InvalidArgumentError, RewardTransformError
-from sb3_hybrid_grpo.common.reward_transforms import REWARD_TRANSFORMS, RewardTransform, make_reward_transform
+from sb3_hybrid_grpo.estimation.reward_transforms import REWARD_TRANSFORMS, RewardTransform, make_reward_transform
 
 REWARDS = np.array([[[-1.0, 0.5]], [[2.0, 100.0]]], dtype=np.float32)
 DONES = np.array([[False], [False]])

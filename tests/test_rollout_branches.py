@@ -14,9 +14,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecChec
 
 from sb3_hybrid_grpo import BranchError, HybridGRPO
 from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher
-from sb3_hybrid_grpo.branching.task_simulator import TaskSimulator
-from sb3_hybrid_grpo.common import rollout_branches
-from sb3_hybrid_grpo.common.branch_paths import step_behind
+from sb3_hybrid_grpo.branching.batched.task_simulator import TaskSimulator
+from sb3_hybrid_grpo.rollout import rollout_branches
+from sb3_hybrid_grpo.rollout.branch_paths import step_behind
 from tests.lockstep import describe
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "Ant-v5", "Humanoid-v5"]

@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, UnbranchableEnvError
-from sb3_hybrid_grpo.common.evaluators import predict_values_only
+from sb3_hybrid_grpo.policies.evaluators import predict_values_only
 from tests.envs import SharedLayerPolicy, Walk, limited
 
 SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}

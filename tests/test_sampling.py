@@ -6,9 +6,10 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import InvalidArgumentError
-from sb3_hybrid_grpo.common import evaluation, networks
-from sb3_hybrid_grpo.common.evaluators import evaluate_actions, log_probs
-from sb3_hybrid_grpo.common.sampling import actions_from_noise, draw_noise, first_occurrences, sample_actions, to_env_actions
+from sb3_hybrid_grpo.policies import networks
+from sb3_hybrid_grpo.policies.evaluators import evaluate_actions, log_probs
+from sb3_hybrid_grpo.policies.sampling import actions_from_noise, draw_noise, first_occurrences, sample_actions, to_env_actions
+from sb3_hybrid_grpo.rollout import values as evaluation
 
 OBS = spaces.Box(-1, 1, (3,))
 SPACES = [spaces.Box(-1, 1, (2,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(3)]

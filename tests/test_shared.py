@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_hybrid_grpo.branching.fork import ForkBrancher
-from sb3_hybrid_grpo.branching.shared import obstacle_to_fork
+from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
+from sb3_hybrid_grpo.branching.copies.shared import obstacle_to_fork
 from tests.envs import Walk
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")

@@ -16,10 +16,11 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
-from sb3_hybrid_grpo.branching import make_brancher, register_transparent_wrapper, side_effects
-from sb3_hybrid_grpo.branching import simulator as simulator_module
-from sb3_hybrid_grpo.branching.child import CAN_FORK
-from sb3_hybrid_grpo.branching.side_effects import Notice, is_outlet
+from sb3_hybrid_grpo.branching import make_brancher, register_transparent_wrapper
+from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
+from sb3_hybrid_grpo.branching.simulator.simulator import simulator as simulator_module
+from sb3_hybrid_grpo.branching.surroundings import side_effects
+from sb3_hybrid_grpo.branching.surroundings.side_effects import Notice, is_outlet
 from tests.envs import Walk, limited
 
 needs_fork = pytest.mark.skipif(not CAN_FORK, reason="the platform cannot fork")

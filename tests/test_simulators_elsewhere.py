@@ -15,11 +15,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import BranchError, HybridGRPO, UnbranchableEnvError
-from sb3_hybrid_grpo.branching import fork, local, make_brancher, rehearsal
-from sb3_hybrid_grpo.branching.env import LocalBrancher
-from sb3_hybrid_grpo.branching.fork import ForkBrancher
-from sb3_hybrid_grpo.branching.local import choose_brancher
-from sb3_hybrid_grpo.branching.replay import ReplayBrancher
+from sb3_hybrid_grpo.branching import choice as local
+from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching.choice import choose_brancher
+from sb3_hybrid_grpo.branching.copies import fork, rehearsal
+from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
+from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
+from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
 from tests.envs import Walk
 from tests.lockstep import subproc
 from tests.test_fork import hidden_walk

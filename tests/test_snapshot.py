@@ -25,8 +25,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import CONSTANT, AttributesCodec, LeafCodec, Snapshot, make_brancher, register_codec
-from sb3_hybrid_grpo.branching import snapshot as snapshot_module
-from sb3_hybrid_grpo.branching.recorder import Recorder
+from sb3_hybrid_grpo.branching.snapshots import snapshot as snapshot_module
+from sb3_hybrid_grpo.branching.snapshots.recorder import Recorder
 from tests.lockstep import branch, describe
 
 
@@ -428,7 +428,7 @@ def test_generators(generator, draw):
 
 
 def test_generator_of_another_kind_takes_the_slow_way(monkeypatch):
-    from sb3_hybrid_grpo.branching.codecs import generators
+    from sb3_hybrid_grpo.branching.snapshots.codecs import generators
 
     assert generators._fast_bit_generator is np.random.PCG64
     monkeypatch.setattr(generators, "_fast_bit_generator", None)

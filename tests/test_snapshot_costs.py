@@ -8,11 +8,13 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_hybrid_grpo.branching import AttributesCodec, LeafCodec, branch_states, local, make_brancher, register_codec
-from sb3_hybrid_grpo.branching import snapshot as snapshot_module
-from sb3_hybrid_grpo.branching.child import CAN_FORK
-from sb3_hybrid_grpo.branching.env import LocalBrancher
-from sb3_hybrid_grpo.branching.fork import ForkBrancher
+from sb3_hybrid_grpo.branching import AttributesCodec, LeafCodec, make_brancher, register_codec
+from sb3_hybrid_grpo.branching import choice as local
+from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
+from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
+from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
+from sb3_hybrid_grpo.branching.snapshots import branch_states
+from sb3_hybrid_grpo.branching.snapshots import snapshot as snapshot_module
 from tests.lockstep import branch
 
 

@@ -7,8 +7,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
-from sb3_hybrid_grpo.common.estimates import soft_rewards
-from sb3_hybrid_grpo.common.evaluation import DeferredEntropies
+from sb3_hybrid_grpo.estimation.estimates import soft_rewards
+from sb3_hybrid_grpo.rollout.values import DeferredEntropies
 from tests.envs import Walk
 from tests.test_maskable import Ladder
 

@@ -7,7 +7,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
-from sb3_hybrid_grpo.branching.child import CAN_FORK
+from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
 from tests.envs import limited
 
 SETTINGS = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "device": "cpu", "seed": 0}

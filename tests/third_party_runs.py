@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from benchmarks.speed.third_party import SIMULATORS
 from sb3_hybrid_grpo import HybridGRPOError, check_branchable
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.branching.masks import masks_of, sample
+from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, sample
 from tests.lockstep import describe, pick
 
 RESULT = "RESULT "

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.gradients.rollouts import Rollout
-from sb3_hybrid_grpo.common.advantages import ESTIMATORS, RELATIVE_ADVANTAGES, Advantages, hybrid_advantages
-from sb3_hybrid_grpo.common.estimates import gae_tails
+from sb3_hybrid_grpo.estimation.advantages import ESTIMATORS, RELATIVE_ADVANTAGES, Advantages, hybrid_advantages
+from sb3_hybrid_grpo.estimation.estimates import gae_tails
 
 
 class Group(NamedTuple):

@@ -12,8 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.gradients.rollouts import Rollout
 from sb3_hybrid_grpo import HybridGRPO
-from sb3_hybrid_grpo.common.action_sampling import ActionSampling
-from sb3_hybrid_grpo.common.actors import Actor, Samples
+from sb3_hybrid_grpo.policies.actors import Actor, Samples
+from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling
 
 
 def saved_policy(environment: str, stage: int, seed: int, folder: Path) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.gradients.frozen_policy import FrozenPolicy
 from benchmarks.gradients.rollouts import Rollout
-from sb3_hybrid_grpo.common.advantages import RELATIVE_ADVANTAGES, Advantages
+from sb3_hybrid_grpo.estimation.advantages import RELATIVE_ADVANTAGES, Advantages
 
 MIN_ROLLOUTS = 6
 

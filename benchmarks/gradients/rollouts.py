@@ -5,17 +5,17 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_hybrid_grpo.common.advantages import Advantages
-from sb3_hybrid_grpo.common.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.common.estimates import (
+from sb3_hybrid_grpo.estimation.advantages import Advantages
+from sb3_hybrid_grpo.estimation.estimates import (
     branch_estimates,
     committed_estimates,
     generalized_advantages,
     value_boosted_estimates,
 )
-from sb3_hybrid_grpo.common.evaluation import flatten_observations
-from sb3_hybrid_grpo.common.evaluators import evaluate_actions
-from sb3_hybrid_grpo.common.losses import normalize
+from sb3_hybrid_grpo.estimation.losses import normalize
+from sb3_hybrid_grpo.policies.evaluators import evaluate_actions
+from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.rollout.values import flatten_observations
 
 
 class Rollout:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.gradients.reference import cosine
-from sb3_hybrid_grpo.common.advantages import Advantages
+from sb3_hybrid_grpo.estimation.advantages import Advantages
 
 BUDGETS = (1, 8)
 

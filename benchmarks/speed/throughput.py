@@ -28,7 +28,7 @@ from benchmarks import HERE
 from benchmarks.provenance import provenance
 from benchmarks.speed.throughput_report import print_table, write_profile
 from benchmarks.speed.timed_run import ALGORITHMS, VEC_ENVS, Run
-from sb3_hybrid_grpo.branching.local import BRANCHER_NAMES
+from sb3_hybrid_grpo.branching.choice import BRANCHER_NAMES
 from sb3_hybrid_grpo.compare.csv_files import Row, append_row, read_rows
 
 RESULTS = HERE / "results" / "throughput.csv"

@@ -27,11 +27,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_hybrid_grpo import HybridGRPO
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.common.actors import Actor, MlpActor
-from sb3_hybrid_grpo.common.evaluation import DeferredValues
-from sb3_hybrid_grpo.common.rollout_branches import LateBranches
 from sb3_hybrid_grpo.common.type_aliases import Brancher
 from sb3_hybrid_grpo.hybrid_grpo import macro_steps
+from sb3_hybrid_grpo.policies.actors import Actor, MlpActor
+from sb3_hybrid_grpo.rollout.rollout_branches import LateBranches
+from sb3_hybrid_grpo.rollout.values import DeferredValues
 
 with contextlib.suppress(ImportError):  # Windows
     import resource

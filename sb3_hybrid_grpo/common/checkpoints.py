@@ -14,7 +14,7 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
-from sb3_hybrid_grpo.common.type_aliases import CheckpointError
+from sb3_hybrid_grpo.common.errors import CheckpointError
 
 SelfCheckedCheckpoints = TypeVar("SelfCheckedCheckpoints", bound="CheckedCheckpoints")
 

@@ -3,8 +3,8 @@
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from sb3_hybrid_grpo.common.checks import check_number
-from sb3_hybrid_grpo.common.type_aliases import InvalidArgumentError
+from sb3_hybrid_grpo.common.errors import InvalidArgumentError
+from sb3_hybrid_grpo.common.validation import check_number
 
 KL_TOLERANCE = 2.0
 KL_STEP = 1.5

@@ -1,4 +1,4 @@
-"""Contracts shared by every room of the package: exceptions, sample tuples and the ``Brancher`` protocol."""
+"""Contracts shared by every room of the package: sample tuples and the ``Brancher`` protocol."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -11,54 +11,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Observations: TypeAlias = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
-
-
-class HybridGRPOError(Exception):
-    """Base class of every error that this package raises on purpose."""
-
-
-class InvalidArgumentError(HybridGRPOError, ValueError):
-    """A constructor argument has a value that cannot work; the message lists what can."""
-
-
-class RewardTransformError(HybridGRPOError):
-    """A reward transform returned something else than one finite number per reward."""
-
-
-class InvalidOutcomeError(HybridGRPOError):
-    """The environment returned NaN or infinity, in a committed step or in a branch."""
-
-
-class CheckpointError(HybridGRPOError, ValueError):
-    """A file is no checkpoint of this algorithm, or is damaged."""
-
-
-class UnbranchableEnvError(HybridGRPOError):
-    """
-    The state of an environment cannot be saved and restored exactly.
-
-    It is not a ``ValueError`` on purpose: hyperparameter tuners take that for a bad trial.
-    """
-
-
-class BranchError(HybridGRPOError):
-    """
-    An environment raised inside a branch. Its committed state was restored before this was raised.
-
-    Workers of a ``SubprocVecEnv`` may have taken the committed step after that, see ``AsyncBrancher``.
-    """
-
-
-class UnrestorableStateError(BranchError, UnbranchableEnvError):
-    """
-    A branch did something to an environment that cannot be undone, which its snapshots gave no reason to expect.
-
-    The environment is not as it was before: go on from the last checkpoint.
-    """
-
-
-class BranchTimeoutError(BranchError):
-    """An environment took longer in a branch than ``branch_timeout`` allows."""
 
 
 class BranchOutcome(NamedTuple):

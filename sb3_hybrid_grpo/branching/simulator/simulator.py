@@ -1,0 +1,383 @@
+"""One environment, without the wrappers that only watch it, and whether snapshots of it are exact."""
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces, wrappers
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_hybrid_grpo.branching.batched.task_simulator import TaskSimulator
+from sb3_hybrid_grpo.branching.simulator.layers import core_of
+from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, number_of_masks, sample
+from sb3_hybrid_grpo.branching.snapshots import codecs, randomness
+from sb3_hybrid_grpo.branching.snapshots.branch_states import BranchStates, SavedStates, known_layers
+from sb3_hybrid_grpo.branching.snapshots.costs import Cost, cost_of
+from sb3_hybrid_grpo.branching.snapshots.private_attributes import PrivateAttributes
+from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot
+from sb3_hybrid_grpo.branching.surroundings.hidden_state import HiddenState, WatchedStates
+from sb3_hybrid_grpo.branching.surroundings.side_effects import Notice, announce, branch_hooks
+from sb3_hybrid_grpo.common.errors import BranchError, BranchTimeoutError, UnbranchableEnvError, UnrestorableStateError
+from sb3_hybrid_grpo.common.outcomes import empty_outcome, identical, store_observation
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+
+__all__ = ["PROBE_STEPS", "Simulator", "codecs", "register_transparent_wrapper", "transparent_wrappers"]
+
+PROBE_STEPS = 8
+
+_AnyWrapper: TypeAlias = gym.Wrapper[Any, Any, Any, Any]
+
+_MISSING = object()
+
+_transparent_wrappers: set[type[_AnyWrapper]] = {
+    Monitor,
+    wrappers.OrderEnforcing,
+    wrappers.PassiveEnvChecker,
+    wrappers.RecordEpisodeStatistics,
+    wrappers.RecordVideo,
+    wrappers.RenderCollection,
+    wrappers.HumanRendering,
+}
+
+
+def register_transparent_wrapper(wrapper_class: type[_AnyWrapper]) -> None:
+    """
+    Declare that a wrapper hands actions, observations, rewards and ends of episodes through unchanged.
+
+    Branches go around such wrappers, so that what they record or draw never includes a branch.
+
+    :param wrapper_class: the wrapper's class; its subclasses are not meant
+    """
+    _transparent_wrappers.add(wrapper_class)
+
+
+def transparent_wrappers() -> set[type[_AnyWrapper]]:
+    """
+    Return what branches go around in this process, for the worker processes of a vectorised environment.
+
+    :return: classes of wrappers
+    """
+    return set(_transparent_wrappers)
+
+
+class ResetError(BranchError):
+    """An environment raised when it was reset to be probed."""
+
+
+_reset_options: dict[int, dict[str, Any]] = {}
+
+
+@contextmanager
+def reset_options(envs: Sequence[gym.Env[Any, Any]], options: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """
+    Have ``Simulator.reset`` give options to environments.
+
+    :param envs: the environments
+    :param options: their options, if there are any
+    """
+    _reset_options.update({id(env): of_env for env, of_env in zip(envs, options, strict=False)})
+    try:
+        yield
+    finally:
+        _reset_options.clear()
+
+
+class _Detours:
+    """
+    Leads around recorders and renderers as long as it is entered, and calls the environment's hooks before and after.
+
+    :param root: the outermost wrapper that branches go through
+    """
+
+    def __init__(self, root: gym.Env[Any, Any]) -> None:
+        self._detours: list[tuple[dict[str, Any], str, Any]] = []
+        self._originals: list[Any] = []
+        layer = root
+        layers = [layer]
+        while isinstance(layer, gym.Wrapper):
+            inner = _skip_transparent(layer.env)
+            if inner is not layer.env:
+                self._detours.append((vars(layer), "env", inner))
+            layer = inner
+            layers.append(layer)
+        self._starts, self._ends = branch_hooks(layers)
+        if layer.render_mode == "human":
+            self._detours.append((vars(layer), "render_mode", None))
+
+    def __enter__(self) -> None:
+        self.lead_around()
+        try:
+            for start in self._starts:
+                start()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            for end in self._ends:
+                end()
+        finally:
+            self.lead_back()
+
+    def lead_around(self) -> None:
+        """Lead around recorders and renderers, without a word to the environment."""
+        self._originals = [attributes.get(name, _MISSING) for attributes, name, _ in self._detours]
+        for attributes, name, value in self._detours:
+            attributes[name] = value
+
+    def lead_back(self) -> None:
+        """Undo it."""
+        for (attributes, name, _), original in zip(self._detours, self._originals, strict=True):
+            if original is _MISSING:
+                del attributes[name]
+            else:
+                attributes[name] = original
+
+
+class Simulator:
+    """
+    One environment, without the wrappers that only watch it.
+
+    ``notice`` has noticed what its steps do outside the process; ``may_use_global_generators`` tells whether a step may draw
+    from random generators that the whole process shares; ``task`` steps from many of its states at once, where that was found
+    to be the same; ``n_masks`` is the number of masks of invalid actions that are asked for.
+
+    :param env: the environment as a vectorised environment holds it
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        self.env = env
+        self.root = _skip_transparent(env)
+        # Spaces may be attributes of the class, where no walk from the instance meets them.
+        core = core_of(env)
+        self.attributes = (self.root, core.action_space, core.observation_space)
+        self.roots: tuple[Any, ...] = self.attributes
+        self._detours = _Detours(self.root)
+        self._states: BranchStates = SavedStates(*self.roots)
+        self.notice = Notice()
+        self._detours.lead_around()
+        is_known = known_layers(self.root) is not None
+        self._detours.lead_back()
+        self._listening: AbstractContextManager[Any] = nullcontext() if is_known else self.notice
+        self.may_use_global_generators = True
+        self.task: TaskSimulator | None = None
+        self.n_masks = 0
+        self._includes_generators = False
+
+    def unwatched(self) -> _Detours:
+        """
+        Lead around recorders and renderers.
+
+        :return: a context in which they see nothing
+        """
+        return self._detours
+
+    def step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
+        """Step some branches, opening them if they are not open, and fill row ``env_idx`` of the outcome."""
+        n_noticed = len(self.notice.effects)
+        with self._listening:
+            self._step(actions, env_idx, branches, outcome, is_last)
+        if len(self.notice.effects) > n_noticed:
+            warnings.warn(str(announce(self.env, self.notice.effects[n_noticed:])), stacklevel=2)
+
+    def _step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
+        observations, rewards, terminated, truncated, masks = outcome
+        states, step = self._states, self.root.step
+        with self._detours:
+            states.begin()
+            try:
+                for idx in branches:
+                    states.enter(idx, is_last)
+                    at = env_idx, idx
+                    obs, rewards[at], terminated[at], truncated[at], _ = step(actions[at])
+                    store_observation(observations, at, obs)
+                    if is_last or terminated[at] or truncated[at]:
+                        continue
+                    if masks is not None:
+                        masks[at] = masks_of(self.env)
+                    states.keep(idx)
+            except UnrestorableStateError:
+                raise
+            except Exception as error:
+                error_class = BranchTimeoutError if isinstance(error, BranchTimeoutError) else BranchError
+                raise error_class(
+                    f"Environment {env_idx}, {self.env}, raised {type(error).__name__} in a branch: {error}\n"
+                    f"Action: {actions[env_idx, idx]}. The state before the branch was restored."
+                ) from error
+            finally:
+                _leave_in_any_case(states)
+
+    def include_masks(self) -> None:
+        """Ask for masks of invalid actions from now on, wherever a branch goes on."""
+        self.n_masks = number_of_masks(self.env.action_space)
+
+    @property
+    def memory(self) -> PrivateAttributes | None:
+        """What keeps states for branches to come, where that is possible."""
+        return self._states if isinstance(self._states, PrivateAttributes) else None
+
+    def cost_of_states(self) -> Cost | None:
+        """
+        Measure what it costs to save and restore the environment.
+
+        :return: the cost, if it is high
+        """
+        if not isinstance(self._states, SavedStates):
+            return None
+        with self.unwatched():
+            return cost_of(*self.roots)
+
+    def include_generators(self) -> None:
+        """Save the global random generators as well from now on, and with the open branches, which have not used them yet."""
+        if not self._includes_generators:
+            self._includes_generators = True
+            self._states.include(randomness.GLOBAL_GENERATORS)
+
+    def close(self) -> None:
+        """Forget the open branches."""
+        self._states.close()
+
+    def probe(self, watch: randomness.Watch) -> tuple[Any, bool]:
+        """
+        Take steps twice from the same snapshots and compare.
+
+        :param watch: a watch on the global random generators that was just started
+        :return: an observation as the environment returns it, and whether it uses global generators
+        :raises UnbranchableEnvError: if something cannot be saved, or the second time differs
+        :raises BranchError: if the environment raises
+        """
+        action_space = copy.deepcopy(self.env.action_space)
+        with self.unwatched(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                models = codecs.mujoco.model_parameters(self.roots)
+                hidden = HiddenState(self.root, self.attributes)
+                self.roots = self.attributes + hidden.roots
+                untouched = Snapshot(*self.roots, *models, *randomness.GLOBAL_GENERATORS)
+                try:
+                    self._make_generator()
+                    self.reset()
+                    hidden.look_again()
+                    self.roots = self.attributes + hidden.roots
+                    for step in range(PROBE_STEPS):
+                        # Other numbers of steps in between, lest a hidden counter comes around to the same value.
+                        example = self._probe_step(action_space, step, 1 + step % 3, hidden)
+                    uses_global_generators = watch.noticed()
+                    self.task = self._probe_task(action_space)
+                    self._settle(hidden)
+                finally:
+                    untouched.restore()
+                if not uses_global_generators:
+                    self.may_use_global_generators = known_layers(self.root) is None
+                    private = codecs.mujoco.PrivateStates.of(self.root) or PrivateAttributes.of(self.root)
+                    self._states = private or self._states
+            except ResetError:
+                raise
+            except UnbranchableEnvError as error:
+                raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
+            except Exception as error:
+                raise BranchError(
+                    f"{self.env} raised {type(error).__name__} when a few steps with actions sampled from its action space "
+                    f"were tried: {error}\nThe state before was restored."
+                ) from error
+            self._make_generator()
+        return example, uses_global_generators
+
+    def reset(self) -> None:
+        """
+        Begin an episode, with the options that the vectorised environment will give to its first one.
+
+        :raises ResetError: if the environment raises
+        """
+        options = _reset_options.get(id(self.env))
+        keywords: dict[str, Any] = {"options": options} if options else {}
+        try:
+            self.root.reset(**keywords)
+        except Exception as error:
+            given = f"options={options!r}" if options else "no options"
+            raise ResetError(
+                f"{self.env} raised {type(error).__name__} when it was reset with {given} to try a few steps: {error}\n"
+                "The state before was restored. If its first reset needs options, give them to the vectorised environment by "
+                "set_options() before the model is made, or reset it once before."
+            ) from error
+
+    def _settle(self, hidden: HiddenState) -> None:
+        saved, watched = hidden.settle()
+        self.roots = self.attributes + saved
+        self._states = WatchedStates(self.roots, watched, str(self.env)) if watched else SavedStates(*self.roots)
+
+    def _make_generator(self) -> None:
+        """Make the environment's random generator if there is none: each branch would make one of its own."""
+        _ = core_of(self.root).np_random
+
+    def _probe_step(self, action_space: spaces.Space[Any], seed: int, n_others: int, hidden: HiddenState) -> Any:
+        snapshot = Snapshot(*self.roots, *randomness.GLOBAL_GENERATORS)
+        once, _ = self.try_actions(action_space, 2, seed)
+        snapshot.restore()
+        self.try_actions(action_space, n_others, PROBE_STEPS + seed)
+        snapshot.restore()
+        again, obs = self.try_actions(action_space, 2, seed)
+        for name in ("observations", "rewards", "terminated", "truncated"):
+            if not identical(getattr(once, name), getattr(again, name)):
+                # If what it is can be seen, this says so.
+                hidden.settle()
+                raise UnbranchableEnvError(
+                    f"after its attributes were saved and restored, the same actions gave other {name}. Some of its state "
+                    "is hidden from its attributes and from its code's variables: in another process, or in an extension "
+                    f"library that keeps it by a handle.{hidden.suspects}{self.notice.suspects} Or its steps draw from a "
+                    "generator that they make without a seed, such as np.random.default_rng(): then use self.np_random.\n"
+                    "Ways out: (1) keep that state in attributes, or register a codec for it with "
+                    "sb3_hybrid_grpo.branching.register_codec; (2) branch by forking the process, with "
+                    "brancher='fork'; (3) train without branching, with n_samples=1."
+                )
+        if again.terminated.any() or again.truncated.any():
+            self.reset()
+        return obs
+
+    def _probe_task(self, action_space: spaces.Space[Any]) -> TaskSimulator | None:
+        task = TaskSimulator.of(self.root)
+        if task is None:
+            return None
+        for _ in range(PROBE_STEPS):
+            task.remember()
+            action = action_space.sample()
+            expected = self.root.step(action.copy())[:-1]
+            if not task.agrees(action, *expected):
+                return None
+            if expected[2] or expected[3]:
+                self.reset()
+        return task
+
+    def try_actions(self, action_space: spaces.Space[Any], n_steps: int, seed: int) -> tuple[BranchOutcome, Any]:
+        """Step with random valid actions until the episode ends; return also the last observation as it is."""
+        outcome = empty_outcome(self.env.observation_space, (1, n_steps))
+        action_space.seed(seed)
+        for idx in range(n_steps):
+            at = 0, idx
+            action = sample(action_space, masks_of(self.env))
+            with self._listening:
+                obs, outcome.rewards[at], outcome.terminated[at], outcome.truncated[at], _ = self.root.step(action)
+            store_observation(outcome.observations, at, obs)
+            if outcome.terminated[at] or outcome.truncated[at]:
+                break
+        return outcome, obs
+
+
+def _leave_in_any_case(states: BranchStates) -> None:
+    try:
+        states.leave()
+    except BaseException:
+        # Interrupted, as by Ctrl-C: to do it again is harmless, to stop halfway is not.
+        states.leave()
+        raise
+
+
+def _skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    while type(env) in _transparent_wrappers and "step" not in vars(env):
+        env = env.env  # type: ignore[attr-defined]
+    return env

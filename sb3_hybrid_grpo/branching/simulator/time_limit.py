@@ -1,0 +1,38 @@
+"""An end for environments that hang in a branch."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sb3_hybrid_grpo.common.errors import BranchTimeoutError
+
+
+@contextmanager
+def time_limit(seconds: float, what: str = "A branch took longer than branch_timeout=") -> Iterator[None]:
+    """
+    Raise in the running code when time is up.
+
+    It takes a POSIX signal and the main thread of a process; elsewhere, and for code that never returns to Python, there is
+    no limit here, only the one that the main process sets to its workers.
+
+    :param seconds: the limit
+    :param what: beginning of the error's message, to which the limit is added
+    :raises BranchTimeoutError: inside the block
+    """
+    is_possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not is_possible:
+        yield
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise BranchTimeoutError(f"{what}{seconds:g} s.")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,420 @@
+"""
+Exact snapshots of live Python objects: save everything reachable from an environment, restore it in place.
+
+A snapshot never copies an environment. It walks the objects that the environment is made of (wrappers, instance
+dictionaries, containers, arrays, random generators, simulator handles) and lets the codec of each type save its
+content. Restoring writes the content back into the same objects, so that references between them stay valid.
+"""
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from operator import is_
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from sb3_hybrid_grpo.common.errors import UnbranchableEnvError, UnrestorableStateError
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Codec(Protocol):
+    """How objects of one type are saved and restored in place."""
+
+    def save(self, obj: Any) -> Any:
+        """
+        Copy the object's own state. Objects that it refers to are left to their own codecs.
+
+        :param obj: the live object
+        :return: its state, independent of later changes
+        """
+
+    def restore(self, obj: Any, state: Any) -> None:
+        """
+        Write a saved state back. Called any number of times for one state.
+
+        :param obj: the live object
+        :param state: what ``save`` returned
+        """
+
+    def children(self, state: Any) -> Iterable[Any]:
+        """
+        Objects that the saved state refers to and that may change themselves.
+
+        :param state: what ``save`` returned
+        :return: those objects
+        """
+
+
+class LeafCodec(Generic[T, S]):
+    """
+    Codec of an object that refers to nothing else, made of two functions.
+
+    :param save: returns the state of an object, independent of later changes
+    :param restore: writes such a state back into the object
+    """
+
+    def __init__(self, save: Callable[[T], S], restore: Callable[[T, S], None]) -> None:
+        self.save = save
+        self.restore = restore
+
+    def children(self, state: S) -> Iterable[Any]:
+        """Return nothing: a leaf refers to no other object."""
+        return ()
+
+
+class ReferencesCodec:
+    """
+    Codec of an object that cannot change itself but refers to others that may, such as a tuple.
+
+    :param referents: returns those others
+    """
+
+    def __init__(self, referents: Callable[[Any], Iterable[Any]]) -> None:
+        self.save = referents
+
+    def restore(self, obj: Any, state: Iterable[Any]) -> None:
+        """Do nothing: there is nothing to restore."""
+
+    def children(self, state: Iterable[Any]) -> Iterable[Any]:
+        """Return the objects referred to."""
+        return state
+
+
+class Mark(Enum):
+    """Stands where a codec would, for types that have none. An enum stays the same object in worker processes."""
+
+    CONSTANT = "part of no state"
+    UNKNOWN = "served by no codec"
+
+
+CONSTANT = Mark.CONSTANT
+_Entry: TypeAlias = Codec | Mark
+
+_registry: dict[type | str, _Entry] = {}
+_user_registry: dict[type | str, _Entry] = {}
+_resolved: dict[type, _Entry] = {}
+_constant_types: set[type] = set()
+_fallbacks: list[Callable[[type], _Entry | None]] = []
+
+
+def _qualified_names(cls: type) -> tuple[str, str]:
+    # Types of some extension modules have no module, such as SWIG's.
+    module = getattr(cls, "__module__", "")
+    return f"{module}.{cls.__qualname__}", f"{module.split('.')[0]}.*"
+
+
+def _resolve(cls: type) -> _Entry:
+    for base in cls.__mro__[:-1]:
+        for key in (base, *_qualified_names(base)):
+            for registry in (_user_registry, _registry):
+                if key in registry:
+                    return registry[key]
+    for fallback in _fallbacks:
+        codec = fallback(cls)
+        if codec is not None:
+            return codec
+    return Mark.UNKNOWN
+
+
+def codec_of(cls: type) -> _Entry:
+    """
+    Find the codec of a type: its own, that of its nearest base class, or a structural one.
+
+    :param cls: the type of an object found in an environment
+    :return: its codec, ``CONSTANT``, or the mark of a type that nothing serves
+    """
+    entry = _resolved.get(cls)
+    if entry is None:
+        entry = _resolved[cls] = _resolve(cls)
+        if entry is CONSTANT:
+            _constant_types.add(cls)
+    return entry
+
+
+def is_immutable(obj: Any) -> bool:
+    """
+    Tell whether an object is constant, or a tuple of such.
+
+    :param obj: the object
+    :return: whether nothing in it can change
+    """
+    return codec_of(type(obj)) is CONSTANT or (type(obj) is tuple and all(map(is_immutable, obj)))
+
+
+def _forget_resolved() -> None:
+    _resolved.clear()
+    _constant_types.clear()
+
+
+def register_codec(cls: type | str, codec: Codec | Mark) -> None:
+    """
+    Teach branching how to save and restore objects of a type: a simulator's handle, an environment or a wrapper.
+
+    Branchers that are made later know it.
+
+    :param cls: the type (subclasses are served too), or its qualified name such as ``"my_sim.World"`` for a package
+        that should not be imported for it
+    :param codec: an object with ``save``, ``restore`` and ``children`` (see ``LeafCodec``), or ``CONSTANT`` for objects
+        that hold no state, such as loggers and renderers
+    """
+    _user_registry[cls] = codec
+    _forget_resolved()
+
+
+def register_builtin(cls: type | str, codec: Codec | Mark) -> None:
+    """
+    Register a codec that the package ships; ``register_codec`` takes precedence over it.
+
+    :param cls: the type or its qualified name; ``"package.*"`` names all types of a package
+    :param codec: its codec, or ``CONSTANT``
+    """
+    _registry[cls] = codec
+    _forget_resolved()
+
+
+def register_fallback(fallback: Callable[[type], _Entry | None]) -> None:
+    """
+    Register a function that is asked for a codec when none is registered for a type or its bases.
+
+    :param fallback: maps a type to a codec or ``CONSTANT``, or to ``None`` if it cannot serve it
+    """
+    _fallbacks.append(fallback)
+
+
+def user_codecs() -> dict[type | str, Any]:
+    """
+    Return what ``register_codec`` was told in this process, for the worker processes of a vectorised environment.
+
+    :return: codecs by type or qualified name
+    """
+    return dict(_user_registry)
+
+
+class _Visit(NamedTuple):
+    """
+    An object that a walk came by and that may change itself.
+
+    :param obj: the object
+    :param codec: its codec
+    :param children: those that it refers to and that may change
+    """
+
+    obj: Any
+    codec: Codec
+    children: list[Any]
+
+
+class Snapshot:
+    """
+    The state of everything reachable from some objects, as it is now.
+
+    :param roots: where the walk starts
+    :raises UnbranchableEnvError: if it meets an object that no codec serves; the message says how to get there
+    """
+
+    __slots__ = ("_records", "_roots", "visits")
+
+    def __init__(self, *roots: Any) -> None:
+        self._roots = roots
+        self._records: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        self.visits: list[_Visit] = []
+        self._walk(list(roots), set())
+
+    def _walk(self, pending: list[Any], seen: set[int]) -> None:
+        """
+        Save objects and all that they lead to.
+
+        :param pending: the objects
+        :param seen: identities of those that were saved before
+        """
+        # What is not kept otherwise is kept alive meanwhile: another object must not get its identity.
+        passed = []
+        while pending:
+            obj = pending.pop()
+            if id(obj) in seen:
+                continue
+            seen.add(id(obj))
+            codec = _resolved.get(type(obj)) or codec_of(type(obj))
+            if isinstance(codec, Mark):
+                if codec is CONSTANT:
+                    passed.append(obj)
+                    continue
+                raise UnbranchableEnvError(_describe_unknown(self._roots, obj))
+            try:
+                state = codec.save(obj)
+                children = [child for child in codec.children(state) if type(child) not in _constant_types]
+            except Exception as error:
+                raise UnbranchableEnvError(_describe_failure(self._roots, obj, error)) from error
+            pending += children
+            if type(codec) is ReferencesCodec:
+                passed.append(obj)
+                continue
+            self.visits.append(_Visit(obj, codec, children))
+            self._records.append((codec.restore, obj, state))
+
+    def again(self) -> "tuple[Snapshot, int] | None":
+        """
+        Save the same objects once more, and walk only over what they refer to now and did not before.
+
+        :return: a snapshot of the present, and the number of references that are gone: what was behind them is still saved;
+            ``None`` if an object can no longer be saved
+        """
+        snapshot = Snapshot()
+        snapshot._roots = self._roots
+        records, visits, pending, n_gone = snapshot._records, self.visits, [], 0
+        try:
+            for idx, (obj, codec, known_children) in enumerate(self.visits):
+                state = codec.save(obj)
+                if type(codec) is not LeafCodec:
+                    children = [child for child in codec.children(state) if type(child) not in _constant_types]
+                    if len(children) != len(known_children) or not all(map(is_, children, known_children)):
+                        if visits is self.visits:
+                            visits = self.visits.copy()
+                        visits[idx] = _Visit(obj, codec, children)
+                        known = set(map(id, known_children))
+                        pending += [child for child in children if id(child) not in known]
+                        n_gone += len(known.difference(map(id, children)))
+                records.append((codec.restore, obj, state))
+            snapshot.visits = visits
+            if pending:
+                snapshot._walk(pending, {id(visit.obj) for visit in visits})
+        except Exception:
+            return None
+        return snapshot, n_gone
+
+    def include(self, other: "Snapshot") -> None:
+        """
+        Add what another snapshot has saved.
+
+        :param other: a snapshot of other objects
+        """
+        self._records += other._records
+
+    def restore(self) -> None:
+        """
+        Bring every object back to the state of the snapshot.
+
+        :raises UnrestorableStateError: if that is impossible for one of them; all others are restored
+        """
+        try:
+            for restore, obj, state in self._records:
+                restore(obj, state)
+        except Exception:
+            self._restore_one_by_one()
+
+    def _restore_one_by_one(self) -> None:
+        failure: tuple[Any, Exception] | None = None
+        for restore, obj, state in self._records:
+            try:
+                restore(obj, state)
+            except Exception as error:
+                failure = failure or (obj, error)
+        if failure is not None:
+            obj, cause = failure
+            raise UnrestorableStateError(
+                f"{_path_to(self._roots, obj)} is a {kind_of(obj)}, and what a branch did to it cannot be undone: "
+                f"{type(cause).__name__}: {cause}\n{_ways_out(obj)}"
+            ) from cause
+
+    def differs(self) -> bool:
+        """Tell whether any object is in another state now."""
+        return not all(_same(codec_of(type(obj)).save(obj), state) for _, obj, state in self._records)  # type: ignore[union-attr]
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Compare two saved states bit for bit."""
+    if first is second:
+        return True
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, dict):
+        return len(first) == len(second) and all(map(_same, (*first, *first.values()), (*second, *second.values())))
+    if hasattr(first, "tobytes"):
+        return bool(first.dtype == second.dtype and first.shape == second.shape and first.tobytes() == second.tobytes())
+    if hasattr(first, "detach"):
+        return bool(first.equal(second))
+    try:
+        return bool(first == second) or repr(first) == repr(second)
+    except Exception:
+        return False
+
+
+def _describe_unknown(roots: tuple[Any, ...], target: Any) -> str:
+    return f"{_path_to(roots, target)} is a {kind_of(target)}, whose state cannot be saved and restored.\n{_ways_out(target)}"
+
+
+def _describe_failure(roots: tuple[Any, ...], target: Any, error: Exception) -> str:
+    if isinstance(error, UnbranchableEnvError):
+        return f"{_path_to(roots, target)} is a {kind_of(target)} that cannot be saved: {error}.\n{_ways_out(target)}"
+    return (
+        f"{_path_to(roots, target)} is a {kind_of(target)}, and saving its state raised {type(error).__name__}: {error}\n"
+        f"{_ways_out(target)}"
+    )
+
+
+def kind_of(target: Any) -> str:
+    """
+    Name the type of an object.
+
+    :param target: the object
+    :return: the qualified name of its type
+    """
+    return _qualified_names(type(target))[0].lstrip(".")
+
+
+def _ways_out(target: Any) -> str:
+    return (
+        f"Ways out: (1) tell how, with sb3_hybrid_grpo.branching.register_codec({type(target).__name__}, codec), or "
+        "register it as CONSTANT if it holds no simulator state; (2) branch by forking the process, with "
+        "brancher='fork'; (3) train without branching, with n_samples=1."
+    )
+
+
+def _path_to(roots: tuple[Any, ...], target: Any) -> str:
+    found = find(roots, lambda obj: obj is target)
+    return type(target).__name__ if found is None else found[0]
+
+
+def find(roots: tuple[Any, ...], is_wanted: Callable[[Any], bool]) -> tuple[str, Any] | None:
+    """
+    Walk as a snapshot does, past whatever it could not save, to the first object of some kind.
+
+    :param roots: where the walk starts
+    :param is_wanted: tells that kind; it is not asked about types registered as ``CONSTANT``
+    :return: how to get there, and the object; ``None`` if there is no such object
+    """
+    seen: dict[int, Any] = {}
+    pending = [(root, type(root).__name__) for root in roots]
+    while pending:
+        obj, path = pending.pop()
+        codec = codec_of(type(obj))
+        if codec is CONSTANT or id(obj) in seen:
+            continue
+        seen[id(obj)] = obj
+        if is_wanted(obj):
+            return path, obj
+        if isinstance(codec, Mark):
+            continue
+        try:
+            state = codec.save(obj)
+            children = list(codec.children(state))
+        except Exception:
+            continue
+        names = _names_of_children(obj, state)
+        for index, child in enumerate(children):
+            name = names.get(id(child), f"[{index}]")
+            pending.append((child, type(child).__name__ if name == ".env" else path + name))
+    return None
+
+
+def _names_of_children(obj: Any, state: Any) -> dict[int, str]:
+    """Tell how code gets from an object to those that its state refers to."""
+    names = {}
+    for part in state if isinstance(state, tuple) else (state,):
+        if isinstance(part, dict):
+            for key, value in part.items():
+                is_item = isinstance(obj, dict) and key in obj
+                names[id(value)] = f"[{key!r}]" if is_item else f".{key}"
+    return names

@@ -1,0 +1,232 @@
+"""Branching of vectorised environments, as SB3's users build them."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+
+from sb3_hybrid_grpo.branching.batched.remembered import RememberedStates
+from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
+from sb3_hybrid_grpo.branching.snapshots.snapshot import CONSTANT, register_builtin
+from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
+from sb3_hybrid_grpo.branching.vec_env.recalled import RecalledBranches
+from sb3_hybrid_grpo.branching.vec_env.subclasses import stock_class_of, watch_steps
+from sb3_hybrid_grpo.branching.vec_env.views import recallable, view_of
+from sb3_hybrid_grpo.branching.vec_env.workers import SubprocBrancher
+from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.common.notices import warn
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Committed, Observations
+
+
+class VecEnvBrancher:
+    """
+    Branches a ``DummyVecEnv`` in place or a ``SubprocVecEnv`` inside its workers, below all vectorised wrappers.
+
+    :param venv: the training environment
+    :param timeout: seconds that all branches of an environment may take for one step
+    :param name: name of the way to branch, see ``make_brancher``
+    :raises UnbranchableEnvError: if an environment or a wrapper does not allow exact branching
+    """
+
+    uses_simulator = True
+
+    def __init__(self, venv: VecEnv, timeout: float | None = None, name: str = "auto") -> None:
+        self._venv = venv
+        self._timeout = timeout
+        self._name = name
+        self._has_masks = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Look at the vectorised environment as it is, and probe the environments in it."""
+        self._layers = _layers_of(self._venv)
+        *wrappers, base = self._layers
+        self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
+        self._has_memory = any(view.has_memory for view in self._views)
+        self._source = self._branch_simulators(base)
+        self.has_workers = isinstance(self._source, SubprocBrancher)
+        self._announce(self._source.announcement)
+        if self._has_masks:
+            self._source.include_masks()
+
+    def _branch_simulators(self, venv: VecEnv) -> CurrentBrancher | SubprocBrancher:
+        stock = stock_class_of(venv)
+        if stock is None:
+            raise UnbranchableEnvError(
+                f"{type(venv).__name__} is neither SB3's DummyVecEnv nor its SubprocVecEnv, so its environments cannot be "
+                "reached for branching.\n"
+                "Ways out: (1) build the environment with stable_baselines3.common.env_util.make_vec_env; (2) pass a brancher "
+                "of your own, brancher=lambda venv: MyBrancher(venv); (3) train without branching, with n_samples=1."
+            )
+        watch_steps(venv, stock, user=self)
+        if isinstance(venv, SubprocVecEnv):
+            return SubprocBrancher(venv, self._timeout, self._name)
+        assert isinstance(venv, DummyVecEnv)
+        return CurrentBrancher(venv, self._name, timeout=self._timeout, options=venv._options)
+
+    def _announce(self, announcement: str | None) -> None:
+        self._recallable = recallable(self._views)
+        self._remembered: RememberedStates | None = getattr(self._simulators, "remembered", None)
+        self.can_remember = self._remembered is not None and self._recallable is not None
+        if announcement is not None:
+            warn(announcement)
+
+    @property
+    def _simulators(self) -> InProcessBrancher | SubprocBrancher:
+        return self._source.brancher if isinstance(self._source, CurrentBrancher) else self._source
+
+    @property
+    def is_outdated(self) -> bool:
+        """
+        Whether an environment or a wrapper is another one than when they were probed.
+
+        What happens inside the workers of a ``SubprocVecEnv`` shows after ``confirm``; ``open`` sees to it there.
+        """
+        venv: Any = self._venv
+        for layer in self._layers:
+            if venv is not layer:
+                return True
+            venv = getattr(venv, "venv", None)
+        return self._source.is_outdated
+
+    def renew(self) -> None:
+        """
+        Turn to the environments that there are now, and probe those that are others.
+
+        :raises UnbranchableEnvError: if one of them, or a wrapper, does not allow exact branching
+        """
+        if all(known is layer for known, layer in zip_longest(self._layers, _layers_of(self._venv))):
+            self._announce(self._source.renew())
+        else:
+            self._prepare()
+
+    def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int, obs: Observations | None = None) -> BranchOutcome:
+        """
+        Open branches at the current states and take their first steps.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all
+        :param obs: not needed: the simulators know their states
+        :return: their outcomes as the simulators return them, zero where not ``alive``
+        :raises BranchError: if an environment raises
+        """
+        for view in self._views:
+            view.before_step()
+        return self._simulators.open(actions, alive, horizon)
+
+    def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
+        """
+        Open branches as ``open`` does, without waiting for the workers of a ``SubprocVecEnv``.
+
+        Workers do one thing after the other: a step of the environments may be asked for before ``wait``.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param horizon: number of steps that a branch may take in all
+        """
+        for view in self._views:
+            view.before_step()
+        assert isinstance(self._simulators, SubprocBrancher)
+        self._simulators.start(actions, alive, horizon)
+
+    def wait(self) -> BranchOutcome:
+        """
+        Return what ``start`` asked for.
+
+        :return: the outcomes as the simulators return them, zero where not ``alive``
+        :raises BranchError: if an environment raised
+        """
+        assert isinstance(self._simulators, SubprocBrancher)
+        return self._simulators.wait()
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        """
+        Take a further step in the open branches.
+
+        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+        :param alive: which branches go on, [E, n]
+        :return: the outcomes as the simulators return them, zero where not ``alive``
+        :raises BranchError: if an environment raises
+        """
+        return self._simulators.advance(actions, alive)
+
+    def close(self) -> None:
+        """Forget the open branches."""
+        self._simulators.close()
+
+    def observed(
+        self, outcome: BranchOutcome, earlier: Sequence[BranchOutcome] = (), committed: Committed | None = None
+    ) -> BranchOutcome:
+        """
+        Send simulator outcomes through the vectorised wrappers, without side effects.
+
+        :param outcome: what ``open`` or ``advance`` returned
+        :param earlier: the outcomes of the steps before it in the same branches
+        :param committed: not needed
+        :return: what the wrappers would return for it
+        """
+        path = [*earlier, outcome] if self._has_memory else [outcome]
+        for view in self._views:
+            path = view(path)
+        return path[-1]
+
+    @property
+    def side_effects(self) -> list[str]:
+        """What steps of environments in this process were noticed to do outside it."""
+        return getattr(self._simulators, "side_effects", [])
+
+    def include_masks(self) -> None:
+        """Have outcomes include masks of invalid actions, which the environments offer, from now on."""
+        self._has_masks = True
+        self._source.include_masks()
+
+    def remember(self, obs: Observations | None = None) -> None:
+        """
+        Keep the present states, before the committed step; workers need not have done so before ``confirm``.
+
+        :param obs: not needed: the simulators know their states
+        """
+        assert self._remembered is not None and self._recallable is not None
+        for view in self._recallable:
+            view.remember()
+        self._remembered.remember()
+
+    def confirm(self) -> np.ndarray | None:
+        """
+        Wait until the states are kept.
+
+        :return: for which environments that came too late, since they are others than before, [E]; ``None`` if for none
+        """
+        assert self._remembered is not None
+        return self._remembered.confirm()
+
+    def forget(self) -> None:
+        """Forget the states that were remembered."""
+        assert self._remembered is not None and self._recallable is not None
+        for view in self._recallable:
+            view.forget()
+        self._remembered.forget()
+
+    def recall(self) -> RecalledBranches:
+        """
+        Branch from the states that were remembered, and forget them.
+
+        :return: a brancher of all of them at once
+        """
+        assert self._remembered is not None and self._recallable is not None
+        return RecalledBranches(self._remembered, self._recallable)
+
+
+def _layers_of(venv: VecEnv) -> list[Any]:
+    """Return the wrappers of a vectorised environment, outermost first, and what is inside them."""
+    layers: list[Any] = [venv]
+    while isinstance(layers[-1], VecEnvWrapper):
+        layers.append(layers[-1].venv)
+    return layers
+
+
+for _machinery in (VecEnvBrancher, InProcessBrancher, CurrentBrancher):
+    register_builtin(_machinery, CONSTANT)

@@ -1,0 +1,247 @@
+"""What the wrappers of vectorised environments do to observations and rewards, without their side effects."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnvWrapper,
+    VecExtractDictObs,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    VecVideoRecorder,
+)
+from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
+
+from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+
+
+class VecWrapperView(Protocol):
+    """What a ``VecEnvWrapper`` does to the outcomes of branches."""
+
+    has_memory: bool
+    """Whether an outcome depends on those before it in its branch."""
+
+    def before_step(self) -> None:
+        """Remember what the wrapper holds at the state that branches start from, before the committed step."""
+
+    def __call__(self, path: Sequence[BranchOutcome]) -> list[BranchOutcome]:
+        """
+        Transform outcomes as the wrapper would, with its statistics of now and its memory of ``before_step``.
+
+        :param path: outcomes of the branches step by step, from the first one if ``has_memory``
+        :return: the outcomes as the wrapper returns them
+        """
+
+
+class RecallableView(VecWrapperView, Protocol):
+    """A view that can wait with its outcomes for macro-steps to come."""
+
+    def forget(self) -> None:
+        """Forget what was kept."""
+
+    def remember(self) -> None:
+        """Keep what the wrapper holds now, before a committed step."""
+
+    def recall(self) -> VecWrapperView:
+        """Return a view of what the T macro-steps since then lead to, outcomes [E, T · n], and forget what was kept."""
+
+
+class _Unchanged:
+    has_memory = False
+
+    def __init__(self, wrapper: VecEnvWrapper) -> None:
+        pass
+
+    def before_step(self) -> None:
+        pass
+
+    def __call__(self, path: Sequence[BranchOutcome]) -> list[BranchOutcome]:
+        return [self._transform(outcome) for outcome in path]
+
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
+        return outcome
+
+    def forget(self) -> None:
+        pass
+
+    def remember(self) -> None:
+        pass
+
+    def recall(self) -> VecWrapperView:
+        return self
+
+
+class _NormalizeView(_Unchanged):
+    def __init__(self, wrapper: VecNormalize) -> None:
+        self.wrapper = wrapper
+        self._remembered: list[dict[str, RunningMeanStd]] = []
+
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
+        assert not isinstance(outcome.observations, tuple)
+        return outcome._replace(
+            observations=self.wrapper.normalize_obs(outcome.observations),
+            rewards=self.wrapper.normalize_reward(outcome.rewards),
+        )
+
+    def forget(self) -> None:
+        self._remembered = []
+
+    def remember(self) -> None:
+        # Their arrays are replaced when they move, not written into.
+        self._remembered.append(
+            {name: copy.copy(value) for name, value in vars(self.wrapper).items() if isinstance(value, RunningMeanStd)}
+        )
+
+    def recall(self) -> VecWrapperView:
+        self.remember()
+        # The statistics after a macro-step are those before the next one.
+        _, *statistics = self._remembered
+        self.forget()
+        return _RecalledNormalizeView(self.wrapper, statistics)
+
+
+class _RecalledNormalizeView(_NormalizeView):
+    """Normalises outcomes [E, n] that belong to T macro-steps with T statistics."""
+
+    def __init__(self, wrapper: VecNormalize, statistics: Sequence[dict[str, RunningMeanStd]]) -> None:
+        super().__init__(wrapper)
+        self._statistics = statistics
+
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
+        n_steps, attributes = len(self._statistics), vars(self.wrapper)
+        current = attributes.copy()
+        try:
+            rewards = []
+            for statistics, part in zip(self._statistics, np.split(outcome.rewards, n_steps, axis=1), strict=True):
+                attributes.update(statistics)
+                rewards.append(self.wrapper.normalize_reward(part))
+            if "obs_rms" in attributes:
+                n_branches = outcome.rewards.shape[1] // n_steps
+                attributes["obs_rms"] = _stack([statistics["obs_rms"] for statistics in self._statistics], n_branches)
+            assert isinstance(outcome.observations, np.ndarray)
+            observations = self.wrapper.normalize_obs(outcome.observations)
+        finally:
+            attributes.update(current)
+        return outcome._replace(observations=observations, rewards=np.concatenate(rewards, axis=1))
+
+
+def _stack(statistics: Sequence[RunningMeanStd], repeats: int) -> RunningMeanStd:
+    stacked = RunningMeanStd()
+    stacked.mean = np.array([each.mean for each in statistics]).repeat(repeats, axis=0)
+    stacked.var = np.array([each.var for each in statistics]).repeat(repeats, axis=0)
+    return stacked
+
+
+class _ExtractDictObsView(_Unchanged):
+    def __init__(self, wrapper: VecExtractDictObs) -> None:
+        self.key = wrapper.key
+
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
+        assert isinstance(outcome.observations, dict)
+        return outcome._replace(observations=outcome.observations[self.key])
+
+
+class _TransposeImageView(_Unchanged):
+    def __init__(self, wrapper: VecTransposeImage) -> None:
+        self.wrapper = wrapper
+
+    def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
+        if self.wrapper.skip:
+            return outcome
+        if isinstance(outcome.observations, np.ndarray):
+            return outcome._replace(observations=_channels_first(outcome.observations))
+        assert isinstance(outcome.observations, dict)
+        images = {key: _channels_first(outcome.observations[key]) for key in self.wrapper.image_space_keys}
+        return outcome._replace(observations={**outcome.observations, **images})
+
+
+class _FrameStackView(_Unchanged):
+    has_memory = True
+
+    def __init__(self, wrapper: VecFrameStack) -> None:
+        self.wrapper = wrapper
+        self.stacks: dict[str | None, np.ndarray] = {}
+
+    def _stacked(self) -> dict[str | None, StackedObservations[Any]]:
+        stacked = self.wrapper.stacked_obs
+        return getattr(stacked, "sub_stacked_observations", {None: stacked})
+
+    def before_step(self) -> None:
+        self.stacks = {key: stacked.stacked_obs[:, None].copy() for key, stacked in self._stacked().items()}
+
+    def __call__(self, path: Sequence[BranchOutcome]) -> list[BranchOutcome]:
+        stacks, result = self.stacks, []
+        for outcome in path:
+            frames: Any = outcome.observations if isinstance(outcome.observations, dict) else {None: outcome.observations}
+            stacks = {key: _push(stacked, stacks[key], frames[key]) for key, stacked in self._stacked().items()}
+            observations: Any = stacks.get(None, stacks)
+            result.append(outcome._replace(observations=observations))
+        return result
+
+
+def _push(stacked: StackedObservations[Any], stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Append frames [E, n, ...] to the stacks [E, 1 or n, ...] that they follow, dropping the oldest frame."""
+    axis = 2 if stacked.channels_first else frames.ndim - 1
+    kept = np.delete(stacks, np.s_[: frames.shape[axis]], axis=axis)
+    return np.concatenate((np.broadcast_to(kept, (*frames.shape[:2], *kept.shape[2:])), frames), axis=axis)
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    return np.moveaxis(images, -1, -3)
+
+
+_views: dict[type[VecEnvWrapper], Callable[[Any], VecWrapperView]] = {
+    VecCheckNan: _Unchanged,
+    VecMonitor: _Unchanged,
+    VecVideoRecorder: _Unchanged,
+    VecNormalize: _NormalizeView,
+    VecExtractDictObs: _ExtractDictObsView,
+    VecTransposeImage: _TransposeImageView,
+    VecFrameStack: _FrameStackView,
+}
+
+
+def register_vec_wrapper(wrapper_class: type[VecEnvWrapper], view: Callable[[Any], VecWrapperView]) -> None:
+    """
+    Teach branching what a ``VecEnvWrapper`` does to observations and rewards.
+
+    :param wrapper_class: the wrapper's class; its subclasses are not meant
+    :param view: called with the wrapper, returns its ``VecWrapperView``
+    """
+    _views[wrapper_class] = view
+
+
+def view_of(wrapper: VecEnvWrapper) -> VecWrapperView:
+    """
+    Return the view of a wrapper.
+
+    :param wrapper: a wrapper around a vectorised environment
+    :return: what it does to the outcomes of branches
+    :raises UnbranchableEnvError: if nothing is known about wrappers of its class
+    """
+    view = _views.get(type(wrapper))
+    if view is None:
+        raise UnbranchableEnvError(
+            f"What {type(wrapper).__name__} does to observations and rewards is unknown, so branches cannot go through it.\n"
+            "Ways out: (1) tell, with sb3_hybrid_grpo.branching.register_vec_wrapper; (2) wrap the single environments "
+            "instead of the vectorised one; (3) train without branching, with n_samples=1."
+        )
+    return view(wrapper)
+
+
+def recallable(views: Sequence[VecWrapperView]) -> list[RecallableView] | None:
+    """
+    Decide whether outcomes can wait.
+
+    :param views: views of all wrappers
+    :return: the views, or ``None`` if one of them knows only the present
+    """
+    found = [view for view in views if isinstance(view, _Unchanged) and not view.has_memory]
+    return [*found] if len(found) == len(views) else None

@@ -1,0 +1,72 @@
+"""Checks of arguments and outcomes, with messages that say what is allowed."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from sb3_hybrid_grpo.common.errors import InvalidArgumentError, InvalidOutcomeError
+
+
+def check_positive_integer(name: str, value: int) -> None:
+    """
+    Check a number of samples or steps.
+
+    :param name: name of the argument
+    :param value: what the user passed
+    :raises InvalidArgumentError: if it is no positive integer
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InvalidArgumentError(f"`{name}` must be an integer of at least 1, not {value!r}.")
+
+
+def check_number(
+    name: str, value: float, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
+) -> None:
+    """
+    Check a real number.
+
+    :param name: name of the argument
+    :param value: what the user passed
+    :param above: what it must exceed
+    :param at_least: what it must reach
+    :param at_most: what it must not exceed
+    :raises InvalidArgumentError: if it is not finite or outside the bounds
+    """
+    if not (math.isfinite(value) and above < value and at_least <= value <= at_most):
+        limits = {"above": above, "at least": at_least, "at most": at_most}
+        bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
+        raise InvalidArgumentError(f"`{name}` must be a finite number{' ' + bounds if bounds else ''}, not {value!r}.")
+
+
+def check_name(name: str, value: str, valid: Iterable[str]) -> None:
+    """
+    Check a choice.
+
+    :param name: name of the argument
+    :param value: what the user passed
+    :param valid: the valid names
+    :raises InvalidArgumentError: if it is none of them
+    """
+    if value not in valid:
+        raise InvalidArgumentError(f"Unknown {name} {value!r}: choose one of {', '.join(map(repr, valid))}.")
+
+
+def check_outcome(observations: Any, rewards: np.ndarray) -> None:
+    """
+    Check that an environment returned numbers.
+
+    :param observations: observations, [E, ...] or a dict of such arrays
+    :param rewards: rewards, [E, ...]
+    :raises InvalidOutcomeError: if there is NaN or infinity; the message names the environment
+    """
+    parts = observations if isinstance(observations, dict) else {"observation": observations}
+    for name, values in {**parts, "reward": rewards}.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            env_idx = np.argwhere(~np.isfinite(values))[0][0]
+            step = "in a branch" if rewards.ndim > 1 else "in a committed step"
+            raise InvalidOutcomeError(
+                f"Environment {env_idx} returned NaN or infinity as {name} {step}. The policy was not updated with it. Check "
+                "the environment's dynamics for this action, or wrap it in VecCheckNan to see where it starts."
+            )

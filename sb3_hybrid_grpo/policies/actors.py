@@ -1,0 +1,256 @@
+"""The policy of a rollout, which stands still: what only the actor does at each step, and as fast as it can be done."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+
+from sb3_hybrid_grpo.common.errors import InvalidArgumentError
+from sb3_hybrid_grpo.common.type_aliases import Observations
+from sb3_hybrid_grpo.policies.maskable import class_of, is_maskable, masking, overrides_forward, uncompiled
+from sb3_hybrid_grpo.policies.sampling import (
+    actions_from_noise,
+    forward_samples,
+    sample_actions,
+    sample_tempered,
+    to_env_actions,
+)
+
+
+class Samples(NamedTuple):
+    """
+    Actions sampled at E states.
+
+    :param actions: sampled actions, index 0 is the committed one, [E, N, \\*action_shape]
+    :param values: values of the states, [E], if the policy decides about them in a ``forward`` of its own
+    :param log_probs: log-probabilities of the actions, [E, N], likewise
+    :param means: mean actions of a Gaussian policy, [E, \\*action_shape]
+    :param log_weights: logarithms of the importance weights of actions that are no samples of the policy, [E, N]
+    """
+
+    actions: np.ndarray
+    values: th.Tensor | None = None
+    log_probs: th.Tensor | None = None
+    means: np.ndarray | None = None
+    log_weights: np.ndarray | None = None
+
+
+class Actor:
+    """
+    Samples from any policy.
+
+    :param policy: the policy
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+
+    def sample(
+        self, obs: Observations, n_samples: int, noise: np.ndarray | None = None, action_masks: np.ndarray | None = None
+    ) -> Samples:
+        """
+        Sample N actions at each of E states.
+
+        :param obs: states
+        :param n_samples: number of samples N
+        :param noise: noise of the committed actions, drawn by the policy if ``None``, [E, \\*noise_dims]
+        :param action_masks: which actions are valid, [E, M], for a maskable policy
+        :return: the actions
+        """
+        with th.no_grad():
+            obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
+            if overrides_forward(class_of(self.policy)):
+                actions, values, log_probs = forward_samples(self.policy, obs_tensor, n_samples, action_masks)
+                return Samples(self._shaped(actions, n_samples), values, log_probs)
+            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks))
+            actions = sample_actions(distribution, n_samples)
+            if noise is not None:
+                actions[:, 0] = actions_from_noise(distribution, noise)
+            is_gaussian = type(distribution) is DiagGaussianDistribution
+            means = self._shaped(distribution.mode()) if is_gaussian else None
+        return Samples(self._shaped(actions, n_samples), means=means)
+
+    def sample_tempered(
+        self, obs: Observations, n_samples: int, temperature: float, action_masks: np.ndarray | None = None
+    ) -> Samples:
+        """
+        Sample actions at each of E states from the policy with another temperature.
+
+        :param obs: states
+        :param n_samples: number of samples
+        :param temperature: temperature, see ``sample_tempered`` of ``sb3_hybrid_grpo.policies.sampling``
+        :param action_masks: which actions are valid, [E, M], for a maskable policy
+        :return: the actions, with ``log_weights``
+        """
+        with th.no_grad():
+            obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
+            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks))
+            actions, log_weights = sample_tempered(distribution, n_samples, temperature)
+        return Samples(self._shaped(actions, n_samples), log_weights=log_weights.cpu().numpy())
+
+    def act(self, obs: Observations, noise: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
+        """
+        Sample one action at each of B states with given noise.
+
+        :param obs: states
+        :param noise: noise, [B, \\*noise_dims]
+        :param action_masks: which actions are valid, [B, M]
+        :return: actions for the environment, [B, \\*action_shape]
+        :raises InvalidArgumentError: if the policy is maskable and there are no masks
+        """
+        takes_masks = is_maskable(class_of(self.policy))
+        if takes_masks and action_masks is None:
+            raise InvalidArgumentError(
+                "A maskable policy goes on in branches of several steps, but the outcomes of the brancher have no "
+                "`action_masks`: return them, or use branch_horizon=1."
+            )
+        with th.no_grad():
+            obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
+            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks if takes_masks else None))
+            actions = actions_from_noise(distribution, noise)
+        return to_env_actions(self.policy, self._shaped(actions))
+
+    def _shaped(self, actions: th.Tensor, *n_samples: int) -> np.ndarray:
+        return actions.cpu().numpy().reshape(-1, *n_samples, *self.policy.action_space.shape)  # type: ignore[misc]
+
+
+class MlpActor(Actor):
+    """
+    Samples from SB3's ``MlpPolicy`` with Gaussian or categorical actions on the CPU.
+
+    A few matrix products of numpy take a tenth of the time of the same pass through PyTorch's modules and distributions. The
+    random numbers are those that the policy would draw for itself.
+
+    :param policy: a policy that ``is_plain``
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__(policy)
+        self._layers: list[Callable[[np.ndarray], np.ndarray]] = [
+            _layer(module) for module in (*policy.mlp_extractor.policy_net, policy.action_net)
+        ]
+        self._is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+        self._std = policy.log_std.exp().detach().numpy() if self._is_gaussian else None
+
+    @staticmethod
+    def is_plain(policy: ActorCriticPolicy) -> bool:
+        """
+        Tell whether nothing about a policy's actor is the user's own.
+
+        :param policy: the policy
+        :return: whether an ``MlpActor`` does what its ``get_distribution`` and ``sample`` would do
+        """
+        own = ("forward", "get_distribution", "extract_features", "_get_action_dist_from_latent")
+        return (
+            policy.device.type == "cpu"
+            and not any(_is_overridden(policy, name) for name in own)
+            and type(policy.pi_features_extractor) is FlattenExtractor
+            and isinstance(policy.observation_space, spaces.Box)
+            and not is_image_space(policy.observation_space)
+            and type(policy.mlp_extractor) is MlpExtractor
+            and all(type(module) in _LAYERS for module in (*policy.mlp_extractor.policy_net, policy.action_net))
+            and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
+            and not any(getattr(module, name) for module in policy.modules() for name in _HOOKS)
+        )
+
+    def sample(
+        self, obs: Observations, n_samples: int, noise: np.ndarray | None = None, action_masks: np.ndarray | None = None
+    ) -> Samples:
+        """
+        Sample N actions at each of E states, see ``Actor.sample``.
+
+        :param obs: states
+        :param n_samples: number of samples N
+        :param noise: noise of the committed actions
+        :param action_masks: none
+        :return: the actions
+        """
+        parameters = self._parameters(obs)
+        if self._is_gaussian:
+            own_noise = th.randn(len(parameters), n_samples, parameters.shape[-1]).numpy()
+            if noise is not None:
+                own_noise[:, 0] = noise
+            actions = parameters[:, None] + self._std * own_noise
+        else:
+            probs = _softmax(parameters)
+            actions = th.multinomial(th.from_numpy(probs), n_samples, replacement=True).numpy()
+            if noise is not None:
+                actions[:, 0] = _inverse_cdf(probs, noise)
+        shape: tuple[int, ...] = self.policy.action_space.shape  # type: ignore[assignment]
+        means = parameters.reshape(-1, *shape) if self._is_gaussian else None
+        return Samples(actions.reshape(-1, n_samples, *shape), means=means)
+
+    def act(self, obs: Observations, noise: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
+        """
+        Sample one action at each of B states with given noise, see ``Actor.act``.
+
+        :param obs: states
+        :param noise: noise
+        :param action_masks: not looked at
+        :return: actions for the environment
+        """
+        parameters = self._parameters(obs)
+        if not self._is_gaussian:
+            return _inverse_cdf(_softmax(parameters), noise)
+        actions = parameters + self._std * noise
+        return to_env_actions(self.policy, actions.reshape(-1, *self.policy.action_space.shape))  # type: ignore[misc]
+
+    def _parameters(self, obs: Observations) -> np.ndarray:
+        """Return the means of the actions, or the logits, [B, n]."""
+        assert isinstance(obs, np.ndarray)
+        latent = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
+        for layer in self._layers:
+            latent = layer(latent)
+        return latent
+
+
+def make_actor(policy: ActorCriticPolicy) -> Actor:
+    """
+    Make the fastest actor for a policy that stands still.
+
+    :param policy: the policy
+    :return: its actor, until the policy is updated
+    """
+    return MlpActor(policy) if MlpActor.is_plain(policy) else Actor(policy)
+
+
+def _is_overridden(policy: ActorCriticPolicy, name: str) -> bool:
+    return getattr(getattr(uncompiled(policy), name), "__func__", None) is not getattr(ActorCriticPolicy, name)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _linear(module: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
+    weight = module.weight.detach().numpy().T.copy()
+    bias = module.bias.detach().numpy()
+    return lambda latent: latent @ weight + bias
+
+
+_LAYERS: dict[type[nn.Module], Callable[[Any], Callable[[np.ndarray], np.ndarray]]] = {
+    nn.Linear: _linear,
+    nn.Tanh: lambda module: np.tanh,
+    nn.ReLU: lambda module: lambda latent: np.maximum(latent, 0),
+}
+
+
+def _layer(module: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    return _LAYERS[type(module)](module)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def _inverse_cdf(probs: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    passed = probs.cumsum(axis=-1) <= uniforms[:, None]
+    return np.asarray(np.minimum(passed.sum(axis=-1), probs.shape[-1] - 1))

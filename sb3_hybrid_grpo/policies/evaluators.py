@@ -1,0 +1,265 @@
+"""The policy of an update, which moves: evaluations of minibatches, and gradients of the losses of these evaluations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_hybrid_grpo.estimation.losses import Loss
+from sb3_hybrid_grpo.policies.actors import MlpActor
+from sb3_hybrid_grpo.policies.heads import HEADS
+from sb3_hybrid_grpo.policies.maskable import class_of, masking, stock_class
+from sb3_hybrid_grpo.policies.networks import Chain
+
+
+def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
+    """
+    Evaluate N actions at each of B states.
+
+    :param distribution: the policy's distribution at B states
+    :param actions: actions, [B, N, \\*action_dims]
+    :return: log-probabilities, [B, N]
+    """
+    return th.stack([distribution.log_prob(sample) for sample in actions.transpose(0, 1)], dim=1)
+
+
+def evaluate_actions(
+    policy: ActorCriticPolicy, obs: PyTorchObs, actions: th.Tensor, action_masks: np.ndarray | th.Tensor | None = None
+) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """
+    Evaluate N actions at each of B states with the current policy, from one actor and one critic pass where possible.
+
+    :param policy: the policy
+    :param obs: states
+    :param actions: actions as the buffer keeps them, [B, N, action_dim]
+    :param action_masks: which actions are valid, [B, M], for a maskable policy
+    :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
+    """
+    if keeps_distribution(policy) and type(policy.action_dist) in HEADS:
+        values, outputs = _predict_outputs(policy, obs)
+        return values, *HEADS[type(policy.action_dist)](policy).evaluate(outputs, actions)
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.long().squeeze(dim=-1)
+    if not keeps_distribution(policy):
+        evaluations = [policy.evaluate_actions(obs, sample, **masking(action_masks)) for sample in actions.transpose(0, 1)]
+        values, log_prob, entropy = evaluations[0]
+        others = [evaluation[1] for evaluation in evaluations[1:]]
+        return values.flatten(), th.stack([log_prob, *others], dim=1), entropy
+    values, _, entropy = policy.evaluate_actions(obs, actions[:, 0], **masking(action_masks))
+    return values.flatten(), log_probs(policy.action_dist, actions), entropy
+
+
+def keeps_distribution(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether a policy's ``evaluate_actions`` leaves the distribution in ``action_dist``, as SB3's own policies do.
+
+    :param policy: the policy
+    :return: whether it does
+    """
+    return all(
+        getattr(class_of(policy), name) is getattr(stock_class(class_of(policy)), name)
+        for name in ("evaluate_actions", "_get_action_dist_from_latent")
+    )
+
+
+def _predict_outputs(policy: ActorCriticPolicy, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    features: Any = policy.extract_features(obs)
+    if policy.share_features_extractor:
+        latent_pi, latent_vf = policy.mlp_extractor(features)
+    else:
+        latent_pi = policy.mlp_extractor.forward_actor(features[0])
+        latent_vf = policy.mlp_extractor.forward_critic(features[1])
+    return policy.value_net(latent_vf).flatten(), policy.action_net(latent_pi)
+
+
+def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs) -> th.Tensor:
+    """
+    Predict values such that a gradient step on them leaves the actor as it is: shared features are constants.
+
+    :param policy: the policy
+    :param obs: states
+    :return: values, [B]
+    """
+    if not policy.share_features_extractor:
+        return policy.predict_values(obs).flatten()
+    features = policy.extract_features(obs)
+    assert isinstance(features, th.Tensor)
+    return policy.value_net(policy.mlp_extractor.forward_critic(features.detach())).flatten()  # type: ignore[no-any-return]
+
+
+class Evaluator:
+    """
+    Evaluates any policy, with autograd.
+
+    :param policy: the policy
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """
+        Evaluate N actions at each of B states.
+
+        :param obs: states
+        :param actions: actions as the buffer keeps them, [B, N, action_dim]
+        :param action_masks: which actions are valid, [B, M], for a maskable policy
+        :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
+        """
+        values, log_prob, entropy = evaluate_actions(self.policy, obs, actions, action_masks)
+        self._outputs = {"values": values, "log_prob": log_prob}
+        if entropy is None:
+            return _to_numpy(values), _to_numpy(log_prob), None
+        self._outputs["entropy"] = entropy
+        return _to_numpy(values), _to_numpy(log_prob), _to_numpy(entropy)
+
+    def predict_values(self, obs: PyTorchObs) -> np.ndarray:
+        """
+        Predict values such that a gradient step on them leaves the actor as it is.
+
+        :param obs: states
+        :return: values, [B]
+        """
+        values = predict_values_only(self.policy, obs)
+        self._outputs = {"values": values}
+        return _to_numpy(values)
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """
+        Find the parameters that the latest evaluation used for actions and not for values.
+
+        :return: the parameters of the actor alone
+        """
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        users = zip(self._used_for(parameters, "log_prob", "entropy"), self._used_for(parameters, "values"), strict=True)
+        return [parameter for parameter, who in zip(parameters, users, strict=True) if who == (True, False)]
+
+    def _used_for(self, parameters: list[nn.Parameter], *names: str) -> list[bool]:
+        outputs = [self._outputs[name].sum() for name in names if name in self._outputs and self._outputs[name].requires_grad]
+        if not outputs:
+            return [False] * len(parameters)
+        gradients = th.autograd.grad(outputs, parameters, retain_graph=True, allow_unused=True)
+        return [gradient is not None for gradient in gradients]
+
+    def backward(self, losses: Sequence[Loss]) -> None:
+        """
+        Compute the gradients of the policy's parameters, which have none yet.
+
+        :param losses: losses of the latest evaluation
+        """
+        trained = [loss for loss in losses if self._outputs[loss.of].requires_grad]
+        outputs = [self._outputs[loss.of] for loss in trained]
+        gradients = [th.from_numpy(loss.gradient).to(self.policy.device) for loss in trained]
+        th.autograd.backward(outputs, gradients)
+
+
+class MlpEvaluator(Evaluator):
+    """
+    Evaluates SB3's ``MlpPolicy`` with Gaussian or categorical actions on the CPU.
+
+    With a few dozen units, autograd's bookkeeping takes longer than the matrix products: all gradients are written out here.
+
+    :param policy: a policy that ``is_plain``
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__(policy)
+        self._actor, self._critic = (Chain(layers) for layers in _layers(policy))
+        self._head = HEADS[type(policy.action_dist)](policy)
+
+    @staticmethod
+    def is_plain(policy: ActorCriticPolicy) -> bool:
+        """
+        Tell whether nothing about a policy's actor and critic is the user's own.
+
+        :param policy: the policy
+        :return: whether an ``MlpEvaluator`` does what the policy and autograd would do
+        """
+        return (
+            MlpActor.is_plain(policy)
+            and keeps_distribution(policy)
+            and class_of(policy).predict_values is ActorCriticPolicy.predict_values
+            and type(policy.vf_features_extractor) is FlattenExtractor
+            and all(Chain.supports(layers) for layers in _layers(policy))
+            and all(parameter.requires_grad for parameter in policy.parameters())
+        )
+
+    @th.no_grad()
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Evaluate N actions at each of B states, see ``Evaluator.evaluate_actions``.
+
+        :param obs: states
+        :param actions: actions
+        :param action_masks: none
+        :return: values, log-probabilities and entropies
+        """
+        log_prob, entropy = self._head.evaluate(self._actor.forward(_flatten(obs)), actions)
+        return self.predict_values(obs), log_prob.numpy(), entropy.numpy()
+
+    @th.no_grad()
+    def predict_values(self, obs: PyTorchObs) -> np.ndarray:
+        """
+        Predict values, see ``Evaluator.predict_values``.
+
+        :param obs: states
+        :return: values
+        """
+        return self._critic.forward(_flatten(obs)).flatten().numpy()
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """
+        Find the parameters of the actor alone, see ``Evaluator.actor_parameters``.
+
+        :return: the parameters
+        """
+        of_critic = {id(parameter) for layer in _layers(self.policy)[1] for parameter in layer.parameters()}
+        return [parameter for parameter in self.policy.parameters() if id(parameter) not in of_critic]
+
+    @th.no_grad()
+    def backward(self, losses: Sequence[Loss]) -> None:
+        """
+        Compute the gradients of the policy's parameters, see ``Evaluator.backward``.
+
+        :param losses: losses of the latest evaluation
+        """
+        gradients = {loss.of: th.from_numpy(loss.gradient).float() for loss in losses}
+        if "values" in gradients:
+            self._critic.backward(gradients["values"][:, None])
+        if "log_prob" in gradients:
+            self._actor.backward(self._head.backward(gradients["log_prob"], gradients.get("entropy")))
+
+
+def _layers(policy: ActorCriticPolicy) -> tuple[list[nn.Module], list[nn.Module]]:
+    extractor = policy.mlp_extractor
+    return [*extractor.policy_net, policy.action_net], [*extractor.value_net, policy.value_net]
+
+
+def _flatten(obs: PyTorchObs) -> th.Tensor:
+    assert isinstance(obs, th.Tensor)
+    return obs.float().flatten(start_dim=1)
+
+
+def _to_numpy(tensor: th.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def make_evaluator(policy: ActorCriticPolicy) -> Evaluator:
+    """
+    Make the fastest evaluator for a policy that moves.
+
+    :param policy: the policy
+    :return: its evaluator, for one update
+    """
+    return MlpEvaluator(policy) if MlpEvaluator.is_plain(policy) else Evaluator(policy)

@@ -1,0 +1,273 @@
+"""Branches of several steps: what happens when the policy goes on from each sampled action."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_hybrid_grpo.common.type_aliases import AsyncBrancher, Brancher, BranchOutcome, Committed, Observations
+from sb3_hybrid_grpo.common.validation import check_outcome
+from sb3_hybrid_grpo.policies.actors import Actor
+from sb3_hybrid_grpo.policies.sampling import draw_noise
+from sb3_hybrid_grpo.rollout.values import select_observations
+
+
+class BranchStep(NamedTuple):
+    """
+    One step of all branches.
+
+    :param outcome: what the simulators returned, meaningful where a branch is alive
+    :param alive: whether a branch took the step, [E, n]
+    """
+
+    outcome: BranchOutcome
+    alive: np.ndarray
+
+
+class BranchPaths:
+    """
+    The branches of one macro-step, followed until the policy's noise is used up or all of them have ended.
+
+    The environments are left as they were, also if something raises: ``InvalidOutcomeError`` if the policy would have to go on
+    from NaN or infinity.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: source of the outcomes, needed if anything is branched
+    :param actions: first actions for the environments, [E, n, \\*action_shape]
+    :param alive: which of them are branched, [E, n]
+    :param obs: observations of the states
+    :param noise: the policy's noise in each further step, shared by the branches of a state, [S, \\*noise_dims] for S states
+        with E · n / S branches each
+    :param is_awaited: whether the outcomes are needed before the committed step
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        brancher: Brancher | None,
+        actions: np.ndarray,
+        alive: np.ndarray,
+        obs: Observations | None = None,
+        noise: Sequence[np.ndarray] = (),
+        is_awaited: bool = False,
+    ) -> None:
+        self._brancher: Any = brancher
+        self.steps: list[BranchStep] = []
+        self._started: np.ndarray | None = None
+        if brancher is None or not alive.any():
+            return
+        if not (noise or is_awaited) and getattr(brancher, "has_workers", False):
+            cast(AsyncBrancher, brancher).start(actions, alive, horizon=1)
+            self._started = alive
+            return
+        self.steps.append(BranchStep(brancher.open(actions, alive, 1 + len(noise), obs), alive))
+        try:
+            for step_noise in noise:
+                outcome, alive = self.steps[-1]
+                alive = alive & ~(outcome.terminated | outcome.truncated)
+                if not alive.any():
+                    break
+                # Only finite observations are for the policy.
+                check_outcome(outcome.observations, outcome.rewards)
+                obs = select_observations(self.observed(len(self.steps) - 1, None).observations, alive)
+                noise_of_branches = step_noise.repeat(alive.size // len(step_noise), axis=0)
+                actions = actions.copy()
+                masks = None if outcome.action_masks is None else outcome.action_masks[alive]
+                actions[alive] = actor.act(obs, noise_of_branches[alive.ravel()], masks)
+                self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
+        finally:
+            brancher.close()
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """
+        Take the committed step, which workers begin as soon as they have branched.
+
+        :param env: the training environment
+        :param actions: committed actions, [E, \\*action_shape]
+        :return: what the environment returns
+        :raises BranchError: if an environment raised in a branch; the committed step has been taken then
+        """
+        if self._started is None:
+            return env.step(actions)
+        try:
+            return step_behind(self._wait, env, actions)
+        finally:
+            self._brancher.close()
+
+    def _wait(self) -> None:
+        assert self._started is not None
+        self.steps.append(BranchStep(self._brancher.wait(), self._started))
+
+    def observed(self, k: int, committed: Committed | None) -> BranchOutcome:
+        """
+        Return what the policy sees of a step, with the statistics that the vectorised wrappers have now.
+
+        :param k: index of the step
+        :param committed: the committed transition, if it has been made
+        :return: its outcome after the wrappers
+        """
+        brancher: Brancher = self._brancher
+        return brancher.observed(self.steps[k].outcome, [step.outcome for step in self.steps[:k]], committed)
+
+    def reorder(self, order: np.ndarray) -> None:
+        """
+        Put the branches of each environment into another order.
+
+        :param order: which branch comes to each place, [E, n]
+        """
+        self.steps = [
+            BranchStep(BranchOutcome(*(reordered(part, order) for part in step.outcome)), reordered(step.alive, order))
+            for step in self.steps
+        ]
+
+    @property
+    def n_simulator_steps(self) -> int:
+        """Number of simulator steps taken."""
+        return sum(int(step.alive.sum()) for step in self.steps if self._brancher.uses_simulator)
+
+
+def reordered(samples: Any, order: np.ndarray) -> Any:
+    """
+    Put the samples of each environment into another order.
+
+    :param samples: an array [E, N, ...], a dict or tuple of such arrays, or ``None``
+    :param order: which sample comes to each place, [E, N]
+    :return: the same in this order
+    """
+    if samples is None:
+        return None
+    if isinstance(samples, dict):
+        return {key: reordered(part, order) for key, part in samples.items()}
+    if isinstance(samples, tuple):
+        return tuple(reordered(part, order) for part in samples)
+    return samples[np.arange(len(order))[:, None], order]
+
+
+def step_behind(wait: Callable[[], None], env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+    """
+    Ask for the committed step when workers are still to answer something before it.
+
+    :param wait: takes these answers
+    :param env: the training environment
+    :param actions: committed actions, [E, \\*action_shape]
+    :return: what the environment returns
+    :raises OSError: if a worker died after it had answered, as SB3 raises it
+    """
+    lost_worker: OSError | None = None
+    try:
+        env.step_async(actions)
+    except OSError as error:
+        # If it died before it answered, the missing answer tells better.
+        lost_worker = error
+    except BaseException:
+        # Nothing was asked for: there is no step to wait for.
+        with contextlib.suppress(Exception):
+            wait()
+        raise
+    try:
+        wait()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            env.step_wait()
+        raise
+    if lost_worker is not None:
+        raise lost_worker
+    return env.step_wait()
+
+
+class NoiseAhead:
+    """
+    The noise of the committed actions of a rollout, drawn K - 1 steps ahead.
+
+    Branches go on with the noise that the committed trajectory will have: what tells them apart is their first action. With
+    gSDE that are the matrices of each step to come, which the actions of the trajectory so far have had no part in. With a
+    single step nothing is shared, and the policy draws for itself.
+
+    :param policy: the policy
+    :param n_envs: number of environments E
+    :param n_samples: number of samples N
+    :param horizon: number of steps K
+    :param sde_sample_freq: number of steps between new noise matrices of gSDE, as in SB3; ``None`` without gSDE
+    """
+
+    def __init__(
+        self, policy: ActorCriticPolicy, n_envs: int, n_samples: int, horizon: int, sde_sample_freq: int | None
+    ) -> None:
+        self._policy = policy
+        self._n_envs = n_envs
+        self._n_samples = n_samples
+        self._horizon = horizon
+        self._sde_sample_freq = sde_sample_freq or 0
+        self._noise: deque[np.ndarray] = deque(maxlen=horizon)
+        self._n_steps = 0
+        if sde_sample_freq is not None:
+            self._reset_matrices()
+        for _ in range(horizon - 1):
+            self.advance()
+
+    def _reset_matrices(self) -> None:
+        self._policy.reset_noise(self._n_envs * self._n_samples)
+
+    def advance(self) -> None:
+        """Go on to the next committed step."""
+        if self._sde_sample_freq > 0 and self._n_steps % self._sde_sample_freq == 0:
+            self._reset_matrices()
+        if self._horizon > 1:
+            self._noise.append(draw_noise(self._policy.action_dist, self._n_envs))
+        self._n_steps += 1
+
+    @property
+    def now(self) -> np.ndarray | None:
+        """Noise of the committed actions of this step, [E, \\*noise_dims]."""
+        return self._noise[0] if self._noise else None
+
+    @property
+    def later(self) -> list[np.ndarray]:
+        """Noise of the K - 1 steps after it."""
+        return list(self._noise)[1:]
+
+
+class MacroStep:
+    """
+    What the committed actions of one macro-step led to, as the buffer takes it: with room for the branches.
+
+    :param n_envs: number of environments E
+    :param n_samples: number of samples N
+    :param horizon: number of steps K of a branch
+    """
+
+    def __init__(self, n_envs: int, n_samples: int, horizon: int) -> None:
+        shape = (n_envs, n_samples, horizon)
+        self.rewards = np.zeros(shape, dtype=np.float32)
+        self.next_values = np.zeros(shape, dtype=np.float32)
+        self.terminated = np.zeros(shape, dtype=bool)
+        self.alive = np.zeros(shape, dtype=bool)
+
+    def commit(
+        self,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: Sequence[dict[str, Any]],
+        terminal_value: Callable[[Any], float],
+    ) -> None:
+        """
+        Take in the committed step. As in SB3, an episode that was cut off goes on with the value of its last observation.
+
+        :param rewards: rewards, [E]
+        :param dones: whether the episode ended, [E]
+        :param infos: the environments' infos
+        :param terminal_value: values an observation
+        """
+        self.rewards[:, 0, 0] = rewards
+        self.terminated[:, 0, 0] = dones
+        self.alive[:, 0, 0] = True
+        for idx in map(int, np.flatnonzero(dones)):
+            terminal_obs = infos[idx].get("terminal_observation")
+            if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
+                self.terminated[idx, 0, 0] = False
+                self.next_values[idx, 0, 0] = terminal_value(terminal_obs)

@@ -1,0 +1,241 @@
+"""The branches of a rollout: followed at each state, or put off until they are many."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_hybrid_grpo.common.type_aliases import Brancher, Committed, Observations, RememberingBrancher
+from sb3_hybrid_grpo.common.validation import check_outcome
+from sb3_hybrid_grpo.policies.actors import Actor
+from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, step_behind
+from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.rollout.values import DeferredValues, select_observations
+
+_BRANCHES_AT_ONCE = 2048
+
+
+class RolloutBranches(Protocol):
+    """
+    Branches of one macro-step after the other: ``begin``, ``step_env``, then ``finish`` when the buffer has the macro-step. At
+    the end of the rollout ``finish_all`` completes the buffer.
+    """
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
+        """
+        Branch at the present states.
+
+        :param actions: first actions for the environments, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param obs: observations of the states
+        :param noise: the policy's noise in each further step, [E, \\*noise_dims] each
+        """
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """
+        Take the committed step.
+
+        :param env: the training environment
+        :param actions: committed actions, [E, \\*action_shape]
+        :return: what the environment returns
+        """
+
+    def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
+        """
+        Complete the macro-step in the buffer, or put that off.
+
+        :param new_obs: observations that the committed step returned
+        :param infos: the environments' infos
+        :param terminated: whether the committed step ended the episode in a terminal state, [E]
+        :return: number of simulator steps that branches have taken since the last time
+        :raises InvalidOutcomeError: if there is NaN or infinity among the outcomes
+        """
+
+    def finish_all(self) -> int:
+        """
+        Complete all macro-steps.
+
+        :return: number of simulator steps that branches have taken since the last time
+        :raises InvalidOutcomeError: if there is NaN or infinity among the outcomes
+        """
+
+
+def rollout_branches(
+    actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
+) -> RolloutBranches:
+    """
+    Prepare the branches of a rollout.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: source of the outcomes, ``None`` if nothing is branched
+    :param buffer: the rollout's buffer
+    :param deferred: what is to be known of the next observations
+    :return: late branches if the brancher can remember states, else prompt ones
+    """
+    if getattr(brancher, "can_remember", False):
+        return LateBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
+    return PromptBranches(actor, brancher, buffer, deferred)
+
+
+class PromptBranches:
+    """
+    Branches at each state before its committed step, see ``RolloutBranches``.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: source of the outcomes, ``None`` if nothing is branched
+    :param buffer: the rollout's buffer
+    :param deferred: what is to be known of the next observations
+    """
+
+    paths: BranchPaths
+
+    def __init__(
+        self, actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
+    ) -> None:
+        self._actor = actor
+        self._brancher = brancher
+        self._buffer = buffer
+        self._deferred = deferred
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
+        """Follow the branches, or have workers begin with it."""
+        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise)
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """Take the committed step, which workers begin as soon as they have branched."""
+        return self.paths.step_env(env, actions)
+
+    def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
+        """Complete the macro-step."""
+        last = self._buffer.pos - 1
+        committed = Committed(_next_observations(new_obs, infos), terminated)
+        _store(self.paths, slice(last, last + 1), committed, self._buffer, self._deferred)
+        return self.paths.n_simulator_steps
+
+    def finish_all(self) -> int:
+        """Do nothing: they are complete."""
+        return 0
+
+
+class AwaitedBranches(PromptBranches):
+    """Branches of all N actions, the committed one included, whose outcomes decide about it: see ``RolloutBranches``."""
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
+        """Follow the branches, and wait for workers."""
+        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise, is_awaited=True)
+
+
+class _Waiting(NamedTuple):
+    actions: np.ndarray
+    alive: np.ndarray
+    noise: list[np.ndarray]
+
+
+class LateBranches:
+    """
+    Remembers states and branches from many of them at once, see ``RolloutBranches``: what a step of a branch costs beside the
+    simulator is shared by thousands.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: keeps the states
+    :param buffer: the rollout's buffer
+    :param deferred: what is to be known of the next observations
+    """
+
+    def __init__(
+        self, actor: Actor, brancher: RememberingBrancher, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
+    ) -> None:
+        self._actor = actor
+        self._brancher = brancher
+        self._buffer = buffer
+        self._deferred = deferred
+        self._waiting: list[_Waiting] = []
+        self._came_too_late: np.ndarray | None = None
+        brancher.forget()
+
+    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
+        """Remember the present states."""
+        self._brancher.remember(obs)
+        self._waiting.append(_Waiting(actions, alive, noise))
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """Take the committed step, which workers begin as soon as they have kept their states."""
+        return step_behind(self._confirm, env, actions)
+
+    def _confirm(self) -> None:
+        self._came_too_late = self._brancher.confirm()
+
+    def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
+        """Complete macro-steps if the branches that wait are many."""
+        if self._came_too_late is not None:
+            self._waiting[-1].alive[self._came_too_late] = False
+            self._buffer.sources[self._buffer.pos - 1, self._came_too_late] = np.arange(self._buffer.n_samples)
+        n_waiting = len(self._waiting) * self._waiting[0].alive.size
+        return self.finish_all() if n_waiting >= _BRANCHES_AT_ONCE else 0
+
+    def finish_all(self) -> int:
+        """Follow all branches that wait."""
+        if not self._waiting:
+            return 0
+        actions, alive, noise = zip(*self._waiting, strict=True)
+        self._waiting = []
+        paths = BranchPaths(
+            self._actor,
+            self._brancher.recall(),
+            _merge(np.stack(actions, axis=1), 1),
+            _merge(np.stack(alive, axis=1), 1),
+            noise=[_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
+        )
+        end = self._buffer.pos
+        _store(paths, slice(end - len(alive), end), None, self._buffer, self._deferred)
+        return paths.n_simulator_steps
+
+
+def _merge(array: np.ndarray, axis: int) -> np.ndarray:
+    """Merge an axis with the next one."""
+    return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+
+
+def _store(
+    paths: BranchPaths, rows: slice, committed: Committed | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
+) -> None:
+    """Write branches [E, T · n] of T macro-steps into their rows of the buffer: of all N samples, or of all but the first."""
+    n_steps = rows.stop - rows.start
+    for k, step in enumerate(paths.steps):
+        first = buffer.n_samples - step.alive.shape[1] // n_steps
+        outcome = paths.observed(k, committed)
+        check_outcome(outcome.observations, outcome.rewards)
+
+        def places_in(stored: np.ndarray, first: int = first, k: int = k) -> np.ndarray:
+            places: np.ndarray = stored[rows, :, first:, k].swapaxes(0, 1)
+            return places
+
+        alive = step.alive.reshape(places_in(buffer.branch_alive).shape)
+        places_in(buffer.branch_alive)[...] = alive
+        places_in(buffer.branch_rewards)[...] = outcome.rewards.reshape(alive.shape)
+        places_in(buffer.branch_terminated)[...] = outcome.terminated.reshape(alive.shape)
+        if not deferred:
+            continue
+        selected = select_observations(outcome.observations, step.alive)
+        for quantity in deferred:
+            quantity.write(selected, places_in(getattr(buffer, quantity.into)), alive)
+
+
+def _next_observations(new_obs: Observations, infos: Sequence[dict[str, Any]]) -> Observations:
+    """Replace the first observations of new episodes by the last ones of those before."""
+    last = {idx: info["terminal_observation"] for idx, info in enumerate(infos) if "terminal_observation" in info}
+    if not last:
+        return new_obs
+    if isinstance(new_obs, dict):
+        return {key: _replaced(part, {idx: obs[key] for idx, obs in last.items()}) for key, part in new_obs.items()}
+    assert isinstance(new_obs, np.ndarray)
+    return _replaced(new_obs, last)
+
+
+def _replaced(observations: np.ndarray, rows: dict[int, Any]) -> np.ndarray:
+    result: np.ndarray = observations.copy()
+    for idx, row in rows.items():
+        result[idx] = row
+    return result
