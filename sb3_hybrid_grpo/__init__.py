@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 
+from sb3_hybrid_grpo import moved as _moved
 from sb3_hybrid_grpo.check import check_branchable
 from sb3_hybrid_grpo.common.errors import (
     BranchError,
@@ -15,6 +16,8 @@ from sb3_hybrid_grpo.common.errors import (
 )
 from sb3_hybrid_grpo.grpo import GRPO
 from sb3_hybrid_grpo.hybrid_grpo import PAPER_SETTINGS, HybridGRPO
+
+_moved.install()
 
 __version__ = files(__name__).joinpath("version.txt").read_text().strip()
 

@@ -12,7 +12,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
-from sb3_hybrid_grpo import HybridGRPO, doctor
+from sb3_hybrid_grpo import HybridGRPO
+from sb3_hybrid_grpo.diagnostics import doctor
 from sb3_hybrid_grpo.branching import RewardFunction
 from tests.envs import limited
 

@@ -170,7 +170,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Healthy: nothing unusual in {len(log)} logged updates.")
     print(f"The metrics are drawn in {figure}")
     return 1 if findings else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
