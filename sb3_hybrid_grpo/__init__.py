@@ -4,7 +4,7 @@ from importlib.resources import files
 
 from sb3_hybrid_grpo import moved as _moved
 from sb3_hybrid_grpo.check import check_branchable
-from sb3_hybrid_grpo.common.errors import (
+from sb3_hybrid_grpo.common import (
     BranchError,
     BranchTimeoutError,
     CheckpointError,

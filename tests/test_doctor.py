@@ -13,8 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
 from sb3_hybrid_grpo import HybridGRPO
-from sb3_hybrid_grpo.diagnostics import doctor
 from sb3_hybrid_grpo.branching import RewardFunction
+from sb3_hybrid_grpo.diagnostics import doctor
 from tests.envs import limited
 
 

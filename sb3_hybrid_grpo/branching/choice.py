@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.copies.child import CAN_FORK, PATIENCE
-from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher, milliseconds_per_fork
-from sb3_hybrid_grpo.branching.copies.quickest import QuickestBrancher
-from sb3_hybrid_grpo.branching.copies.rehearsal import NoTellingError, rehearse
-from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
-from sb3_hybrid_grpo.branching.copies.shared import obstacle_to_fork
-from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
-from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
-from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit
-from sb3_hybrid_grpo.common.errors import BranchError, BranchTimeoutError, UnbranchableEnvError
+from sb3_hybrid_grpo.branching.copies import (
+    CAN_FORK,
+    PATIENCE,
+    ForkBrancher,
+    NoTellingError,
+    QuickestBrancher,
+    ReplayBrancher,
+    milliseconds_per_fork,
+    obstacle_to_fork,
+    rehearse,
+)
+from sb3_hybrid_grpo.branching.simulator import InProcessBrancher, LocalBrancher, time_limit
+from sb3_hybrid_grpo.common import BranchError, BranchTimeoutError, UnbranchableEnvError
 
 BRANCHER_NAMES = ("auto", "snapshot", "fork", "replay", "quickest")
 _BY_NAME: Mapping[str, type[InProcessBrancher]] = {

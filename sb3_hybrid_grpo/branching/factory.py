@@ -3,10 +3,9 @@
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hybrid_grpo.branching.choice import BRANCHER_NAMES
-from sb3_hybrid_grpo.branching.models.learned import LearnedBrancher
-from sb3_hybrid_grpo.branching.vec_env.vec_env import VecEnvBrancher
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BrancherFactory
+from sb3_hybrid_grpo.branching.models import LearnedBrancher
+from sb3_hybrid_grpo.branching.vec_env import VecEnvBrancher
+from sb3_hybrid_grpo.common import Brancher, BrancherFactory, InvalidArgumentError
 
 
 def make_brancher(brancher: str | BrancherFactory, venv: VecEnv, timeout: float | None = None) -> Brancher:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sb3_hybrid_grpo.check.check import check_branchable
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
+from sb3_hybrid_grpo.common import InvalidArgumentError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,21 +16,16 @@ from gymnasium.utils import EzPickle
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
-from sb3_hybrid_grpo.branching.copies.shared import obstacle_to_fork
-from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
-from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, sample
-from sb3_hybrid_grpo.branching.snapshots import randomness
-from sb3_hybrid_grpo.branching.snapshots.snapshot import Mark, Snapshot, codec_of, find, kind_of
-from sb3_hybrid_grpo.branching.surroundings.hidden_state import HiddenState
-from sb3_hybrid_grpo.branching.surroundings.side_effects import WAYS_OUT
+from sb3_hybrid_grpo.branching.copies import CAN_FORK, obstacle_to_fork
+from sb3_hybrid_grpo.branching.simulator import Simulator, masks_of, sample
+from sb3_hybrid_grpo.branching.snapshots import Mark, Snapshot, codec_of, find, kind_of, randomness
+from sb3_hybrid_grpo.branching.surroundings import WAYS_OUT, HiddenState
 from sb3_hybrid_grpo.check.isolated import GaveUpError, Tick, isolated
 from sb3_hybrid_grpo.check.laws import LawBrokenError, Pace, Run, Saboteur, run
 from sb3_hybrid_grpo.check.pace import BudgetPace, EnoughPace, FixedPace, TickingPace
 from sb3_hybrid_grpo.check.report import BranchReport, Costs, Trial
 from sb3_hybrid_grpo.check.traces import compare_runs, treatment_of_variables
-from sb3_hybrid_grpo.common.errors import BranchError, InvalidArgumentError, UnbranchableEnvError
-from sb3_hybrid_grpo.common.type_aliases import Brancher
+from sb3_hybrid_grpo.common import Brancher, BranchError, InvalidArgumentError, UnbranchableEnvError
 
 T = TypeVar("T")
 

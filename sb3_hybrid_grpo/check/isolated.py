@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import torch as th
 
-from sb3_hybrid_grpo.branching.copies.child import CAN_FORK, Channel, Child, ChildDied, Raised, end
-from sb3_hybrid_grpo.common.errors import HybridGRPOError
+from sb3_hybrid_grpo.branching.copies import CAN_FORK, Channel, Child, ChildDied, Raised, end
+from sb3_hybrid_grpo.common import HybridGRPOError
 
 T = TypeVar("T")
 Tick = Callable[[], None]

@@ -11,11 +11,9 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
-from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, sample
-from sb3_hybrid_grpo.branching.surroundings.hidden_state import HiddenState
-from sb3_hybrid_grpo.common.errors import BranchError, UnbranchableEnvError
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchOutcome, MaskingBrancher
+from sb3_hybrid_grpo.branching.simulator import Simulator, masks_of, sample
+from sb3_hybrid_grpo.branching.surroundings import HiddenState
+from sb3_hybrid_grpo.common import Brancher, BranchError, BranchOutcome, MaskingBrancher, UnbranchableEnvError
 
 _N_BRANCHES = 3
 _HORIZON = 5

@@ -4,10 +4,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
-from sb3_hybrid_grpo.branching.surroundings.hidden_state import HiddenState
+from sb3_hybrid_grpo.branching.simulator import Simulator
+from sb3_hybrid_grpo.branching.surroundings import HiddenState
 from sb3_hybrid_grpo.check.laws import Run, same
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 _MOST_VARIABLES = 40
 

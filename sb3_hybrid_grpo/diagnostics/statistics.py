@@ -7,10 +7,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
 
-from sb3_hybrid_grpo.common.type_aliases import Floats
-from sb3_hybrid_grpo.estimation.reward_transforms import CallableTransform, RewardTransform
-from sb3_hybrid_grpo.policies.sampling import to_env_actions
-from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.common import Floats
+from sb3_hybrid_grpo.estimation import CallableTransform, RewardTransform
+from sb3_hybrid_grpo.policies import to_env_actions
+from sb3_hybrid_grpo.rollout import MultiSampleMixin
 
 _SAME_ACTION = 0.01
 _DECIDED = 0.99

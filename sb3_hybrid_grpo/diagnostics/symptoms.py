@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from sb3_hybrid_grpo.common.notices import warn
+from sb3_hybrid_grpo.common import warn
 
 
 class Symptom(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from sb3_hybrid_grpo.common.type_aliases import Floats
+from sb3_hybrid_grpo.common import Floats
 
 
 class Advantages(NamedTuple):

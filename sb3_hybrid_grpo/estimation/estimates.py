@@ -6,7 +6,7 @@ T macro-steps, E environments, N sampled actions. ``dones`` [T, E] marks macro-s
 
 import numpy as np
 
-from sb3_hybrid_grpo.common.type_aliases import Floats
+from sb3_hybrid_grpo.common import Floats
 
 
 def value_boosted_estimates(

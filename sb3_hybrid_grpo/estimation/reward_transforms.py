@@ -7,8 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError, RewardTransformError
-from sb3_hybrid_grpo.common.type_aliases import Floats
+from sb3_hybrid_grpo.common import Floats, InvalidArgumentError, RewardTransformError
 
 
 class RewardTransform(ABC):

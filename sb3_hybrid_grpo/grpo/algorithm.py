@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_hybrid_grpo.hybrid_grpo.algorithm import HybridGRPO
+from sb3_hybrid_grpo.hybrid_grpo import HybridGRPO
 
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
 

@@ -17,14 +17,23 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.common.checkpoints import CheckedCheckpoints
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
-from sb3_hybrid_grpo.common.notices import warn
-from sb3_hybrid_grpo.common.schedules import check_desired_kl, parse_schedule, value_at
-from sb3_hybrid_grpo.common.type_aliases import Brancher, BrancherFactory, LearningBrancher, MaskingBrancher
-from sb3_hybrid_grpo.common.validation import check_name, check_number, check_positive_integer
-from sb3_hybrid_grpo.diagnostics.symptoms import Watch
-from sb3_hybrid_grpo.estimation.reward_transforms import AnyRewardTransform, make_reward_transform
+from sb3_hybrid_grpo.common import (
+    Brancher,
+    BrancherFactory,
+    CheckedCheckpoints,
+    InvalidArgumentError,
+    LearningBrancher,
+    MaskingBrancher,
+    check_desired_kl,
+    check_name,
+    check_number,
+    check_positive_integer,
+    parse_schedule,
+    value_at,
+    warn,
+)
+from sb3_hybrid_grpo.diagnostics import Watch
+from sb3_hybrid_grpo.estimation import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.hybrid_grpo.clipped_update import ClippedUpdate
 from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
 from sb3_hybrid_grpo.hybrid_grpo.policies import (
@@ -35,14 +44,16 @@ from sb3_hybrid_grpo.hybrid_grpo.policies import (
     MlpPolicy,
     MultiInputPolicy,
 )
-from sb3_hybrid_grpo.policies.critic import has_linear_head
-from sb3_hybrid_grpo.policies.heads import check_entropies
-from sb3_hybrid_grpo.policies.maskable import is_maskable, masking, without_sde
-from sb3_hybrid_grpo.policies.sampling import check_common_noise
-from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling, make_action_sampling, make_modelled_sampling
-from sb3_hybrid_grpo.rollout.action_selection import check_selection
-from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin, multi_sample_buffer_class
-from sb3_hybrid_grpo.rollout.callback_locals import RolloutCallback
+from sb3_hybrid_grpo.policies import check_common_noise, check_entropies, has_linear_head, is_maskable, masking, without_sde
+from sb3_hybrid_grpo.rollout import (
+    ActionSampling,
+    MultiSampleMixin,
+    RolloutCallback,
+    check_selection,
+    make_action_sampling,
+    make_modelled_sampling,
+    multi_sample_buffer_class,
+)
 
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
 

@@ -10,10 +10,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 
-from sb3_hybrid_grpo.common.schedules import kl_adapted_factor, value_at
-from sb3_hybrid_grpo.common.type_aliases import MultiSampleRolloutBufferSamples
-from sb3_hybrid_grpo.diagnostics.symptoms import Watch
-from sb3_hybrid_grpo.estimation.losses import (
+from sb3_hybrid_grpo.common import MultiSampleRolloutBufferSamples, kl_adapted_factor, value_at
+from sb3_hybrid_grpo.diagnostics import Watch
+from sb3_hybrid_grpo.estimation import (
     Loss,
     approximate_kl,
     clip_gradients,
@@ -24,9 +23,8 @@ from sb3_hybrid_grpo.estimation.losses import (
     value_loss,
     weighted_mean,
 )
-from sb3_hybrid_grpo.policies.critic import refit_value_head
-from sb3_hybrid_grpo.policies.evaluators import Evaluator, make_evaluator
-from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.policies import Evaluator, make_evaluator, refit_value_head
+from sb3_hybrid_grpo.rollout import MultiSampleMixin
 
 Metrics: TypeAlias = dict[str, list[float]]
 

@@ -15,23 +15,30 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hybrid_grpo.common.schedules import value_at
-from sb3_hybrid_grpo.common.type_aliases import Brancher, LearningBrancher, RenewableBrancher
-from sb3_hybrid_grpo.common.validation import check_outcome
-from sb3_hybrid_grpo.diagnostics.statistics import rollout_statistics
-from sb3_hybrid_grpo.diagnostics.symptoms import Watch
-from sb3_hybrid_grpo.estimation.reward_transforms import AnyRewardTransform, RewardTransform
-from sb3_hybrid_grpo.policies.actors import make_actor
-from sb3_hybrid_grpo.policies.maskable import masking
-from sb3_hybrid_grpo.policies.sampling import first_occurrences, to_env_actions
-from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling
-from sb3_hybrid_grpo.rollout.action_selection import SELECTIONS, estimates_before_the_step, to_front
-from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
-from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
-from sb3_hybrid_grpo.rollout.callback_locals import CommittedStep, locals_of
-from sb3_hybrid_grpo.rollout.rollout_branches import AwaitedBranches, RolloutBranches, rollout_branches
-from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
-from sb3_hybrid_grpo.rollout.values import DeferredEntropies, DeferredValues, evaluate_rollout
+from sb3_hybrid_grpo.common import Brancher, LearningBrancher, RenewableBrancher, check_outcome, value_at
+from sb3_hybrid_grpo.diagnostics import Watch, rollout_statistics
+from sb3_hybrid_grpo.estimation import AnyRewardTransform, RewardTransform
+from sb3_hybrid_grpo.policies import first_occurrences, make_actor, masking, to_env_actions
+from sb3_hybrid_grpo.rollout import (
+    SELECTIONS,
+    ActionSampling,
+    AwaitedBranches,
+    BranchPaths,
+    CommittedStep,
+    DeferredEntropies,
+    DeferredValues,
+    MacroStep,
+    MultiSampleMixin,
+    NoiseAhead,
+    RolloutBranches,
+    committed_transitions,
+    estimates_before_the_step,
+    evaluate_rollout,
+    locals_of,
+    reordered,
+    rollout_branches,
+    to_front,
+)
 
 
 class MacroSteps(OnPolicyAlgorithm):

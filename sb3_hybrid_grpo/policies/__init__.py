@@ -1,1 +1,30 @@
-"""TODO."""
+"""What is done to SB3's policies: sampling, evaluation and gradients, many actions at a time."""
+
+from sb3_hybrid_grpo.policies.actors import Actor, Samples, make_actor
+from sb3_hybrid_grpo.policies.critic import has_linear_head, refit_value_head
+from sb3_hybrid_grpo.policies.evaluators import Evaluator, evaluate_actions, make_evaluator
+from sb3_hybrid_grpo.policies.heads import check_entropies
+from sb3_hybrid_grpo.policies.maskable import is_maskable, masking, overrides_forward, without_sde
+from sb3_hybrid_grpo.policies.networks import chunk_size
+from sb3_hybrid_grpo.policies.sampling import check_common_noise, draw_noise, first_occurrences, to_env_actions
+
+__all__ = [
+    "Actor",
+    "Evaluator",
+    "Samples",
+    "check_common_noise",
+    "check_entropies",
+    "chunk_size",
+    "draw_noise",
+    "evaluate_actions",
+    "first_occurrences",
+    "has_linear_head",
+    "is_maskable",
+    "make_actor",
+    "make_evaluator",
+    "masking",
+    "overrides_forward",
+    "refit_value_head",
+    "to_env_actions",
+    "without_sde",
+]

@@ -13,8 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
-from sb3_hybrid_grpo.common.type_aliases import Observations
+from sb3_hybrid_grpo.common import InvalidArgumentError, Observations
 from sb3_hybrid_grpo.policies.maskable import class_of, is_maskable, masking, overrides_forward, uncompiled
 from sb3_hybrid_grpo.policies.sampling import (
     actions_from_noise,

@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_hybrid_grpo.common.type_aliases import Floats, MultiSampleRolloutBufferSamples
+from sb3_hybrid_grpo.common import Floats, MultiSampleRolloutBufferSamples
 from sb3_hybrid_grpo.policies.maskable import class_of, stock_class
 from sb3_hybrid_grpo.policies.networks import chunk_size
 

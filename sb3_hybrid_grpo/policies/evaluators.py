@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_hybrid_grpo.estimation.losses import Loss
+from sb3_hybrid_grpo.estimation import Loss
 from sb3_hybrid_grpo.policies.actors import MlpActor
 from sb3_hybrid_grpo.policies.heads import HEADS
 from sb3_hybrid_grpo.policies.maskable import class_of, masking, stock_class

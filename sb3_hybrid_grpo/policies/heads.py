@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
+from sb3_hybrid_grpo.common import InvalidArgumentError
 from sb3_hybrid_grpo.policies.maskable import class_of, is_maskable, overrides_forward
 
 _HALF_LOG_TAU = 0.5 * math.log(math.tau)

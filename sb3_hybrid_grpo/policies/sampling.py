@@ -18,7 +18,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
+from sb3_hybrid_grpo.common import InvalidArgumentError
 from sb3_hybrid_grpo.policies.maskable import class_of, masking, overrides_forward
 
 

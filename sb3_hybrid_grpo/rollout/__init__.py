@@ -1,1 +1,36 @@
-"""TODO."""
+"""What happens between two updates: N actions per state, their branches, and the buffer that keeps them."""
+
+from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling, make_action_sampling, make_modelled_sampling
+from sb3_hybrid_grpo.rollout.action_selection import SELECTIONS, check_selection, estimates_before_the_step, to_front
+from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
+from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin, multi_sample_buffer_class
+from sb3_hybrid_grpo.rollout.callback_locals import CommittedStep, RolloutCallback, locals_of
+from sb3_hybrid_grpo.rollout.rollout_branches import AwaitedBranches, RolloutBranches, rollout_branches
+from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
+from sb3_hybrid_grpo.rollout.values import DeferredEntropies, DeferredValues, evaluate_rollout
+
+__all__ = [
+    "SELECTIONS",
+    "ActionSampling",
+    "AwaitedBranches",
+    "BranchPaths",
+    "CommittedStep",
+    "DeferredEntropies",
+    "DeferredValues",
+    "MacroStep",
+    "MultiSampleMixin",
+    "NoiseAhead",
+    "RolloutBranches",
+    "RolloutCallback",
+    "check_selection",
+    "committed_transitions",
+    "estimates_before_the_step",
+    "evaluate_rollout",
+    "locals_of",
+    "make_action_sampling",
+    "make_modelled_sampling",
+    "multi_sample_buffer_class",
+    "reordered",
+    "rollout_branches",
+    "to_front",
+]

@@ -6,11 +6,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
-from sb3_hybrid_grpo.common.type_aliases import Observations
-from sb3_hybrid_grpo.common.validation import check_name
-from sb3_hybrid_grpo.policies.actors import Actor, Samples
-from sb3_hybrid_grpo.policies.maskable import is_maskable, overrides_forward
+from sb3_hybrid_grpo.common import InvalidArgumentError, Observations, check_name
+from sb3_hybrid_grpo.policies import Actor, Samples, is_maskable, overrides_forward
 
 RELATIVE_ESTIMATORS = ("hybrid", "per_action")
 """Advantages that compare each action with the others of its state, and so depend on how these were sampled."""

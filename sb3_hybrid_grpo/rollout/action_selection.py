@@ -7,12 +7,9 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
-from sb3_hybrid_grpo.common.type_aliases import Floats
-from sb3_hybrid_grpo.common.validation import check_name, check_outcome
-from sb3_hybrid_grpo.estimation.estimates import branch_estimates
-from sb3_hybrid_grpo.estimation.reward_transforms import RewardTransform
-from sb3_hybrid_grpo.policies.maskable import overrides_forward
+from sb3_hybrid_grpo.common import Floats, InvalidArgumentError, check_name, check_outcome
+from sb3_hybrid_grpo.estimation import RewardTransform, branch_estimates
+from sb3_hybrid_grpo.policies import overrides_forward
 from sb3_hybrid_grpo.rollout.action_sampling import RELATIVE_ESTIMATORS
 from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths
 from sb3_hybrid_grpo.rollout.values import select_observations

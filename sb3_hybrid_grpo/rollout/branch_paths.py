@@ -10,10 +10,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_hybrid_grpo.common.type_aliases import AsyncBrancher, Brancher, BranchOutcome, Committed, Observations
-from sb3_hybrid_grpo.common.validation import check_outcome
-from sb3_hybrid_grpo.policies.actors import Actor
-from sb3_hybrid_grpo.policies.sampling import draw_noise
+from sb3_hybrid_grpo.common import AsyncBrancher, Brancher, BranchOutcome, Committed, Observations, check_outcome
+from sb3_hybrid_grpo.policies import Actor, draw_noise
 from sb3_hybrid_grpo.rollout.values import select_observations
 
 

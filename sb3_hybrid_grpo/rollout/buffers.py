@@ -10,28 +10,25 @@ from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, Maska
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
-from sb3_hybrid_grpo.common.type_aliases import MultiSampleRolloutBufferSamples
-from sb3_hybrid_grpo.common.validation import check_name, check_positive_integer
-from sb3_hybrid_grpo.estimation.advantages import (
+from sb3_hybrid_grpo.common import InvalidArgumentError, MultiSampleRolloutBufferSamples, check_name, check_positive_integer
+from sb3_hybrid_grpo.estimation import (
     ESTIMATORS,
     RELATIVE_ADVANTAGES,
     Advantages,
+    AnyRewardTransform,
     averaged_advantages,
-    hybrid_advantages,
-    mixed_advantages,
-    model_share,
-    relative_precision,
-)
-from sb3_hybrid_grpo.estimation.estimates import (
     branch_estimates,
     committed_estimates,
     gae_tails,
     generalized_advantages,
+    hybrid_advantages,
+    make_reward_transform,
+    mixed_advantages,
+    model_share,
+    relative_precision,
     soft_rewards,
     value_boosted_estimates,
 )
-from sb3_hybrid_grpo.estimation.reward_transforms import AnyRewardTransform, make_reward_transform
 
 
 class MultiSampleMixin(RolloutBuffer):

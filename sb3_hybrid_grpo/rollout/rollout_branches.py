@@ -7,9 +7,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_hybrid_grpo.common.type_aliases import Brancher, Committed, Observations, RememberingBrancher
-from sb3_hybrid_grpo.common.validation import check_outcome
-from sb3_hybrid_grpo.policies.actors import Actor
+from sb3_hybrid_grpo.common import Brancher, Committed, Observations, RememberingBrancher, check_outcome
+from sb3_hybrid_grpo.policies import Actor
 from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, step_behind
 from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
 from sb3_hybrid_grpo.rollout.values import DeferredValues, select_observations

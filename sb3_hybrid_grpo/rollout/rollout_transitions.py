@@ -3,8 +3,8 @@
 import numpy as np
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_hybrid_grpo.common.type_aliases import Transitions
-from sb3_hybrid_grpo.policies.sampling import to_env_actions
+from sb3_hybrid_grpo.common import Transitions
+from sb3_hybrid_grpo.policies import to_env_actions
 from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
 
 

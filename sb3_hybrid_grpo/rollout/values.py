@@ -9,9 +9,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_hybrid_grpo.common.type_aliases import Observations
-from sb3_hybrid_grpo.policies.evaluators import evaluate_actions
-from sb3_hybrid_grpo.policies.networks import chunk_size
+from sb3_hybrid_grpo.common import Observations
+from sb3_hybrid_grpo.policies import chunk_size, evaluate_actions
 from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
 
 

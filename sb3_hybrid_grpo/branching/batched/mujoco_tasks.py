@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from sb3_hybrid_grpo.branching.snapshots.snapshot import kind_of
+from sb3_hybrid_grpo.branching.snapshots import kind_of
 
 Quantities: TypeAlias = Mapping[str, np.ndarray]
 TaskOutcome: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -8,8 +8,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.batched.task_simulator import States, TaskSimulator
-from sb3_hybrid_grpo.common.outcomes import empty_outcome
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.common import BranchOutcome, empty_outcome
 
 
 class RememberedStates(Protocol):

@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.batched.mujoco_tasks import Quantities, Task, task_of
-from sb3_hybrid_grpo.branching.snapshots.branch_states import known_layers
+from sb3_hybrid_grpo.branching.snapshots import known_layers
 
 
 class States(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
-from sb3_hybrid_grpo.common.errors import BranchError
+from sb3_hybrid_grpo.common import BranchError
 
 if sys.platform != "win32":
     import fcntl

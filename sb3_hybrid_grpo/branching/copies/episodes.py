@@ -13,13 +13,10 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.copies.stand_in import StandIn
-from sb3_hybrid_grpo.branching.simulator.layers import core_of, layers_of
-from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
-from sb3_hybrid_grpo.branching.snapshots.randomness import Watch
-from sb3_hybrid_grpo.branching.snapshots.snapshot import CONSTANT, register_builtin
-from sb3_hybrid_grpo.branching.surroundings.hidden_state import HiddenState
-from sb3_hybrid_grpo.common.errors import BranchError, UnbranchableEnvError
-from sb3_hybrid_grpo.common.outcomes import difference
+from sb3_hybrid_grpo.branching.simulator import Simulator, core_of, layers_of
+from sb3_hybrid_grpo.branching.snapshots import CONSTANT, Watch, register_builtin
+from sb3_hybrid_grpo.branching.surroundings import HiddenState
+from sb3_hybrid_grpo.common import BranchError, UnbranchableEnvError, difference
 
 CANNOT_REPLAY = "cannot be branched by replaying episodes:"
 WAYS_OUT = (

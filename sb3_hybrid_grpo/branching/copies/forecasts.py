@@ -6,9 +6,8 @@ from typing import Any, Protocol
 import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.copies.stand_in import StandIn
-from sb3_hybrid_grpo.branching.snapshots.snapshot import CONSTANT, register_builtin
-from sb3_hybrid_grpo.common.outcomes import difference, empty_outcome, store_observation
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.branching.snapshots import CONSTANT, register_builtin
+from sb3_hybrid_grpo.common import BranchOutcome, difference, empty_outcome, store_observation
 
 _LONGEST_INTERVAL = 64
 

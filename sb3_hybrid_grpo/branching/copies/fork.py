@@ -16,13 +16,15 @@ from gymnasium import spaces
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK, PATIENCE, Channel, Child, ChildDied, ChildHangs, Raised, end
 from sb3_hybrid_grpo.branching.copies.forecasts import Forecast
 from sb3_hybrid_grpo.branching.copies.shared import obstacle_to_fork
-from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
-from sb3_hybrid_grpo.branching.simulator.layers import core_of
-from sb3_hybrid_grpo.branching.simulator.simulator import PROBE_STEPS, Simulator
-from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of
-from sb3_hybrid_grpo.common.errors import BranchError, BranchTimeoutError, UnbranchableEnvError
-from sb3_hybrid_grpo.common.outcomes import difference, store_observation
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, InProcessBrancher, Simulator, core_of, masks_of
+from sb3_hybrid_grpo.common import (
+    BranchError,
+    BranchOutcome,
+    BranchTimeoutError,
+    UnbranchableEnvError,
+    difference,
+    store_observation,
+)
 
 _At: TypeAlias = tuple[int, int]
 

@@ -11,11 +11,8 @@ import numpy as np
 from sb3_hybrid_grpo.branching.copies.episodes import WrongEpisodeError
 from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher, milliseconds_per_fork
 from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
-from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
-from sb3_hybrid_grpo.common.notices import warn
-from sb3_hybrid_grpo.common.outcomes import copy_environments
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.branching.simulator import InProcessBrancher
+from sb3_hybrid_grpo.common import BranchOutcome, UnbranchableEnvError, copy_environments, warn
 
 _Step: TypeAlias = Callable[[InProcessBrancher, np.ndarray], BranchOutcome]
 

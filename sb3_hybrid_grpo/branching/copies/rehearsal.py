@@ -11,9 +11,8 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.copies.child import PATIENCE, Channel, Child, ChildDied, ChildHangs, Raised, end
-from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
-from sb3_hybrid_grpo.branching.simulator.simulator import PROBE_STEPS, Simulator
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, InProcessBrancher, Simulator
+from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 _PATIENCE_WITH_JAX = 10.0
 _MOST_TIMES_AS_LONG = 100

@@ -8,13 +8,16 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.copies.episodes import CANNOT_REPLAY, WAYS_OUT, Recorder, WrongEpisodeError, close_copy
-from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
-from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit
-from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of
-from sb3_hybrid_grpo.branching.snapshots.randomness import Watch
-from sb3_hybrid_grpo.common.errors import BranchError, BranchTimeoutError, HybridGRPOError, UnbranchableEnvError
-from sb3_hybrid_grpo.common.outcomes import store_observation
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.branching.simulator import InProcessBrancher, masks_of, time_limit
+from sb3_hybrid_grpo.branching.snapshots import Watch
+from sb3_hybrid_grpo.common import (
+    BranchError,
+    BranchOutcome,
+    BranchTimeoutError,
+    HybridGRPOError,
+    UnbranchableEnvError,
+    store_observation,
+)
 
 
 class ReplayBrancher(InProcessBrancher):

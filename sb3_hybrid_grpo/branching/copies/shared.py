@@ -14,10 +14,9 @@ import numpy as np
 import torch as th
 
 from sb3_hybrid_grpo.branching.copies.child import CAN_REOPEN, is_regular_file
-from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
-from sb3_hybrid_grpo.branching.snapshots.snapshot import find, kind_of
-from sb3_hybrid_grpo.branching.surroundings.hidden_places import find_in_code
-from sb3_hybrid_grpo.branching.surroundings.side_effects import is_outlet
+from sb3_hybrid_grpo.branching.simulator import Simulator
+from sb3_hybrid_grpo.branching.snapshots import find, kind_of
+from sb3_hybrid_grpo.branching.surroundings import find_in_code, is_outlet
 
 _STANDARD_STREAMS = (sys.__stdin__, sys.__stdout__, sys.__stderr__)
 

@@ -12,8 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Committed, Observations, Transitions
+from sb3_hybrid_grpo.common import BranchOutcome, Committed, Observations, Transitions, UnbranchableEnvError
 
 _CAPACITY = 50_000
 _BATCH_SIZE = 256

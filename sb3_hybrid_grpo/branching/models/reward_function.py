@@ -6,8 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_hybrid_grpo.common.errors import InvalidArgumentError
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Committed, Observations
+from sb3_hybrid_grpo.common import BranchOutcome, Committed, InvalidArgumentError, Observations
 
 RewardOf: TypeAlias = Callable[[Any, np.ndarray], np.ndarray]
 

@@ -1,1 +1,30 @@
-"""TODO."""
+"""One environment of this process: taken apart, probed, and branched from snapshots."""
+
+from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
+from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
+from sb3_hybrid_grpo.branching.simulator.layers import Composition, core_of, layers_of
+from sb3_hybrid_grpo.branching.simulator.simulator import (
+    PROBE_STEPS,
+    Simulator,
+    register_transparent_wrapper,
+    reset_options,
+    transparent_wrappers,
+)
+from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit
+from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, sample
+
+__all__ = [
+    "PROBE_STEPS",
+    "Composition",
+    "InProcessBrancher",
+    "LocalBrancher",
+    "Simulator",
+    "core_of",
+    "layers_of",
+    "masks_of",
+    "register_transparent_wrapper",
+    "reset_options",
+    "sample",
+    "time_limit",
+    "transparent_wrappers",
+]

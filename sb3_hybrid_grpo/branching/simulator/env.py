@@ -8,16 +8,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_hybrid_grpo.branching.batched.remembered import RememberedStates, TaskStates
+from sb3_hybrid_grpo.branching.batched import RememberedStates, TaskStates
 from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.simulator.layers import Composition, layers_of
 from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
 from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit
-from sb3_hybrid_grpo.branching.snapshots import randomness
-from sb3_hybrid_grpo.branching.snapshots.costs import Cost
-from sb3_hybrid_grpo.branching.snapshots.private_attributes import PrivateAttributes
-from sb3_hybrid_grpo.common.notices import warn
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.branching.snapshots import Cost, PrivateAttributes, randomness
+from sb3_hybrid_grpo.common import BranchOutcome, warn
 
 _MAX_VISITED = 32
 

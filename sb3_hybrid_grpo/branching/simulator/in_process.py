@@ -8,10 +8,9 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
-from sb3_hybrid_grpo.branching.snapshots.costs import Cost
-from sb3_hybrid_grpo.branching.surroundings.side_effects import announce
-from sb3_hybrid_grpo.common.outcomes import empty_outcome
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.branching.snapshots import Cost
+from sb3_hybrid_grpo.branching.surroundings import announce
+from sb3_hybrid_grpo.common import BranchOutcome, empty_outcome
 
 
 class InProcessBrancher(ABC):

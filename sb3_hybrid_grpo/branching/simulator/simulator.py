@@ -11,19 +11,31 @@ import numpy as np
 from gymnasium import spaces, wrappers
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_hybrid_grpo.branching.batched.task_simulator import TaskSimulator
+from sb3_hybrid_grpo.branching.batched import TaskSimulator
 from sb3_hybrid_grpo.branching.simulator.layers import core_of
 from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, number_of_masks, sample
-from sb3_hybrid_grpo.branching.snapshots import codecs, randomness
-from sb3_hybrid_grpo.branching.snapshots.branch_states import BranchStates, SavedStates, known_layers
-from sb3_hybrid_grpo.branching.snapshots.costs import Cost, cost_of
-from sb3_hybrid_grpo.branching.snapshots.private_attributes import PrivateAttributes
-from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot
-from sb3_hybrid_grpo.branching.surroundings.hidden_state import HiddenState, WatchedStates
-from sb3_hybrid_grpo.branching.surroundings.side_effects import Notice, announce, branch_hooks
-from sb3_hybrid_grpo.common.errors import BranchError, BranchTimeoutError, UnbranchableEnvError, UnrestorableStateError
-from sb3_hybrid_grpo.common.outcomes import empty_outcome, identical, store_observation
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.branching.snapshots import (
+    BranchStates,
+    Cost,
+    PrivateAttributes,
+    SavedStates,
+    Snapshot,
+    codecs,
+    cost_of,
+    known_layers,
+    randomness,
+)
+from sb3_hybrid_grpo.branching.surroundings import HiddenState, Notice, WatchedStates, announce, branch_hooks
+from sb3_hybrid_grpo.common import (
+    BranchError,
+    BranchOutcome,
+    BranchTimeoutError,
+    UnbranchableEnvError,
+    UnrestorableStateError,
+    empty_outcome,
+    identical,
+    store_observation,
+)
 
 __all__ = ["PROBE_STEPS", "Simulator", "codecs", "register_transparent_wrapper", "transparent_wrappers"]
 

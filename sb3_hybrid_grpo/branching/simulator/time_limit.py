@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sb3_hybrid_grpo.common.errors import BranchTimeoutError
+from sb3_hybrid_grpo.common import BranchTimeoutError
 
 
 @contextmanager

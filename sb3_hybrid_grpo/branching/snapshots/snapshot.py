@@ -11,7 +11,7 @@ from enum import Enum
 from operator import is_
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError, UnrestorableStateError
+from sb3_hybrid_grpo.common import UnbranchableEnvError, UnrestorableStateError
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -23,8 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hybrid_grpo.branching.snapshots.branch_states import known_layers
-from sb3_hybrid_grpo.branching.snapshots.snapshot import CONSTANT, Mark, codec_of, find
+from sb3_hybrid_grpo.branching.snapshots import CONSTANT, Mark, codec_of, find, known_layers
 from sb3_hybrid_grpo.branching.surroundings.code_facts import CodeFacts, facts_of
 from sb3_hybrid_grpo.branching.surroundings.namespaces import ClassVariables, GlobalVariables, is_special
 

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.snapshots.branch_states import SavedStates, known_layers
-from sb3_hybrid_grpo.branching.snapshots.snapshot import Mark, ReferencesCodec, Snapshot, codec_of, find
+from sb3_hybrid_grpo.branching.snapshots import Mark, ReferencesCodec, SavedStates, Snapshot, codec_of, find, known_layers
 from sb3_hybrid_grpo.branching.surroundings.hidden_places import Place, hidden_places
 from sb3_hybrid_grpo.branching.surroundings.namespaces import ClassVariables, GlobalVariables
 from sb3_hybrid_grpo.branching.surroundings.side_effects import is_outlet
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 _COSTLY_SECONDS = 1e-4
 _WATCHING_SHARE = 0.01

@@ -4,7 +4,7 @@ import types
 from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
-from sb3_hybrid_grpo.branching.snapshots.snapshot import register_builtin
+from sb3_hybrid_grpo.branching.snapshots import register_builtin
 
 _ABSENT = object()
 

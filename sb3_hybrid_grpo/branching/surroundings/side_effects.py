@@ -13,7 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.snapshots.snapshot import Mark, codec_of
+from sb3_hybrid_grpo.branching.snapshots import Mark, codec_of
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 _NOBODYS = ("/dev/", "/proc/", "__pycache__", os.devnull)

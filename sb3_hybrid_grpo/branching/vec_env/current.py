@@ -6,11 +6,8 @@ from typing import Any, Protocol
 import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.choice import choose_brancher
-from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
-from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
-from sb3_hybrid_grpo.branching.simulator.layers import Composition
-from sb3_hybrid_grpo.branching.simulator.simulator import reset_options
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.branching.simulator import Composition, InProcessBrancher, LocalBrancher, reset_options
+from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 
 class Holder(Protocol):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sb3_hybrid_grpo.branching.batched.remembered import RememberedStates
+from sb3_hybrid_grpo.branching.batched import RememberedStates
 from sb3_hybrid_grpo.branching.vec_env.views import RecallableView
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Committed, Observations
+from sb3_hybrid_grpo.common import BranchOutcome, Committed, Observations
 
 
 class RecalledBranches:

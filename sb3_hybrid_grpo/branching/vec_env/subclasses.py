@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
-from sb3_hybrid_grpo.common.outcomes import identical
+from sb3_hybrid_grpo.common import UnbranchableEnvError, identical
 
 _STOCK_CLASSES: tuple[type[VecEnv], ...] = (DummyVecEnv, SubprocVecEnv)
 _MAY_RECORD = ("step_async", "step_wait")

@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
-from sb3_hybrid_grpo.branching.batched.remembered import RememberedStates
-from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
-from sb3_hybrid_grpo.branching.snapshots.snapshot import CONSTANT, register_builtin
+from sb3_hybrid_grpo.branching.batched import RememberedStates
+from sb3_hybrid_grpo.branching.simulator import InProcessBrancher
+from sb3_hybrid_grpo.branching.snapshots import CONSTANT, register_builtin
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
 from sb3_hybrid_grpo.branching.vec_env.recalled import RecalledBranches
 from sb3_hybrid_grpo.branching.vec_env.subclasses import stock_class_of, watch_steps
 from sb3_hybrid_grpo.branching.vec_env.views import recallable, view_of
 from sb3_hybrid_grpo.branching.vec_env.workers import SubprocBrancher
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
-from sb3_hybrid_grpo.common.notices import warn
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Committed, Observations
+from sb3_hybrid_grpo.common import BranchOutcome, Committed, Observations, UnbranchableEnvError, warn
 
 
 class VecEnvBrancher:

@@ -18,8 +18,7 @@ from stable_baselines3.common.vec_env import (
 )
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.common import BranchOutcome, UnbranchableEnvError
 
 
 class VecWrapperView(Protocol):

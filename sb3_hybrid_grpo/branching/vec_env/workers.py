@@ -13,13 +13,10 @@ import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_hybrid_grpo.branching.simulator.simulator import register_transparent_wrapper, transparent_wrappers
-from sb3_hybrid_grpo.branching.snapshots.snapshot import CONSTANT, register_builtin, register_codec, user_codecs
+from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
+from sb3_hybrid_grpo.branching.snapshots import CONSTANT, register_builtin, register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
-from sb3_hybrid_grpo.common.errors import BranchError, BranchTimeoutError, HybridGRPOError
-from sb3_hybrid_grpo.common.notices import warn
-from sb3_hybrid_grpo.common.outcomes import join
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
+from sb3_hybrid_grpo.common import BranchError, BranchOutcome, BranchTimeoutError, HybridGRPOError, join, warn
 
 _WORKER_ATTRIBUTE = "sb3_hybrid_grpo_branches"
 _GRACE_SECONDS = 5.0

@@ -28,7 +28,7 @@ from sb3_hybrid_grpo.branching.snapshots.snapshot import (
     register_builtin,
     register_fallback,
 )
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 
 class AttributesCodec:

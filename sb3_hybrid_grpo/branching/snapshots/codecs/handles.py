@@ -15,7 +15,7 @@ from typing import Any
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import RefusingCodec, register_content
 from sb3_hybrid_grpo.branching.snapshots.snapshot import LeafCodec, Mark, ReferencesCodec, register_builtin
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 
 def _save_lock(obj: Any) -> None:

@@ -21,7 +21,7 @@ from sb3_hybrid_grpo.branching.snapshots.snapshot import (
     register_builtin,
     register_fallback,
 )
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 _DATA = "mujoco._structs.MjData"
 _LIBRARIES = ("libmujoco.so*", "libmujoco*.dylib", "mujoco.dll")

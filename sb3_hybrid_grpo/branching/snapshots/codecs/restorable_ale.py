@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ale_py import Action, ALEInterface, ALEState
 
-from sb3_hybrid_grpo.common.errors import UnbranchableEnvError
+from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 # Found by trying all games. Their frames can be cut short at any time, or leave lines undrawn that show an older picture, or
 # (Double Dunk) a reset depends on what the emulator does not save, or (Miniature Golf, Pitfall II) the emulator reads what it
