@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_hybrid_grpo.compare.cli import main
+from sb3_hybrid_grpo.compare import main
 
 if __name__ == "__main__":
     sys.exit(main())

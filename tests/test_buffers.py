@@ -5,11 +5,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_hybrid_grpo import InvalidArgumentError
-from sb3_hybrid_grpo.rollout.buffers import (
-    MultiSampleDictRolloutBuffer,
-    MultiSampleRolloutBuffer,
-    multi_sample_buffer_class,
-)
+from sb3_hybrid_grpo.rollout.buffers import MultiSampleDictRolloutBuffer, MultiSampleRolloutBuffer, multi_sample_buffer_class
 
 BOX = spaces.Box(-1, 1, (3,))
 DICT = spaces.Dict({"position": spaces.Box(-1, 1, (2,)), "mode": spaces.Discrete(4)})

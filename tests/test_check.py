@@ -14,7 +14,7 @@ from sb3_hybrid_grpo import InvalidArgumentError, check_branchable
 from sb3_hybrid_grpo.branching import LeafCodec
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
 from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
-from sb3_hybrid_grpo.branching.snapshots import snapshot
+from sb3_hybrid_grpo.branching.snapshots import registry
 from sb3_hybrid_grpo.check import check, isolated
 from sb3_hybrid_grpo.check.__main__ import main
 from tests.envs import Walk, far_library, limited
@@ -189,9 +189,10 @@ class Silent(Walk):
         return np.zeros(2, dtype=np.float32), 0.0, False, False, {}
 
 
-def test_trace_in_the_random_generator(monkeypatch):
-    monkeypatch.setattr(snapshot, "_user_registry", {np.random.Generator: Forgetful(), np.random.BitGenerator: Forgetful()})
-    monkeypatch.setattr(snapshot, "_resolved", {})
+def test_trace_in_the_random_generator(monkeypatch, request):
+    monkeypatch.setattr(registry, "_user_registry", {np.random.Generator: Forgetful(), np.random.BitGenerator: Forgetful()})
+    registry._forget_resolved()
+    request.addfinalizer(registry._forget_resolved)
     report = check_branchable(Silent)
     assert not report.is_exact or report.brancher == "fork"
     assert any("self.np_random drew something else after branching" in finding for finding in report.findings)

@@ -11,7 +11,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import Snapshot, make_brancher
 from sb3_hybrid_grpo.branching.snapshots.codecs import arrays
-from sb3_hybrid_grpo.branching.snapshots.snapshot import UnrestorableStateError, codec_of
+from sb3_hybrid_grpo.branching.snapshots.registry import codec_of
+from sb3_hybrid_grpo.branching.snapshots.snapshot import UnrestorableStateError
 from tests.lockstep import branch
 
 N_LARGE = arrays.LARGE // 8

@@ -12,7 +12,8 @@ from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import Snapshot
 from sb3_hybrid_grpo.branching.snapshots.codecs import memory
 from sb3_hybrid_grpo.branching.snapshots.recorder import Recorder
-from sb3_hybrid_grpo.branching.snapshots.snapshot import UnrestorableStateError, codec_of
+from sb3_hybrid_grpo.branching.snapshots.registry import codec_of
+from sb3_hybrid_grpo.branching.snapshots.snapshot import UnrestorableStateError
 from tests.lockstep import describe
 
 

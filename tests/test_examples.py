@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from sb3_hybrid_grpo.branching.snapshots import snapshot
+from sb3_hybrid_grpo.branching.snapshots import registry
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
 
@@ -23,7 +23,7 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(snapshot, "_user_registry", {})
+    monkeypatch.setattr(registry, "_user_registry", {})
     monkeypatch.setattr(plt, "show", plt.close)
     namespace = {"__name__": path.stem}
     for cell in code_cells(path):

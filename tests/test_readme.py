@@ -10,7 +10,7 @@ import pytest
 from stable_baselines3 import PPO
 
 from sb3_hybrid_grpo import PAPER_SETTINGS, HybridGRPO
-from sb3_hybrid_grpo.branching.snapshots import snapshot
+from sb3_hybrid_grpo.branching.snapshots import registry
 from sb3_hybrid_grpo.diagnostics.symptoms import SYMPTOMS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -57,7 +57,7 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys, request):
     if "onnx" in example:
         pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(snapshot, "_user_registry", {})
+    monkeypatch.setattr(registry, "_user_registry", {})
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     if "print(" in example:
         steps = re.fullmatch(r"2048 committed steps, (\d+) simulator steps\n", capsys.readouterr().out)

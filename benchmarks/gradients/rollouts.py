@@ -14,7 +14,7 @@ from sb3_hybrid_grpo.estimation.estimates import (
 )
 from sb3_hybrid_grpo.estimation.losses import normalize
 from sb3_hybrid_grpo.policies.evaluators import evaluate_actions
-from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 from sb3_hybrid_grpo.rollout.values import flatten_observations
 
 

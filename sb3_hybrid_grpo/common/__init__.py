@@ -30,7 +30,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
     RenewableBrancher,
     Transitions,
 )
-from sb3_hybrid_grpo.common.validation import check_name, check_number, check_outcome, check_positive_integer
+from sb3_hybrid_grpo.common.validation import check_batches, check_name, check_number, check_outcome, check_positive_integer
 
 __all__ = [
     "AsyncBrancher",
@@ -56,6 +56,7 @@ __all__ = [
     "Transitions",
     "UnbranchableEnvError",
     "UnrestorableStateError",
+    "check_batches",
     "check_desired_kl",
     "check_name",
     "check_number",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sb3_hybrid_grpo.common.errors import InvalidArgumentError, InvalidOutcomeError
+from sb3_hybrid_grpo.common.notices import warn
 
 
 def check_positive_integer(name: str, value: int) -> None:
@@ -51,6 +52,29 @@ def check_name(name: str, value: str, valid: Iterable[str]) -> None:
     """
     if value not in valid:
         raise InvalidArgumentError(f"Unknown {name} {value!r}: choose one of {', '.join(map(repr, valid))}.")
+
+
+def check_batches(n_steps: int, n_envs: int | None, batch_size: int, normalize_advantage: bool) -> None:
+    """
+    Check, as PPO does, that minibatches of a rollout can be normalised, and warn of a truncated one.
+
+    :param n_steps: number of steps of a rollout in each environment
+    :param n_envs: number of environments; ``None`` if they are not known yet
+    :param batch_size: number of states in a minibatch
+    :param normalize_advantage: whether advantages are normalised in each minibatch
+    """
+    if normalize_advantage:
+        assert batch_size > 1, "`batch_size` must be greater than 1 to normalize advantages"
+    if n_envs is None:
+        return
+    n_states = n_steps * n_envs
+    if normalize_advantage:
+        assert n_states > 1, f"`n_steps * n_envs` must be greater than 1. Currently {n_steps=} and {n_envs=}"
+    if n_states % batch_size > 0:
+        warn(
+            f"A rollout of n_steps * n_envs = {n_steps} * {n_envs} = {n_states} states is no multiple of the mini-batch size "
+            f"{batch_size}: at the end of every epoch there will be a truncated mini-batch of size {n_states % batch_size}."
+        )
 
 
 def check_outcome(observations: Any, rewards: np.ndarray) -> None:

@@ -2,28 +2,24 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.common import (
     Brancher,
     BrancherFactory,
     CheckedCheckpoints,
     InvalidArgumentError,
-    LearningBrancher,
-    MaskingBrancher,
+    check_batches,
     check_desired_kl,
     check_name,
     check_number,
@@ -36,22 +32,11 @@ from sb3_hybrid_grpo.diagnostics import Watch
 from sb3_hybrid_grpo.estimation import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.hybrid_grpo.clipped_update import ClippedUpdate
 from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
-from sb3_hybrid_grpo.hybrid_grpo.policies import (
-    CnnPolicy,
-    MaskableCnnPolicy,
-    MaskableMlpPolicy,
-    MaskableMultiInputPolicy,
-    MlpPolicy,
-    MultiInputPolicy,
-)
+from sb3_hybrid_grpo.hybrid_grpo.policies import ALIASES
 from sb3_hybrid_grpo.policies import check_common_noise, check_entropies, has_linear_head, is_maskable, masking, without_sde
 from sb3_hybrid_grpo.rollout import (
-    ActionSampling,
     MultiSampleMixin,
-    RolloutCallback,
     check_selection,
-    make_action_sampling,
-    make_modelled_sampling,
     multi_sample_buffer_class,
 )
 
@@ -162,14 +147,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
     :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "CnnPolicy": CnnPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
-        "MaskableMlpPolicy": MaskableMlpPolicy,
-        "MaskableCnnPolicy": MaskableCnnPolicy,
-        "MaskableMultiInputPolicy": MaskableMultiInputPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = ALIASES
     advantage_names: ClassVar[tuple[str, ...]] = ("hybrid", "per_action", "averaged")
     uses_critic: ClassVar[bool] = True
 
@@ -315,19 +293,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             check_number("branch_timeout", self.branch_timeout, above=0)
         if isinstance(self.clip_range_vf, float | int):
             assert self.clip_range_vf > 0, "`clip_range_vf` must be positive, pass `None` to deactivate vf clipping"
-        if self.normalize_advantage:
-            assert self.batch_size > 1, "`batch_size` must be greater than 1 to normalize advantages"
-        if self.env is None:
-            return
-        n_states = self.n_steps * self.n_envs
-        if self.normalize_advantage:
-            assert n_states > 1, f"`n_steps * n_envs` must be greater than 1. Currently {self.n_steps=} and {self.n_envs=}"
-        if n_states % self.batch_size > 0:
-            warn(
-                f"A rollout of n_steps * n_envs = {self.n_steps} * {self.n_envs} = {n_states} states is no multiple of the "
-                f"mini-batch size {self.batch_size}: at the end of every epoch there will be a truncated mini-batch of size "
-                f"{n_states % self.batch_size}."
-            )
+        n_envs = None if self.env is None else self.n_envs
+        check_batches(self.n_steps, n_envs, self.batch_size, self.normalize_advantage)
 
     def _setup_model(self) -> None:
         self.ent_coef = parse_schedule("ent_coef", self.ent_coef)
@@ -370,47 +337,6 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
         self._branch(self.env)
-
-    def _make_action_sampling(self) -> ActionSampling:
-        how_many = (self.action_sampling, self.n_samples, self.advantage, self.policy_class)
-        if self._is_modelled:
-            return make_modelled_sampling(*how_many, self.sampling_temperature)  # type: ignore[arg-type]
-        return make_action_sampling(*how_many, self.action_space, self.use_sde, self.sampling_temperature)  # type: ignore[arg-type]
-
-    def _make_brancher(self, env: VecEnv | None) -> Brancher | None:
-        if env is None:
-            return None
-        if self._is_maskable and not is_masking_supported(env):
-            raise InvalidArgumentError(
-                f"{self.policy_class.__name__} needs masks, but the environment has no method `action_masks` that tells them. "
-                "Wrap it in sb3_contrib.common.wrappers.ActionMasker, or use a policy without masks."
-            )
-        if self.n_samples == 1:
-            return None
-        brancher = make_brancher(self.brancher, env, self.branch_timeout)
-        if self.action_selection != "first" and not brancher.uses_simulator:
-            raise InvalidArgumentError(
-                f"action_selection={self.action_selection!r} needs outcomes before the committed step, and "
-                f"{type(brancher).__name__} knows them after it. Use 'first'."
-            )
-        if self._is_maskable and hasattr(brancher, "include_masks"):
-            cast(MaskingBrancher, brancher).include_masks()
-        if self._is_modelled and self._model_state is not None:
-            cast(LearningBrancher, brancher).load_state_dict(self._model_state)
-        return brancher
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """
-        Set the training environment, as in SB3, and prepare to branch it; if it is refused, the model keeps its own.
-
-        :param env: the environment
-        :param force_reset: whether to reset it before training
-        :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
-        """
-        vec_env = self._wrap_env(env, self.verbose)
-        brancher = self._make_brancher(vec_env)
-        super().set_env(vec_env, force_reset)
-        self._brancher, self._branched_env = brancher, vec_env
 
     def predict(
         self,
@@ -464,13 +390,6 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        return RolloutCallback(super()._init_callback(callback, progress_bar))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the brancher out, which is bound to living environments. The next rollout makes it anew."""
-        return {**vars(self), "_brancher": None, "_branched_env": None}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_watch"]

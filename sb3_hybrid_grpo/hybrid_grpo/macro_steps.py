@@ -1,6 +1,5 @@
-"""Macro-steps: N actions at each state, all of them evaluated, one of them committed."""
+"""Macro-steps: N actions at each state, all of them evaluated in branches of the environment, one of them committed."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -8,14 +7,25 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.utils import get_action_masks
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hybrid_grpo.common import Brancher, LearningBrancher, RenewableBrancher, check_outcome, value_at
+from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.common import (
+    Brancher,
+    BrancherFactory,
+    InvalidArgumentError,
+    LearningBrancher,
+    MaskingBrancher,
+    RenewableBrancher,
+    check_outcome,
+    value_at,
+)
 from sb3_hybrid_grpo.diagnostics import Watch, rollout_statistics
 from sb3_hybrid_grpo.estimation import AnyRewardTransform, RewardTransform
 from sb3_hybrid_grpo.policies import first_occurrences, make_actor, masking, to_env_actions
@@ -31,10 +41,13 @@ from sb3_hybrid_grpo.rollout import (
     MultiSampleMixin,
     NoiseAhead,
     RolloutBranches,
+    RolloutCallback,
     committed_transitions,
     estimates_before_the_step,
     evaluate_rollout,
     locals_of,
+    make_action_sampling,
+    make_modelled_sampling,
     reordered,
     rollout_branches,
     to_front,
@@ -44,11 +57,17 @@ from sb3_hybrid_grpo.rollout import (
 class MacroSteps(OnPolicyAlgorithm):
     """The half of ``HybridGRPO`` that collects rollouts. Its arguments are documented there."""
 
+    action_sampling: str
     action_selection: str
+    advantage: str
     branch_fraction: float
     branch_lambda: float
+    branch_timeout: float | None
+    brancher: str | BrancherFactory
+    n_samples: int
     num_simulator_steps: int
     reward_transform: AnyRewardTransform
+    sampling_temperature: float
     soft_values: bool
     tail_coef: float | None
     uses_critic: ClassVar[bool]
@@ -211,9 +230,6 @@ class MacroSteps(OnPolicyAlgorithm):
         elif getattr(self._brancher, "is_outdated", False):
             cast(RenewableBrancher, self._brancher).renew()
 
-    @abstractmethod
-    def _make_brancher(self, env: VecEnv | None) -> Brancher | None: ...
-
     def _renew(self, branches: RolloutBranches, prepare: Callable[[Brancher | None], RolloutBranches]) -> RolloutBranches:
         """Complete what is to be branched in environments that were exchanged, and go on with those that there are now."""
         self.num_simulator_steps += branches.finish_all()
@@ -272,3 +288,51 @@ class MacroSteps(OnPolicyAlgorithm):
     def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
         with th.no_grad():
             return self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0]).item()
+
+    def _make_action_sampling(self) -> ActionSampling:
+        how_many = (self.action_sampling, self.n_samples, self.advantage, self.policy_class)
+        if self._is_modelled:
+            return make_modelled_sampling(*how_many, self.sampling_temperature)  # type: ignore[arg-type]
+        return make_action_sampling(*how_many, self.action_space, self.use_sde, self.sampling_temperature)  # type: ignore[arg-type]
+
+    def _make_brancher(self, env: VecEnv | None) -> Brancher | None:
+        if env is None:
+            return None
+        if self._is_maskable and not is_masking_supported(env):
+            raise InvalidArgumentError(
+                f"{self.policy_class.__name__} needs masks, but the environment has no method `action_masks` that tells them. "
+                "Wrap it in sb3_contrib.common.wrappers.ActionMasker, or use a policy without masks."
+            )
+        if self.n_samples == 1:
+            return None
+        brancher = make_brancher(self.brancher, env, self.branch_timeout)
+        if self.action_selection != "first" and not brancher.uses_simulator:
+            raise InvalidArgumentError(
+                f"action_selection={self.action_selection!r} needs outcomes before the committed step, and "
+                f"{type(brancher).__name__} knows them after it. Use 'first'."
+            )
+        if self._is_maskable and hasattr(brancher, "include_masks"):
+            cast(MaskingBrancher, brancher).include_masks()
+        if self._is_modelled and self._model_state is not None:
+            cast(LearningBrancher, brancher).load_state_dict(self._model_state)
+        return brancher
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the training environment, as in SB3, and prepare to branch it; if it is refused, the model keeps its own.
+
+        :param env: the environment
+        :param force_reset: whether to reset it before training
+        :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
+        """
+        vec_env = self._wrap_env(env, self.verbose)
+        brancher = self._make_brancher(vec_env)
+        super().set_env(vec_env, force_reset)
+        self._brancher, self._branched_env = brancher, vec_env
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        return RolloutCallback(super()._init_callback(callback, progress_bar))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the brancher out, which is bound to living environments. The next rollout makes it anew."""
+        return {**vars(self), "_brancher": None, "_branched_env": None}

@@ -5,7 +5,7 @@ from sb3_contrib.common.maskable.policies import (
     MaskableActorCriticPolicy,
     MaskableMultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 
 MlpPolicy = ActorCriticPolicy
 CnnPolicy = ActorCriticCnnPolicy
@@ -13,3 +13,12 @@ MultiInputPolicy = MultiInputActorCriticPolicy
 MaskableMlpPolicy = MaskableActorCriticPolicy
 MaskableCnnPolicy = MaskableActorCriticCnnPolicy
 MaskableMultiInputPolicy = MaskableMultiInputActorCriticPolicy
+
+ALIASES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": MlpPolicy,
+    "CnnPolicy": CnnPolicy,
+    "MultiInputPolicy": MultiInputPolicy,
+    "MaskableMlpPolicy": MaskableMlpPolicy,
+    "MaskableCnnPolicy": MaskableCnnPolicy,
+    "MaskableMultiInputPolicy": MaskableMultiInputPolicy,
+}

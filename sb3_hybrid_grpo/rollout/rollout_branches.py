@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from sb3_hybrid_grpo.common import Brancher, Committed, Observations, RememberingBrancher, check_outcome
 from sb3_hybrid_grpo.policies import Actor
 from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, step_behind
-from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 from sb3_hybrid_grpo.rollout.values import DeferredValues, select_observations
 
 _BRANCHES_AT_ONCE = 2048

@@ -5,7 +5,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo.common import Transitions
 from sb3_hybrid_grpo.policies import to_env_actions
-from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 
 
 def committed_transitions(

@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common import Observations
 from sb3_hybrid_grpo.policies import chunk_size, evaluate_actions
-from sb3_hybrid_grpo.rollout.buffers import MultiSampleMixin
+from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 
 
 def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_values: bool = True) -> None:

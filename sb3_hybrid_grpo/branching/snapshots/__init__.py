@@ -5,20 +5,19 @@ from sb3_hybrid_grpo.branching.snapshots.codecs.generic import AttributesCodec
 from sb3_hybrid_grpo.branching.snapshots.costs import Cost, cost_of
 from sb3_hybrid_grpo.branching.snapshots.private_attributes import PrivateAttributes
 from sb3_hybrid_grpo.branching.snapshots.randomness import Watch
-from sb3_hybrid_grpo.branching.snapshots.snapshot import (
+from sb3_hybrid_grpo.branching.snapshots.registry import (
     CONSTANT,
     Codec,
     LeafCodec,
     Mark,
     ReferencesCodec,
-    Snapshot,
     codec_of,
-    find,
     kind_of,
     register_builtin,
     register_codec,
     user_codecs,
 )
+from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot, find
 
 __all__ = [
     "CONSTANT",

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot, kind_of
+from sb3_hybrid_grpo.branching.snapshots.registry import kind_of
+from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot
 
 COSTLY_SECONDS = 5e-3
 """From what time on a snapshot is worth a warning."""

@@ -7,7 +7,7 @@ import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.snapshots.branch_states import known_layers
 from sb3_hybrid_grpo.branching.snapshots.codecs.generators import restore_bit_generator, save_bit_generator
-from sb3_hybrid_grpo.branching.snapshots.snapshot import kind_of
+from sb3_hybrid_grpo.branching.snapshots.registry import kind_of
 
 _GENERATOR = "_np_random"
 

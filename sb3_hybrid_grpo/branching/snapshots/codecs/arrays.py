@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import AttributesCodec, CompositeCodec, register_content
-from sb3_hybrid_grpo.branching.snapshots.snapshot import Codec, LeafCodec, ReferencesCodec, register_builtin, register_fallback
+from sb3_hybrid_grpo.branching.snapshots.registry import Codec, LeafCodec, ReferencesCodec, register_builtin, register_fallback
 
 LARGE = 1 << 16
 """Number of bytes from which on an array is compared with its last copy, and copied only if it differs."""

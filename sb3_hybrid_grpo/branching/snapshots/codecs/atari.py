@@ -3,7 +3,7 @@
 from typing import Any
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import AttributesCodec
-from sb3_hybrid_grpo.branching.snapshots.snapshot import LeafCodec, register_builtin
+from sb3_hybrid_grpo.branching.snapshots.registry import LeafCodec, register_builtin
 
 
 class _AtariEnvCodec(AttributesCodec):

@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import register_content
-from sb3_hybrid_grpo.branching.snapshots.snapshot import LeafCodec, ReferencesCodec
+from sb3_hybrid_grpo.branching.snapshots.registry import LeafCodec, ReferencesCodec
 
 
 class _DictCodec:

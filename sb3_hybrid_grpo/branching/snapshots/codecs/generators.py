@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import register_content
-from sb3_hybrid_grpo.branching.snapshots.snapshot import LeafCodec, register_builtin
+from sb3_hybrid_grpo.branching.snapshots.registry import LeafCodec, register_builtin
 
 _PCG64_STATE_BYTES = 48
 

@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_hybrid_grpo.branching.snapshots.snapshot import (
+from sb3_hybrid_grpo.branching.snapshots.registry import (
     CONSTANT,
     Codec,
     LeafCodec,

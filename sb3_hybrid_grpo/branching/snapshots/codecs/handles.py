@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import RefusingCodec, register_content
-from sb3_hybrid_grpo.branching.snapshots.snapshot import LeafCodec, Mark, ReferencesCodec, register_builtin
+from sb3_hybrid_grpo.branching.snapshots.registry import LeafCodec, Mark, ReferencesCodec, register_builtin
 from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 

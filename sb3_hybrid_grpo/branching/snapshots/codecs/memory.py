@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import register_content
-from sb3_hybrid_grpo.branching.snapshots.snapshot import is_immutable, register_builtin
+from sb3_hybrid_grpo.branching.snapshots.registry import is_immutable, register_builtin
 
 _HEADER = object.__basicsize__
 _WORD = ctypes.sizeof(ctypes.c_ssize_t)

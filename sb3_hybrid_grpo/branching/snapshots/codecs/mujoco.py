@@ -12,15 +12,15 @@ import numpy as np
 
 from sb3_hybrid_grpo.branching.snapshots.branch_states import known_layers
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import AttributesCodec
-from sb3_hybrid_grpo.branching.snapshots.snapshot import (
+from sb3_hybrid_grpo.branching.snapshots.registry import (
     CONSTANT,
     LeafCodec,
     Mark,
-    find,
     kind_of,
     register_builtin,
     register_fallback,
 )
+from sb3_hybrid_grpo.branching.snapshots.snapshot import find
 from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 _DATA = "mujoco._structs.MjData"

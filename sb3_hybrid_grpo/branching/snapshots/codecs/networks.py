@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import AttributesCodec
-from sb3_hybrid_grpo.branching.snapshots.snapshot import CONSTANT, register_builtin
+from sb3_hybrid_grpo.branching.snapshots.registry import CONSTANT, register_builtin
 
 
 class _Content:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import AttributesCodec, CompositeCodec, SlotsCodec
-from sb3_hybrid_grpo.branching.snapshots.snapshot import CONSTANT, ReferencesCodec, register_builtin
+from sb3_hybrid_grpo.branching.snapshots.registry import CONSTANT, ReferencesCodec, register_builtin
 
 
 class _ExtensionArrayCodec(CompositeCodec):
