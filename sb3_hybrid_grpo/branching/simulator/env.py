@@ -56,7 +56,7 @@ class LocalBrancher(InProcessBrancher):
         self._is_watched = any(simulator.may_use_global_generators for simulator in self._simulators)
         if self._shares_generators:
             self._include_generators()
-        costs = [simulator.cost_of_states() for simulator in self._simulators]
+        costs = (simulator.cost for simulator in self._simulators)
         self.cost = max((cost for cost in costs if cost is not None), key=_seconds_of, default=None)
 
     def follow(self, envs: Sequence[gym.Env[Any, Any]], changed: Sequence[int], is_rehearsed: bool) -> bool:

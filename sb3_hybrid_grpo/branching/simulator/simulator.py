@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -179,6 +180,7 @@ class Simulator:
         self.may_use_global_generators = True
         self.task: TaskSimulator | None = None
         self.n_masks = 0
+        self.cost: Cost | None = None
         self._includes_generators = False
 
     def unwatched(self) -> _Detours:
@@ -233,17 +235,6 @@ class Simulator:
         """What keeps states for branches to come, where that is possible."""
         return self._states if isinstance(self._states, PrivateAttributes) else None
 
-    def cost_of_states(self) -> Cost | None:
-        """
-        Measure what it costs to save and restore the environment.
-
-        :return: the cost, if it is high
-        """
-        if not isinstance(self._states, SavedStates):
-            return None
-        with self.unwatched():
-            return cost_of(*self.roots)
-
     def include_generators(self) -> None:
         """Save the global random generators as well from now on, and with the open branches, which have not used them yet."""
         if not self._includes_generators:
@@ -282,6 +273,8 @@ class Simulator:
                     uses_global_generators = watch.noticed()
                     self.task = self._probe_task(action_space)
                     self._settle(hidden)
+                    # In play: some states, as of an emulator that was just reset, are dearer than others.
+                    self.cost = self._cost_of_states(action_space)
                 finally:
                     untouched.restore()
                 if not uses_global_generators:
@@ -322,6 +315,11 @@ class Simulator:
         saved, watched = hidden.settle()
         self.roots = self.attributes + saved
         self._states = WatchedStates(self.roots, watched, str(self.env)) if watched else SavedStates(*self.roots)
+
+    def _cost_of_states(self, action_space: spaces.Space[Any]) -> Cost | None:
+        if known_layers(self.root) is not None:
+            return None
+        return cost_of(*self.roots, step=partial(self.try_actions, action_space, 1, PROBE_STEPS))
 
     def _make_generator(self) -> None:
         """Make the environment's random generator if there is none: each branch would make one of its own."""

@@ -2,7 +2,6 @@
 
 import time
 import types
-import warnings
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -10,6 +9,7 @@ import gymnasium as gym
 from sb3_hybrid_grpo.branching.snapshots.costs import COSTLY_SECONDS, cost_of
 from sb3_hybrid_grpo.branching.snapshots.recorder import Recorder
 from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot
+from sb3_hybrid_grpo.common import warn
 
 _START = -1
 _STARTS_BETWEEN_MEASUREMENTS = 256
@@ -104,7 +104,7 @@ class SavedStates:
             cost = cost_of(*self._roots)
             if cost is not None:
                 self._is_announced = True
-                warnings.warn(f"Snapshots have come to take long. {cost}", stacklevel=2)
+                warn(f"Snapshots have come to take long. {cost}")
 
     def enter(self, idx: int, is_last: bool) -> None:
         """Restore a branch or the start, see ``BranchStates``."""

@@ -22,12 +22,14 @@ class Cost(NamedTuple):
     :param owner: the wrapper or environment with the attribute that it costs most for
     :param name: the attribute's name
     :param share: what part of the time that takes
+    :param changes: whether a step changed it; ``None`` if that was not tried
     """
 
     seconds: float
     owner: Any
     name: str
     share: float
+    changes: bool | None = None
 
     def __str__(self) -> str:
         value = getattr(self.owner, self.name)
@@ -36,18 +38,24 @@ class Cost(NamedTuple):
         mend = f"register_codec({owner}, AttributesCodec(constant=({self.name!r},))) of sb3_hybrid_grpo.branching"
         if isinstance(value, np.ndarray):
             mend += f", or {self.name}.flags.writeable = False"
+        advice = (
+            "Steps change it: keep less in it, or branch less (branch_fraction below 1, a shorter branch_horizon)."
+            if self.changes
+            else f"If steps never change it, say so, and it costs nothing: {mend}."
+        )
         return (
             f"To save and restore {self.owner} takes {1000 * self.seconds:.1f} ms, {self.share:.0%} of it for "
-            f"{owner}.{self.name}, a {kind_of(value)}{size}. If steps never change it, say so, and it costs nothing: {mend}."
+            f"{owner}.{self.name}, a {kind_of(value)}{size}. {advice}"
         )
 
 
-def cost_of(root: gym.Env[Any, Any], *roots: Any) -> Cost | None:
+def cost_of(root: gym.Env[Any, Any], *roots: Any, step: Callable[[], Any] | None = None) -> Cost | None:
     """
     Measure what snapshots cost.
 
     :param root: the outermost wrapper that is saved
     :param roots: what else is saved
+    :param step: takes a step of the environment
     :return: the cost; ``None`` if it is small
     """
     seconds = _seconds(root, *roots)
@@ -57,7 +65,13 @@ def cost_of(root: gym.Env[Any, Any], *roots: Any) -> Cost | None:
     if not parts:
         return None
     part, owner, name = max(parts.values(), key=_first)
-    return Cost(seconds, owner, name, min(part / seconds, 1.0))
+    return Cost(seconds, owner, name, min(part / seconds, 1.0), step and _changes(getattr(owner, name), step))
+
+
+def _changes(value: Any, step: Callable[[], Any]) -> bool:
+    before = Snapshot(value)
+    step()
+    return before.differs()
 
 
 def _first(part: tuple[float, Any, str]) -> float:

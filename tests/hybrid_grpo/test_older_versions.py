@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 from sb3_hybrid_grpo import GRPO, HybridGRPO
 from sb3_hybrid_grpo.diagnostics.doctor import read_log
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.branching import make_brancher, register_transparent_wrapper
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
-from sb3_hybrid_grpo.branching.simulator.simulator import simulator as simulator_module
+from sb3_hybrid_grpo.branching.simulator import simulator as simulator_module
 from sb3_hybrid_grpo.branching.surroundings import side_effects
 from sb3_hybrid_grpo.branching.surroundings.side_effects import Notice, is_outlet
 from tests.envs import Walk, limited

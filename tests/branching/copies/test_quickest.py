@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
+from sb3_hybrid_grpo import HybridGRPO
 from sb3_hybrid_grpo.branching import choice as local
 from sb3_hybrid_grpo.branching.choice import choose_brancher
 from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
@@ -143,24 +143,6 @@ def test_choice():
         choice = choose_brancher("auto", [make_env()])
         assert type(choice.brancher) is kind and f"brancher={name!r}" in choice.announcement
         assert type(choose_brancher(name, [make_env()]).brancher) is kind
-
-
-def test_forks_are_taken_where_they_are_quicker_than_snapshots(monkeypatch):
-    env = limited()()
-    env.unwrapped.kept = np.zeros(1_000_000)
-    assert type(choose_brancher("auto", [env]).brancher) is local.LocalBrancher
-    monkeypatch.setattr(local, "milliseconds_per_fork", lambda: 0.01)
-    choice = choose_brancher("auto", [env])
-    assert type(choice.brancher) is QuickestBrancher
-    assert "takes" in choice.announcement and "ms to be saved and restored" in choice.announcement
-    monkeypatch.setattr(local.QuickestBrancher, "__init__", refuse)
-    monkeypatch.setattr(local.ReplayBrancher, "__init__", refuse)
-    monkeypatch.setattr(local.ForkBrancher, "__init__", refuse)
-    assert type(choose_brancher("auto", [env]).brancher) is local.LocalBrancher, "slow, but exact"
-
-
-def refuse(*arguments):
-    raise UnbranchableEnvError("no")
 
 
 def test_replays_are_tried_in_a_copy_of_the_process(monkeypatch):

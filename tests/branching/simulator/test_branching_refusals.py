@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_hybrid_grpo import BranchError, HybridGRPO, InvalidArgumentError, UnbranchableEnvError
 from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher, register_vec_wrapper
-from sb3_hybrid_grpo.branching.vec_env.vec_env import views as vec_wrappers_module
+from sb3_hybrid_grpo.branching.vec_env import views as vec_wrappers_module
 from sb3_hybrid_grpo.common.type_aliases import BranchOutcome
 from tests.envs import Walk, far_library, limited
 from tests.lockstep import (

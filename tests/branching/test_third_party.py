@@ -85,7 +85,7 @@ def test_vec_envs_of_other_packages_are_refused_by_name():
     HybridGRPO("MlpPolicy", venv, n_samples=1, **settings).learn(24)
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MARKER = "SB3_HYBRID_GRPO_TEST"
 SECONDS = 300
 

@@ -15,7 +15,7 @@ import pytest
 
 from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import Snapshot, register_codec
-from sb3_hybrid_grpo.branching.snapshots import snapshot as snapshot_module
+from sb3_hybrid_grpo.branching.snapshots import registry
 
 
 class Holder:
@@ -142,14 +142,14 @@ def test_objects_with_del_are_refused_but_not_environments():
 
 
 def test_refusal_is_lifted_by_a_codec():
-    registered = snapshot_module.user_codecs()
-    register_codec(Finalized, snapshot_module.CONSTANT)
+    registered = registry.user_codecs()
+    register_codec(Finalized, registry.CONSTANT)
     try:
         Snapshot(Holder(Finalized())).restore()
     finally:
-        snapshot_module._user_registry.clear()
-        snapshot_module._user_registry.update(registered)
-        snapshot_module._forget_resolved()
+        registry._user_registry.clear()
+        registry._user_registry.update(registered)
+        registry._forget_resolved()
 
 
 def test_threads_and_processes_are_refused_even_without_work():

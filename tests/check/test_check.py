@@ -18,8 +18,8 @@ from sb3_hybrid_grpo.branching.snapshots import registry
 from sb3_hybrid_grpo.check import check, isolated
 from sb3_hybrid_grpo.check.__main__ import main
 from tests.envs import Walk, far_library, limited
-from tests.hiding_places import PLACES, REFUSED, make
 from tests.lockstep import describe_global_generators
+from tests.modules_with_state import PLACES, REFUSED, make
 
 LAST_RESORT = "fork" if CAN_FORK else None
 

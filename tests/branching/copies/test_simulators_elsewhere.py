@@ -22,9 +22,9 @@ from sb3_hybrid_grpo.branching.copies import fork, rehearsal
 from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
 from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
 from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
+from tests.branching.copies.test_fork import hidden_walk
 from tests.envs import Walk
 from tests.lockstep import subproc
-from tests.test_fork import hidden_walk
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork"),

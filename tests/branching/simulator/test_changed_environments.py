@@ -11,8 +11,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
+from sb3_hybrid_grpo.branching.simulator import simulator
 from sb3_hybrid_grpo.branching.simulator.layers import Composition
-from sb3_hybrid_grpo.branching.simulator.simulator import simulator
 from sb3_hybrid_grpo.policies.actors import Samples
 from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling
 from tests.envs import Walk

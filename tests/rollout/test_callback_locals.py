@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_hybrid_grpo import GRPO, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.rollout.callback_locals import CallbackLocals, CommittedStep
 from tests.envs import limited
-from tests.test_ppo_equality import PPO_SETTINGS
+from tests.hybrid_grpo.test_ppo_equality import PPO_SETTINGS
 
 OF_A_STEP = ("obs_tensor", "actions", "values", "log_probs", "clipped_actions", "new_obs", "rewards", "dones", "n_steps")
 OF_A_ROLLOUT = (*OF_A_STEP[:6], "dones", "n_steps", "n_rollout_steps")

@@ -14,8 +14,8 @@ from sb3_hybrid_grpo.branching.snapshots.branch_states import SavedStates
 from sb3_hybrid_grpo.branching.surroundings import hidden_state as hidden
 from sb3_hybrid_grpo.branching.surroundings.hidden_places import hidden_places
 from tests.envs import Walk, limited
-from tests.hiding_places import PLACES, REFUSED, make
 from tests.lockstep import assert_same
+from tests.modules_with_state import PLACES, REFUSED, make
 
 
 def play(source, branched, n_steps=50, brancher_name="snapshot"):

@@ -25,7 +25,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import CONSTANT, AttributesCodec, LeafCodec, Snapshot, make_brancher, register_codec
-from sb3_hybrid_grpo.branching.snapshots import snapshot as snapshot_module
+from sb3_hybrid_grpo.branching.snapshots import registry
+from sb3_hybrid_grpo.branching.snapshots import snapshot as walk
 from sb3_hybrid_grpo.branching.snapshots.recorder import Recorder
 from tests.lockstep import branch, describe
 
@@ -33,11 +34,11 @@ from tests.lockstep import branch, describe
 @pytest.fixture(autouse=True)
 def codecs_of_the_test_only():
     """Forget what a test registers."""
-    registered = snapshot_module.user_codecs()
+    registered = registry.user_codecs()
     yield
-    snapshot_module._user_registry.clear()
-    snapshot_module._user_registry.update(registered)
-    snapshot_module._forget_resolved()
+    registry._user_registry.clear()
+    registry._user_registry.update(registered)
+    registry._forget_resolved()
 
 
 class Holder:
@@ -390,7 +391,7 @@ def test_read_only_view_costs_nothing(tmp_path):
     """Such as a data set on disk, which no branch can change."""
     np.save(tmp_path / "data.npy", np.zeros(10))
     data = np.load(tmp_path / "data.npy", mmap_mode="r")
-    state = snapshot_module.codec_of(np.ndarray).save(np.broadcast_to(data, (10**9, 10)))
+    state = registry.codec_of(np.ndarray).save(np.broadcast_to(data, (10**9, 10)))
     assert state is None or state.nbytes == data.nbytes
     Snapshot(Holder(data)).restore()
 
@@ -888,8 +889,8 @@ def test_recorder_does_not_walk_over_what_has_not_changed(monkeypatch):
     recorder = Recorder(root)
     for _ in range(2):
         recorder.take()
-    monkeypatch.setattr(snapshot_module, "codec_of", None)
-    monkeypatch.setattr(snapshot_module, "_resolved", None)
+    monkeypatch.setattr(walk, "codec_of", None)
+    monkeypatch.setattr(walk, "resolved", None)
     snapshot = recorder.take()
     root.content[0].value, root.array[0] = 2, 3
     snapshot.restore()

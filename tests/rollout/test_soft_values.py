@@ -10,7 +10,7 @@ from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.estimation.estimates import soft_rewards
 from sb3_hybrid_grpo.rollout.values import DeferredEntropies
 from tests.envs import Walk
-from tests.test_maskable import Ladder
+from tests.policies.test_maskable import Ladder
 
 
 def test_soft_rewards():

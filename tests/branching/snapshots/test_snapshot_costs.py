@@ -11,10 +11,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hybrid_grpo.branching import AttributesCodec, LeafCodec, make_brancher, register_codec
 from sb3_hybrid_grpo.branching import choice as local
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
-from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
+from sb3_hybrid_grpo.branching.copies.quickest import QuickestBrancher
 from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
-from sb3_hybrid_grpo.branching.snapshots import branch_states
-from sb3_hybrid_grpo.branching.snapshots import snapshot as snapshot_module
+from sb3_hybrid_grpo.branching.snapshots import branch_states, registry
 from tests.lockstep import branch
 
 
@@ -44,12 +43,12 @@ class Trader(gym.Env):
 
 @pytest.fixture(autouse=True)
 def slow_codec():
-    registered = snapshot_module.user_codecs()
+    registered = registry.user_codecs()
     register_codec(Slow, LeafCodec(lambda obj: time.sleep(obj.seconds), lambda obj, state: None))
     yield
-    snapshot_module._user_registry.clear()
-    snapshot_module._user_registry.update(registered)
-    snapshot_module._forget_resolved()
+    registry._user_registry.clear()
+    registry._user_registry.update(registered)
+    registry._forget_resolved()
 
 
 def made():
@@ -70,13 +69,13 @@ def test_line_in_the_warning_mends_it():
 
 @pytest.mark.skipif(not CAN_FORK, reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-@pytest.mark.parametrize("milliseconds, kind", [(1.0, ForkBrancher), (1000.0, LocalBrancher)])
+@pytest.mark.parametrize("milliseconds, kind", [(1.0, QuickestBrancher), (1000.0, LocalBrancher)])
 def test_auto_takes_what_is_quicker(monkeypatch, milliseconds, kind):
     monkeypatch.setattr(local, "milliseconds_per_fork", lambda: milliseconds)
     choice = local.choose_brancher("auto", made().envs)
     assert type(choice.brancher) is kind
     assert "Trader.table" in choice.announcement
-    assert ("forked copy" in choice.announcement) == (kind is ForkBrancher)
+    assert ("forked copy" in choice.announcement) == (kind is QuickestBrancher)
 
 
 def test_snapshots_that_come_to_take_long_are_announced_once(monkeypatch):

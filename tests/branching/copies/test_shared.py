@@ -141,7 +141,7 @@ def test_files_that_are_read_are_read_by_each_branch_from_the_same_place_on(flag
 @FORK
 def test_branches_write_into_no_file_of_their_parent(tmp_path):
     """Neither what it has not written yet, nor what they add to it; where an environment hides the file."""
-    logger, path = logging.getLogger("tests.test_shared"), tmp_path / "steps.log"
+    logger, path = logging.getLogger("tests.branching.copies.test_shared"), tmp_path / "steps.log"
     handler = logging.FileHandler(path)
     logger.addHandler(handler)
     rows = open(tmp_path / "rows.csv", "w")

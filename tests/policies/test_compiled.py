@@ -8,7 +8,7 @@ from sb3_hybrid_grpo import HybridGRPO
 from sb3_hybrid_grpo.policies.actors import MlpActor, make_actor
 from sb3_hybrid_grpo.policies.evaluators import MlpEvaluator, make_evaluator
 from tests.envs import limited
-from tests.test_maskable import Ladder
+from tests.policies.test_maskable import Ladder
 
 SETTINGS = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "device": "cpu", "seed": 0}
 
