@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.learning.budgeted.claims import ClaimRow, Claims
 from benchmarks.learning.budgeted.claims_report import print_report
-from benchmarks.learning.budgeted.families import CLAIM_TASKS, FAMILIES, make_envs
+from benchmarks.learning.budgeted.families import CLAIM_TASKS, FAMILIES, RANDOM_RETURNS, make_envs
 from benchmarks.learning.budgeted.methods import PPO_VARIANTS, Method, methods_of
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.training import Budget, train
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(time.strftime("%H:%M:%S"), *run, *row.curve[-1][1:], row.error, flush=True)
     if options.report:
         rows = [row for row in read_rows(path, ClaimRow) if row.task in options.tasks]
-        print_report(Claims(rows, options.seconds, PPO_VARIANTS), options.folder)
+        print_report(Claims(rows, options.seconds, PPO_VARIANTS, RANDOM_RETURNS), options.folder)
     return 0
 
 

@@ -58,16 +58,21 @@ class Claims:
     :param rows: finished runs
     :param seconds: the budget
     :param baselines: names of the methods whose best one on each task ours is compared with
+    :param random: mean returns of random actions by task
     """
 
-    def __init__(self, rows: Iterable[ClaimRow], seconds: float, baselines: Sequence[str]) -> None:
+    def __init__(
+        self, rows: Iterable[ClaimRow], seconds: float, baselines: Sequence[str], random: Mapping[str, float]
+    ) -> None:
         self.seconds = seconds
         self.baselines = baselines
         self.curves: dict[str, dict[str, list[Curve]]] = {}
         for row in rows:
             if row.seconds == seconds:
                 self.curves.setdefault(row.task, {}).setdefault(row.method, []).append(row.curve)
-        self.scales: Mapping[str, Scale] = {task: scale_of(list(by.values())) for task, by in self.curves.items()}
+        self.scales: Mapping[str, Scale] = {
+            task: scale_of(random[task], list(by_method.values())) for task, by_method in self.curves.items()
+        }
 
     def times(self, task: str, method: str, share: float, axis: int) -> Times:
         """

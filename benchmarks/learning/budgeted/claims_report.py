@@ -62,7 +62,7 @@ def interquartile_means(scores: dict[str, np.ndarray]) -> tuple[dict[str, np.nda
 
 def _print_task(claims: Claims, task: str) -> None:
     scale = claims.scales[task]
-    print(f"\n## {task}: best final score {scale.best:.1f}, untrained {scale.base:.1f}\n")
+    print(f"\n## {task}: best final score {scale.best:.1f}, random actions {scale.base:.1f}\n")
     print("Restricted mean to a share of the best final score [95 % interval], and runs that got there.\n")
     print("| method | final score |" + "".join(f" {share:.0%}, {name} |" for name in AXES for share in SHARES))
     print("|---|---|" + "---|" * len(AXES) * len(SHARES))

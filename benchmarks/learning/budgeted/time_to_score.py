@@ -172,7 +172,7 @@ class Scale(NamedTuple):
     """
     What scores on a task are measured by.
 
-    :param base: mean score of untrained policies: of the first evaluations of all runs
+    :param base: mean score of random actions
     :param best: the best final score of any method, mean over its runs
     """
 
@@ -198,16 +198,16 @@ class Scale(NamedTuple):
         return (scores - self.base) / (self.best - self.base)
 
 
-def scale_of(curves_by_method: Sequence[Sequence[Curve]]) -> Scale:
+def scale_of(base: float, curves_by_method: Sequence[Sequence[Curve]]) -> Scale:
     """
     Find the scale of a task.
 
+    :param base: mean score of random actions
     :param curves_by_method: points of the runs of each method
     :return: its scale
     """
-    first = [curve[0][3] for curves in curves_by_method for curve in curves]
     finals = [np.mean([curve[-1][3] for curve in curves]) for curves in curves_by_method]
-    return Scale(float(np.mean(first)), float(max(finals)))
+    return Scale(base, float(max(finals)))
 
 
 def scores_at(curves: Sequence[Curve], budgets: Sequence[float], axis: int) -> np.ndarray:
