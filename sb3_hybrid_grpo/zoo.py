@@ -91,32 +91,31 @@ def sample_hybrid_grpo_params(
     :param additional_args: what the Zoo tells its samplers besides
     :return: arguments of the constructor
     """
+    return {
+        **_sample_common_params(trial, n_actions, n_envs, additional_args),
+        "tail_coef": trial.suggest_float("tail_coef", 0, 1),
+        "branch_horizon": trial.suggest_categorical("branch_horizon", [1, 2, 4, 8]),
+        "branch_lambda": trial.suggest_float("branch_lambda", 0.7, 1),
+    }
+
+
+def sample_grpo_params(*args: Any) -> dict[str, Any]:
+    """
+    Sample arguments of GRPO: the Zoo's for PPO as far as GRPO has them, and the number of samples.
+
+    :param args: see ``sample_hybrid_grpo_params``
+    :return: arguments of the constructor
+    """
+    return _accepted_by_grpo(_sample_common_params(*args))
+
+
+def _sample_common_params(
+    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
     from rl_zoo3.hyperparams_opt import sample_ppo_params
 
     return {
         **sample_ppo_params(trial, n_actions, n_envs, additional_args),
-        "n_samples": trial.suggest_categorical("n_samples", [2, 4, 8]),
-        "tail_coef": trial.suggest_float("tail_coef", 0, 1),
-        "branch_horizon": trial.suggest_categorical("branch_horizon", [1, 2, 4, 8]),
-        "branch_lambda": trial.suggest_float("branch_lambda", 0.7, 1),
-        "target_kl": trial.suggest_float("target_kl", 0.005, 0.1, log=True),
-    }
-
-
-def sample_grpo_params(trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """
-    Sample arguments of GRPO: the Zoo's for PPO as far as GRPO has them, and the number of samples.
-
-    :param trial: trial of a study
-    :param n_actions: number of dimensions of the action space
-    :param n_envs: number of environments
-    :param additional_args: what the Zoo tells its samplers besides
-    :return: arguments of the constructor
-    """
-    from rl_zoo3.hyperparams_opt import sample_ppo_params
-
-    return {
-        **_accepted_by_grpo(sample_ppo_params(trial, n_actions, n_envs, additional_args)),
         "n_samples": trial.suggest_categorical("n_samples", [2, 4, 8]),
         "target_kl": trial.suggest_float("target_kl", 0.005, 0.1, log=True),
     }

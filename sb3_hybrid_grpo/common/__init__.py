@@ -14,7 +14,12 @@ from sb3_hybrid_grpo.common.errors import (
 )
 from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.outcomes import copy_environments, difference, empty_outcome, identical, join, store_observation
-from sb3_hybrid_grpo.common.schedules import check_desired_kl, kl_adapted_factor, parse_schedule, value_at
+from sb3_hybrid_grpo.common.schedules import (
+    AdaptiveLearningRate,
+    check_desired_kl,
+    parse_schedule,
+    value_at,
+)
 from sb3_hybrid_grpo.common.type_aliases import (
     AsyncBrancher,
     Brancher,
@@ -33,6 +38,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
 from sb3_hybrid_grpo.common.validation import check_batches, check_name, check_number, check_outcome, check_positive_integer
 
 __all__ = [
+    "AdaptiveLearningRate",
     "AsyncBrancher",
     "BranchError",
     "BranchOutcome",
@@ -67,7 +73,6 @@ __all__ = [
     "empty_outcome",
     "identical",
     "join",
-    "kl_adapted_factor",
     "parse_schedule",
     "store_observation",
     "value_at",

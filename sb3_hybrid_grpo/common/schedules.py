@@ -1,7 +1,9 @@
 """Quantities that change along a training: by its progress, or by how far its updates go."""
 
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, update_learning_rate
 
 from sb3_hybrid_grpo.common.errors import InvalidArgumentError
 from sb3_hybrid_grpo.common.validation import check_number
@@ -85,3 +87,28 @@ def kl_adapted_factor(factor: float, learning_rate: float, kl: float, desired_kl
     if kl < desired_kl / KL_TOLERANCE:
         return factor * KL_STEP if learning_rate * KL_STEP <= highest else factor
     return factor
+
+
+class AdaptiveLearningRate(OnPolicyAlgorithm):
+    """Lets the learning rate of an algorithm, with the schedule that it has, follow the KL divergence of its updates."""
+
+    desired_kl: float | None
+    learning_rate_bounds: tuple[float, float]
+    learning_rate_factor: float
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        learning_rate = self._learning_rate()
+        self.logger.record("train/learning_rate", learning_rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            update_learning_rate(optimizer, learning_rate)
+
+    def _learning_rate(self) -> float:
+        return self.lr_schedule(self._current_progress_remaining) * self.learning_rate_factor
+
+    def _adapt_learning_rate(self, kl: float) -> None:
+        if self.desired_kl is None:
+            return
+        self.learning_rate_factor = kl_adapted_factor(
+            self.learning_rate_factor, self._learning_rate(), kl, self.desired_kl, self.learning_rate_bounds
+        )
+        self.logger.record("train/learning_rate_factor", self.learning_rate_factor)

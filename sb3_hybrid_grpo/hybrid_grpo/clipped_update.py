@@ -6,39 +6,25 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import explained_variance, update_learning_rate
+from stable_baselines3.common.utils import explained_variance
 
-from sb3_hybrid_grpo.common import MultiSampleRolloutBufferSamples, kl_adapted_factor, value_at
+from sb3_hybrid_grpo.common import AdaptiveLearningRate, MultiSampleRolloutBufferSamples, value_at
 from sb3_hybrid_grpo.diagnostics import Watch
-from sb3_hybrid_grpo.estimation import (
-    Loss,
-    approximate_kl,
-    clip_gradients,
-    clipped_policy_loss,
-    entropy_loss,
-    fuse,
-    normalize,
-    value_loss,
-    weighted_mean,
-)
+from sb3_hybrid_grpo.estimation import losses
 from sb3_hybrid_grpo.policies import Evaluator, make_evaluator, refit_value_head
 from sb3_hybrid_grpo.rollout import MultiSampleMixin
 
 Metrics: TypeAlias = dict[str, list[float]]
 
 
-class ClippedUpdate(OnPolicyAlgorithm):
+class ClippedUpdate(AdaptiveLearningRate):
     """The half of ``HybridGRPO`` that learns from rollouts. Its arguments are documented there."""
 
     batch_size: int
     clip_range: float | Schedule
     clip_range_vf: float | Schedule | None
-    desired_kl: float | None
     ent_coef: float | Schedule  # type: ignore[assignment]
-    learning_rate_bounds: tuple[float, float]
-    learning_rate_factor: float
     max_actor_grad_norm: float | None
     n_epochs: int
     normalize_advantage: bool
@@ -56,7 +42,7 @@ class ClippedUpdate(OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        fuse(self.policy.optimizer)
+        losses.fuse(self.policy.optimizer)
         evaluator = make_evaluator(self.policy)
         clipped: list[tuple[list[th.nn.Parameter], float]] = []
         metrics: Metrics = defaultdict(list)
@@ -67,30 +53,30 @@ class ClippedUpdate(OnPolicyAlgorithm):
             if train_policy:
                 metrics["approx_kl"].clear()
             for rollout_data in self.rollout_buffer.get(self.batch_size):
-                losses: list[Loss] = []
+                terms: list[losses.Loss] = []
                 if train_policy:
                     values, log_prob, entropy = evaluator.evaluate_actions(
                         rollout_data.observations, rollout_data.actions, rollout_data.action_masks
                     )
-                    losses += self._policy_losses(rollout_data, log_prob, entropy, metrics)
+                    terms += self._policy_losses(rollout_data, log_prob, entropy, metrics)
                     if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
                         train_policy = False
-                        losses.clear()
+                        terms.clear()
                     else:
                         n_policy_updates += 1
                 if self.uses_critic:
                     if not train_policy:
                         values = evaluator.predict_values(rollout_data.observations)
-                    losses.append(self._value_loss(rollout_data, values, metrics))
-                if not losses:
+                    terms.append(self._value_loss(rollout_data, values, metrics))
+                if not terms:
                     break
 
-                metrics["loss"].append(sum(loss.value for loss in losses))
+                metrics["loss"].append(sum(loss.value for loss in terms))
                 self.policy.optimizer.zero_grad()
                 clipped = clipped or self._clipped_together(evaluator)
-                evaluator.backward(losses)
+                evaluator.backward(terms)
                 metrics["grad_norm"].append(
-                    math.hypot(*(clip_gradients(*parameters_and_limit) for parameters_and_limit in clipped))
+                    math.hypot(*(losses.clip_gradients(*parameters_and_limit) for parameters_and_limit in clipped))
                 )
                 self.policy.optimizer.step()
 
@@ -100,23 +86,6 @@ class ClippedUpdate(OnPolicyAlgorithm):
             refit_value_head(self.policy, self.rollout_buffer)
         self._log_update(metrics, n_policy_updates)
         self._adapt_learning_rate(float(np.mean(metrics["approx_kl"])))
-
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        learning_rate = self._learning_rate()
-        self.logger.record("train/learning_rate", learning_rate)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            update_learning_rate(optimizer, learning_rate)
-
-    def _learning_rate(self) -> float:
-        return self.lr_schedule(self._current_progress_remaining) * self.learning_rate_factor
-
-    def _adapt_learning_rate(self, kl: float) -> None:
-        if self.desired_kl is None:
-            return
-        self.learning_rate_factor = kl_adapted_factor(
-            self.learning_rate_factor, self._learning_rate(), kl, self.desired_kl, self.learning_rate_bounds
-        )
-        self.logger.record("train/learning_rate_factor", self.learning_rate_factor)
 
     def _clipped_together(self, evaluator: Evaluator) -> list[tuple[list[th.nn.Parameter], float]]:
         """Return the groups of parameters whose gradients have a limit, and these limits."""
@@ -133,27 +102,27 @@ class ClippedUpdate(OnPolicyAlgorithm):
         log_prob: np.ndarray,
         entropy: np.ndarray | None,
         metrics: Metrics,
-    ) -> list[Loss]:
+    ) -> list[losses.Loss]:
         advantages, weights = rollout_data.advantages, rollout_data.weights
         if self.normalize_advantage and len(advantages) > 1:
-            advantages = normalize(advantages, weights)
+            advantages = losses.normalize(advantages, weights)
 
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         log_ratio = log_prob - rollout_data.old_log_prob
         ratio = np.exp(log_ratio)
-        policy = clipped_policy_loss(ratio, advantages, weights, clip_range)
-        exploration = entropy_loss(entropy, log_prob, weights)
+        policy = losses.clipped_policy_loss(ratio, advantages, weights, clip_range)
+        exploration = losses.entropy_loss(entropy, log_prob, weights)
 
         metrics["policy_gradient_loss"].append(policy.value)
         metrics["entropy_loss"].append(exploration.value)
-        metrics["clip_fraction"].append(weighted_mean(abs(ratio - 1) > clip_range, weights))
-        metrics["approx_kl"].append(approximate_kl(log_ratio, weights))
+        metrics["clip_fraction"].append(losses.weighted_mean(abs(ratio - 1) > clip_range, weights))
+        metrics["approx_kl"].append(losses.approximate_kl(log_ratio, weights))
         ent_coef = value_at(self.ent_coef, self._current_progress_remaining)
         return [policy, exploration.scaled(ent_coef)] if ent_coef else [policy]
 
-    def _value_loss(self, rollout_data: MultiSampleRolloutBufferSamples, values: np.ndarray, metrics: Metrics) -> Loss:
+    def _value_loss(self, rollout_data: MultiSampleRolloutBufferSamples, values: np.ndarray, metrics: Metrics) -> losses.Loss:
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        critic = value_loss(values, rollout_data.old_values, rollout_data.returns, clip_range_vf)
+        critic = losses.value_loss(values, rollout_data.old_values, rollout_data.returns, clip_range_vf)
         metrics["value_loss"].append(critic.value)
         return critic.scaled(self.vf_coef)
 

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch as th
 from stable_baselines3 import PPO
-from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_hybrid_grpo.common.schedules import check_desired_kl, kl_adapted_factor
+from sb3_hybrid_grpo.common.schedules import AdaptiveLearningRate, check_desired_kl
 
 
-class AdaptivePPO(PPO):
+class AdaptivePPO(AdaptiveLearningRate, PPO):
     """
     PPO whose learning rate follows the KL divergence of its updates.
 
@@ -35,20 +33,4 @@ class AdaptivePPO(PPO):
     def train(self) -> None:
         """Update the policy as PPO does, and then the factor of the learning rate."""
         super().train()
-        if self.desired_kl is not None:
-            self.learning_rate_factor = kl_adapted_factor(
-                self.learning_rate_factor,
-                self._learning_rate(),
-                float(self.logger.name_to_value["train/approx_kl"]),
-                self.desired_kl,
-                self.learning_rate_bounds,
-            )
-
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        learning_rate = self._learning_rate()
-        self.logger.record("train/learning_rate", learning_rate)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            update_learning_rate(optimizer, learning_rate)
-
-    def _learning_rate(self) -> float:
-        return self.lr_schedule(self._current_progress_remaining) * self.learning_rate_factor
+        self._adapt_learning_rate(float(self.logger.name_to_value["train/approx_kl"]))

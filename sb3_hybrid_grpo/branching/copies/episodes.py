@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.copies.stand_in import StandIn
-from sb3_hybrid_grpo.branching.simulator import Simulator, core_of, layers_of
+from sb3_hybrid_grpo.branching.simulator import Simulator, core_of, failed_probe, layers_of
 from sb3_hybrid_grpo.branching.snapshots import CONSTANT, Watch, register_builtin
 from sb3_hybrid_grpo.branching.surroundings import HiddenState
 from sb3_hybrid_grpo.common import BranchError, UnbranchableEnvError, difference
@@ -226,10 +226,7 @@ class Recorder:
         except UnbranchableEnvError as error:
             raise UnbranchableEnvError(f"{env} {CANNOT_REPLAY} {error}\n{WAYS_OUT}") from error.__cause__
         except Exception as error:
-            raise BranchError(
-                f"{env} raised {type(error).__name__} when a few steps with actions sampled from its action space were tried "
-                f"in a copy: {error}"
-            ) from error
+            raise failed_probe(env, error, " in a copy") from error
         return example
 
     def _look_for_shared_variables(self) -> None:

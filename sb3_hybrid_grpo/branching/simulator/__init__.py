@@ -6,6 +6,7 @@ from sb3_hybrid_grpo.branching.simulator.layers import Composition, core_of, lay
 from sb3_hybrid_grpo.branching.simulator.simulator import (
     PROBE_STEPS,
     Simulator,
+    failed_probe,
     register_transparent_wrapper,
     reset_options,
     transparent_wrappers,
@@ -20,6 +21,7 @@ __all__ = [
     "LocalBrancher",
     "Simulator",
     "core_of",
+    "failed_probe",
     "layers_of",
     "masks_of",
     "register_transparent_wrapper",

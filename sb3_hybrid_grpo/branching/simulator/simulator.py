@@ -77,6 +77,22 @@ def transparent_wrappers() -> set[type[_AnyWrapper]]:
     return set(_transparent_wrappers)
 
 
+def failed_probe(env: gym.Env[Any, Any], error: Exception, where: str = "", more: str = "") -> BranchError:
+    """
+    Describe what an environment raised while it was tried.
+
+    :param env: the environment
+    :param error: what it raised
+    :param where: where that was, if not in its place
+    :param more: what else is to be said
+    :return: the error to raise
+    """
+    return BranchError(
+        f"{env} raised {type(error).__name__} when a few steps with actions sampled from its action space were tried{where}: "
+        f"{error}{more}"
+    )
+
+
 class ResetError(BranchError):
     """An environment raised when it was reset to be probed."""
 
@@ -286,10 +302,7 @@ class Simulator:
             except UnbranchableEnvError as error:
                 raise UnbranchableEnvError(f"{self.env} cannot be branched: {error}") from error.__cause__
             except Exception as error:
-                raise BranchError(
-                    f"{self.env} raised {type(error).__name__} when a few steps with actions sampled from its action space "
-                    f"were tried: {error}\nThe state before was restored."
-                ) from error
+                raise failed_probe(self.env, error, more="\nThe state before was restored.") from error
             self._make_generator()
         return example, uses_global_generators
 
