@@ -3,12 +3,11 @@
 from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
 from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.simulator.layers import Composition, core_of, layers_of
+from sb3_hybrid_grpo.branching.simulator.probes import failed_probe, reset_options
 from sb3_hybrid_grpo.branching.simulator.simulator import (
     PROBE_STEPS,
     Simulator,
-    failed_probe,
     register_transparent_wrapper,
-    reset_options,
     transparent_wrappers,
 )
 from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit

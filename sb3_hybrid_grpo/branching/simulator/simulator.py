@@ -2,8 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,6 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_hybrid_grpo.branching.batched import TaskSimulator
 from sb3_hybrid_grpo.branching.simulator.layers import core_of
+from sb3_hybrid_grpo.branching.simulator.probes import ResetError, failed_probe, reset_to_probe
 from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.snapshots import (
     BranchStates,
@@ -75,44 +75,6 @@ def transparent_wrappers() -> set[type[_AnyWrapper]]:
     :return: classes of wrappers
     """
     return set(_transparent_wrappers)
-
-
-def failed_probe(env: gym.Env[Any, Any], error: Exception, where: str = "", more: str = "") -> BranchError:
-    """
-    Describe what an environment raised while it was tried.
-
-    :param env: the environment
-    :param error: what it raised
-    :param where: where that was, if not in its place
-    :param more: what else is to be said
-    :return: the error to raise
-    """
-    return BranchError(
-        f"{env} raised {type(error).__name__} when a few steps with actions sampled from its action space were tried{where}: "
-        f"{error}{more}"
-    )
-
-
-class ResetError(BranchError):
-    """An environment raised when it was reset to be probed."""
-
-
-_reset_options: dict[int, dict[str, Any]] = {}
-
-
-@contextmanager
-def reset_options(envs: Sequence[gym.Env[Any, Any]], options: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """
-    Have ``Simulator.reset`` give options to environments.
-
-    :param envs: the environments
-    :param options: their options, if there are any
-    """
-    _reset_options.update({id(env): of_env for env, of_env in zip(envs, options, strict=False)})
-    try:
-        yield
-    finally:
-        _reset_options.clear()
 
 
 class _Detours:
@@ -312,17 +274,7 @@ class Simulator:
 
         :raises ResetError: if the environment raises
         """
-        options = _reset_options.get(id(self.env))
-        keywords: dict[str, Any] = {"options": options} if options else {}
-        try:
-            self.root.reset(**keywords)
-        except Exception as error:
-            given = f"options={options!r}" if options else "no options"
-            raise ResetError(
-                f"{self.env} raised {type(error).__name__} when it was reset with {given} to try a few steps: {error}\n"
-                "The state before was restored. If its first reset needs options, give them to the vectorised environment by "
-                "set_options() before the model is made, or reset it once before."
-            ) from error
+        reset_to_probe(self.env, self.root)
 
     def _settle(self, hidden: HiddenState) -> None:
         saved, watched = hidden.settle()
