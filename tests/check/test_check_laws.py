@@ -8,6 +8,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.check.laws import LawBrokenError, Saboteur, run
+from sb3_hybrid_grpo.check.pace import FixedPace
 
 
 class Walk(gym.Env):
@@ -66,16 +67,17 @@ class Liar:
 @pytest.mark.parametrize("lie_at", [2, 5])
 def test_wrong_later_steps_are_found(lie_at):
     venv = made(Walk)
-    with pytest.raises(LawBrokenError, match="another reward than the steps with the same actions"):
-        run(venv, 20, Liar(make_brancher("snapshot", venv), lie_at))
+    with pytest.raises(LawBrokenError, match=rf"another reward than the step .*, number {lie_at} of the branch\)"):
+        run(venv, FixedPace(20), Liar(make_brancher("snapshot", venv), lie_at))
 
 
 @pytest.mark.parametrize("make_envs", [[Walk], [Walk, Walk], [lambda: Walk(True)]], ids=["one", "two", "masks"])
 def test_right_steps_are_not_found_fault_with(make_envs):
     venv = made(*make_envs)
-    branched = run(venv, 40, make_brancher("snapshot", venv))
-    expected = run(made(*make_envs), 40)
-    assert branched.n_episodes == expected.n_episodes == 3 * len(make_envs)
+    branched = run(venv, FixedPace(40), make_brancher("snapshot", venv))
+    expected = run(made(*make_envs), FixedPace(40))
+    assert branched.ends == expected.ends and len(branched.ends) == 3 * len(make_envs)
+    assert branched.n_branched == 40
     for row, expected_row in zip(branched.results, expected.results, strict=True):
         for part, expected_part in zip(row, expected_row, strict=True):
             np.testing.assert_array_equal(part, expected_part)

@@ -58,11 +58,11 @@ def test_unsupported_action_space():
         HybridGRPO("MlpPolicy", TupleActions(), **SMALL)
 
 
-def test_unbranchable_environment_is_named_with_the_ways_out():
+def test_unbranchable_environment_is_named_with_the_ways_out(tmp_path):
     class OpensAFile(Walk):
         def __init__(self):
             super().__init__()
-            self.log = open(__file__)
+            self.log = open(tmp_path / "log.txt", "w")
 
     env = OpensAFile()
     with pytest.raises(UnbranchableEnvError, match=r"(?s)OpensAFile.*log.*register_codec.*fork.*n_samples=1"):

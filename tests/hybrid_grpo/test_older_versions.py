@@ -32,6 +32,6 @@ def test_they_load_into_ppo_in_a_process_that_knows_no_more():
 
 
 def test_tensorboard_logs_are_read(tmp_path):
-    (tmp_path / "events.out.tfevents.0").write_bytes((DATA / "events.out.tfevents.0_1").read_bytes())
+    (tmp_path / "events.out.tfevents.0").write_bytes((DATA / "tensorboard_0_1").read_bytes())
     log = read_log(tmp_path)
     assert len(log) == 2 and "diagnostics/advantage_variance_ratio" in log

@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.policies.evaluators import predict_values_only
-from tests.envs import SharedLayerPolicy, Walk, limited
+from tests.envs import SharedLayerPolicy, Walk, far_library, limited
 
 SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
 
@@ -308,21 +308,21 @@ def test_logged_metrics():
 @pytest.mark.parametrize("horizon", [1, 3])
 def test_no_action_is_branched_twice_at_a_state(horizon):
     """With two actions there is at most one to branch, and what is shared is what branching would have given."""
-    steps = []
+    counter = far_library().connect()
 
     class Counting(Walk):
         def step(self, action):
-            steps.append(1)
+            far_library().step(counter)
             return super().step(action)
 
     def learn():
         vec_env = make_vec_env(lambda: gym.wrappers.TimeLimit(Counting(action_space=spaces.Discrete(2)), 20), 2, seed=0)
         model = HybridGRPO("MlpPolicy", vec_env, n_samples=8, branch_horizon=horizon, action_sampling="iid", **SMALL)
-        steps.clear()
+        far_library().worlds[counter] = 0
         return model.learn(64)
 
     model = learn()
-    assert len(steps) == model.num_simulator_steps <= 64 * (1 + horizon)
+    assert far_library().worlds[counter] == model.num_simulator_steps <= 64 * (1 + horizon)
     with pytest.MonkeyPatch.context() as patch:
         everything = np.arange(8)
         patch.setattr("sb3_hybrid_grpo.hybrid_grpo.macro_steps.first_occurrences", lambda a: np.tile(everything, (len(a), 1)))
@@ -350,17 +350,17 @@ def test_same_seed_same_result_other_seed_other_result():
 
 def test_set_env_branches_the_new_environment():
     model = HybridGRPO("MlpPolicy", limited()(), n_samples=4, branch_horizon=1, **SMALL).learn(32)
-    steps = []
+    counter = far_library().connect()
 
     class Counting(Walk):
         def step(self, action):
-            steps.append(1)
+            far_library().step(counter)
             return super().step(action)
 
     model.set_env(gym.wrappers.TimeLimit(Counting(), 20))
-    steps.clear()
+    far_library().worlds[counter] = 0
     model.learn(32)
-    assert len(steps) == 32 * 4
+    assert far_library().worlds[counter] == 32 * 4
 
 
 def test_refused_environment_leaves_the_model_with_its_own():

@@ -21,7 +21,7 @@ from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
 from sb3_hybrid_grpo.branching.copies.rehearsal import rehearse
 from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
 from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
-from tests.envs import Walk, limited
+from tests.envs import Walk, far_library, limited
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 CAN_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
@@ -30,54 +30,54 @@ ALIVE = np.ones((1, 2), dtype=bool)
 
 
 class Tallied(Walk, EzPickle):
-    """A walk of which a copy is a new one. It counts how many are open."""
-
-    still_open, n_made, fails = set(), 0, False
+    """A walk of which a copy is a new one. A library counts how many are open, and copies fail when it says so."""
 
     def __init__(self):
         EzPickle.__init__(self)
         super().__init__()
-        Tallied.n_made += 1
-        self.number = (self.n_made,)
-        self.still_open.add(self.number)
+        self.number = (far_library().connect(),)
 
     def step(self, action):
-        if self.fails and self.number != (1,):
+        if far_library().fails and self.number != (0,):
             raise ArithmeticError("the simulation exploded")
         return super().step(action)
 
     def close(self):
-        self.still_open.remove(self.number)
+        assert far_library().step(*self.number) == 1, "closed twice"
+
+
+def still_open():
+    return {number for number, n_closed in far_library().worlds.items() if not n_closed}
 
 
 @pytest.fixture(autouse=True)
-def nothing_open():
-    Tallied.still_open.clear()
-    Tallied.n_made = 0
+def nothing_open(monkeypatch):
+    monkeypatch.setattr(far_library(), "worlds", {})
+    monkeypatch.setattr(far_library(), "fails", False, raising=False)
     yield
     gc.collect()
-    assert Tallied.n_made > 3 or not Tallied.n_made
-    assert not Tallied.still_open, "copies are left open"
+    assert len(far_library().worlds) != 1, "nothing was copied"
+    assert not still_open(), "copies are left open"
 
 
 def test_training_by_replays_closes_its_copies():
     env = gym.wrappers.TimeLimit(Tallied(), 9)
     model = HybridGRPO("MlpPolicy", env, n_steps=12, batch_size=12, branch_horizon=3, brancher="replay")
     model.learn(12)
-    assert Tallied.n_made > 18 and len(Tallied.still_open) == 2, "the environment, and the one that begins its episode anew"
+    assert len(far_library().worlds) > 18 and len(still_open()) == 2, "the environment, and the one that begins its episode anew"
     model.env.close()
 
 
 def test_a_brancher_that_goes_closes_its_copies():
     env = Tallied()
     brancher = ReplayBrancher([env])
-    assert Tallied.still_open == {(1,)}
+    assert still_open() == {0}
     env.reset()
     brancher.open(ACTION, ALIVE, 2)
-    assert len(Tallied.still_open) == 4
+    assert len(still_open()) == 4
     brancher.close()
     del brancher
-    assert Tallied.still_open == {(1,)}
+    assert still_open() == {0}
     assert not {"reset", "step", "close"} & vars(env).keys()
     env.close()
 
@@ -90,29 +90,29 @@ def test_branches_are_closed_as_soon_as_they_end():
         brancher.open(ACTION, ALIVE, horizon)
         if horizon == 2:
             brancher.advance(ACTION, ALIVE)
-        assert len(Tallied.still_open) == 2
+        assert len(still_open()) == 2
     env.close()
 
 
-def test_copies_are_closed_where_something_raises(monkeypatch):
+def test_copies_are_closed_where_something_raises():
     env = Tallied()
     brancher = ReplayBrancher([env])
     env.reset()
-    monkeypatch.setattr(Tallied, "fails", True)
+    far_library().fails = True
     with pytest.raises(BranchError, match="exploded"):
         brancher.open(ACTION, ALIVE, 1)
-    assert len(Tallied.still_open) == 2
-    monkeypatch.setattr(Tallied, "fails", False)
+    assert len(still_open()) == 2
+    far_library().fails = False
     env.position += 1
     with pytest.raises(BranchError, match="another state"):
         brancher.open(ACTION, ALIVE, 1)
-    assert len(Tallied.still_open) == 2
-    monkeypatch.setattr(Tallied, "fails", True)
+    assert len(still_open()) == 2
+    far_library().fails = True
     other = Tallied()
     with pytest.raises(BranchError, match="exploded"):
         ReplayBrancher([other])
     other.close()
-    assert len(Tallied.still_open) == 2
+    assert len(still_open()) == 2
     env.close()
 
 
@@ -144,7 +144,7 @@ class Serves(Walk):
 
     def __init__(self, write_end):
         super().__init__()
-        self.write_end, self.server, self.stuck = write_end, None, iter("abc")
+        self.write_end, self.server, self.stuck = write_end, None, (letter for letter in "abc")
 
     def reset(self, **kwargs):
         self.close()
@@ -175,7 +175,7 @@ def pipe():
 def test_a_rehearsal_takes_along_the_processes_that_it_started(end, pipe, monkeypatch):
     monkeypatch.setattr(rehearsal, "PATIENCE", 0.3)
     monkeypatch.setattr(rehearsal, "_MOST_TIMES_AS_LONG", 0)
-    assert rehearse([Serves(pipe)], end).obstacle is not None
+    assert rehearse([Serves(pipe)], end) is not None
 
 
 @CAN_FORK

@@ -16,7 +16,7 @@ from sb3_hybrid_grpo.branching.choice import choose_brancher
 from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
 from sb3_hybrid_grpo.branching.copies.quickest import QuickestBrancher
 from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
-from tests.envs import Walk, limited
+from tests.envs import Walk, far_library, limited
 from tests.lockstep import assert_laws_of_paths, describe, reporting, subproc
 
 pytestmark = [
@@ -147,22 +147,22 @@ def test_choice():
 
 def test_replays_are_tried_in_a_copy_of_the_process(monkeypatch):
     """What the copies of an environment share must not be changed by finding out."""
-    steps = []
+    steps = far_library().connect()
 
     class Shares(Keeps):
         def __deepcopy__(self, memo):
             return type(self)()
 
         def step(self, action):
-            steps.append(action)
+            far_library().step(steps)
             return super().step(action)
 
     choice = choose_brancher("auto", [Shares()])
-    assert type(choice.brancher) is QuickestBrancher and len(steps) > 0
+    assert type(choice.brancher) is QuickestBrancher and far_library().worlds[steps] > 0
     monkeypatch.setattr(local.ReplayBrancher, "__init__", lambda self, envs: 1 / 0)
-    steps.clear()
+    steps = far_library().connect()
     choice = choose_brancher("auto", [Shares()])
-    assert type(choice.brancher) is ForkBrancher and not steps
+    assert type(choice.brancher) is ForkBrancher and not far_library().worlds[steps]
 
 
 def test_training():

@@ -318,13 +318,14 @@ def test_faults_in_branches():
     assert branch(brancher, ACTION).rewards.all()
 
 
-def test_recorders_and_renderers_see_no_branch():
+def test_recorders_and_renderers_see_no_branch(monkeypatch):
     """Neither a wrapper that only watches, nor a window of a copy."""
     seen = []
+    monkeypatch.setattr(far_library(), "windows", seen, raising=False)
 
     class Window(Reconstructed):
         def step(self, action):
-            seen.append((id(self), self.render_mode))
+            far_library().windows.append((id(self), self.render_mode))
             return super().step(action)
 
     venv = DummyVecEnv([lambda: Reporter(wrappers.RecordEpisodeStatistics(Window(render_mode="human")))])

@@ -15,7 +15,7 @@ import torch as th
 
 from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
 from sb3_hybrid_grpo.branching.copies.shared import obstacle_to_fork
-from tests.envs import Walk
+from tests.envs import Walk, far_library
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
 
@@ -139,17 +139,18 @@ def test_files_that_are_read_are_read_by_each_branch_from_the_same_place_on(flag
 
 
 @FORK
-def test_branches_write_into_no_file_of_their_parent(tmp_path):
+def test_branches_write_into_no_file_of_their_parent(tmp_path, monkeypatch):
     """Neither what it has not written yet, nor what they add to it; where an environment hides the file."""
     logger, path = logging.getLogger("tests.branching.copies.test_shared"), tmp_path / "steps.log"
     handler = logging.FileHandler(path)
     logger.addHandler(handler)
     rows = open(tmp_path / "rows.csv", "w")
+    monkeypatch.setattr(far_library(), "rows", rows, raising=False)
 
     class Logs(Walk):
         def step(self, action):
             logger.warning("stepped")
-            rows.write("row\n" * 5000)
+            far_library().rows.write("row\n" * 5000)
             return super().step(action)
 
     env = Logs()

@@ -23,7 +23,7 @@ from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
 from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
 from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
 from tests.branching.copies.test_fork import hidden_walk
-from tests.envs import Walk
+from tests.envs import Walk, far_library
 from tests.lockstep import subproc
 
 pytestmark = [
@@ -195,7 +195,7 @@ class DrawsEntropy(Walk):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.position = int.from_bytes(os.urandom(2), "big") / 2**16
-        self.hidden = iter([])
+        self.hidden = (nothing for nothing in ())
         return self._observe(), {}
 
 
@@ -209,15 +209,15 @@ def test_resets_that_draw_from_the_system_are_no_obstacle():
     assert n_done == 6, message
 
 
-def test_replays_are_compared_with_every_step():
+def test_replays_are_compared_with_every_step(monkeypatch):
     """That a copy came to another state is seen at the next branch."""
 
     class Drifts(Walk):
-        drift = [0.0]
-
         def step(self, action):
-            self.velocity += self.drift[0]
+            self.velocity += far_library().drift
             return super().step(action)
+
+    monkeypatch.setattr(far_library(), "drift", 0.0, raising=False)
 
     env = Drifts()
     venv = DummyVecEnv([lambda: env])
@@ -225,9 +225,9 @@ def test_replays_are_compared_with_every_step():
     venv.reset()
     actions, alive = np.zeros((1, 1, 2)), np.ones((1, 1), dtype=bool)
     brancher.open(actions, alive, 1)
-    Drifts.drift[0] = 1.0
+    far_library().drift = 1.0
     venv.step(actions[:, 0])
-    Drifts.drift[0] = 0.0
+    far_library().drift = 0.0
     with pytest.raises(BranchError, match="another state when 1 steps"):
         brancher.open(actions, alive, 1)
 
@@ -287,14 +287,14 @@ def test_slow_environments_have_more_time(monkeypatch):
         time.sleep(0.5)
         return LocalBrancher([env])
 
-    assert rehearsal.rehearse([env], probe).obstacle is None
+    assert rehearsal.rehearse([env], probe) is None
 
 
 @pytest.mark.parametrize(
     "end, message", [(lambda: os._exit(3), "process exited with code 3"), (lambda: 1 / 0, "ZeroDivisionErr")]
 )
 def test_what_happens_to_a_brancher_in_a_copy_stands_in_its_way(end, message):
-    assert message in rehearsal.rehearse([Walk()], end).obstacle
+    assert message in rehearsal.rehearse([Walk()], end)
 
 
 class AsksAThread(Walk):
@@ -346,7 +346,7 @@ class Copied(Walk):
 
     def __init__(self):
         super().__init__()
-        self.steps = iter("abc")
+        self.steps = (letter for letter in "abc")
 
     def __deepcopy__(self, memo):
         return type(self)()
