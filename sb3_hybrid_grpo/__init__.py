@@ -2,14 +2,17 @@
 
 from importlib.resources import files
 
+from sb3_hybrid_grpo.branching.functional import FunctionalVecEnv
 from sb3_hybrid_grpo.check import check_branchable
 from sb3_hybrid_grpo.common.type_aliases import (
     BranchError,
     BranchTimeoutError,
     CheckpointError,
+    FunctionalEnvError,
     HybridGRPOError,
     InvalidArgumentError,
     InvalidOutcomeError,
+    MissingExtraError,
     RewardTransformError,
     UnbranchableEnvError,
 )
@@ -24,10 +27,13 @@ __all__ = [
     "BranchError",
     "BranchTimeoutError",
     "CheckpointError",
+    "FunctionalEnvError",
+    "FunctionalVecEnv",
     "HybridGRPO",
     "HybridGRPOError",
     "InvalidArgumentError",
     "InvalidOutcomeError",
+    "MissingExtraError",
     "RewardTransformError",
     "UnbranchableEnvError",
     "check_branchable",

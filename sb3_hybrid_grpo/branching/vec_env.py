@@ -13,6 +13,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
+from sb3_hybrid_grpo.branching.functional import FunctionalVecEnv
+from sb3_hybrid_grpo.branching.functional.branches import FunctionalBranches
 from sb3_hybrid_grpo.branching.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.local import choose_brancher
 from sb3_hybrid_grpo.branching.outcomes import join
@@ -36,7 +38,8 @@ _GRACE_SECONDS = 5.0
 
 class VecEnvBrancher:
     """
-    Branches a ``DummyVecEnv`` in place or a ``SubprocVecEnv`` inside its workers, below all vectorised wrappers.
+    Branches a ``DummyVecEnv`` in place, a ``SubprocVecEnv`` inside its workers and the rows of a ``FunctionalVecEnv``, below all
+    vectorised wrappers.
 
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step
@@ -339,14 +342,16 @@ class _WorkerStates:
 
 def _branch_simulators(
     venv: VecEnv, timeout: float | None, name: str
-) -> tuple[InProcessBrancher | _SubprocBrancher, str | None]:
+) -> tuple[InProcessBrancher | _SubprocBrancher | FunctionalBranches, str | None]:
+    if isinstance(venv, FunctionalVecEnv):
+        return FunctionalBranches(venv), None
     if type(venv).step_wait is DummyVecEnv.step_wait and isinstance(venv, DummyVecEnv):
         return choose_brancher(name, venv.envs, timeout=timeout)
     if type(venv).step_wait is SubprocVecEnv.step_wait and isinstance(venv, SubprocVecEnv):
         workers = _SubprocBrancher(venv, timeout, name)
         return workers, workers.announcement
     raise UnbranchableEnvError(
-        f"{type(venv).__name__} is neither SB3's DummyVecEnv nor its SubprocVecEnv (or changes how they step), so its "
+        f"{type(venv).__name__} is none of SB3's DummyVecEnv and SubprocVecEnv and no FunctionalVecEnv (or changes how they step), so its "
         "environments cannot be reached for branching.\n"
         "Ways out: (1) build the environment with stable_baselines3.common.env_util.make_vec_env; (2) pass a brancher of "
         "your own, brancher=lambda venv: MyBrancher(venv); (3) train without branching, with n_samples=1."
