@@ -58,6 +58,9 @@ class VecEnvBrancher:
         self._has_memory = any(view.has_memory for view in self._views)
         self._simulators, announcement = _branch_simulators(venv, timeout, name)
         self.has_workers = isinstance(self._simulators, _SubprocBrancher)
+        self.takes_tensors = isinstance(self._simulators, FunctionalBranches)
+        if isinstance(self._simulators, FunctionalBranches):
+            self.branches_at_once = self._simulators.most_rows
         self._recallable = recallable(self._views)
         self._remembered: RememberedStates | None = getattr(self._simulators, "remembered", None)
         self.can_remember = self._remembered is not None and self._recallable is not None

@@ -12,6 +12,7 @@ from sb3_hybrid_grpo.branching.functional.vec_env import FunctionalVecEnv
 from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome
 
 _MOST_ROWS = 2048
+_MOST_ROWS_OF_GPU = 65_536
 
 
 class _Moment(NamedTuple):
@@ -51,7 +52,8 @@ class FunctionalBranches:
         self._moments: list[_Moment] = []
         self._slabs: list[_Slab] = []
         self._with_masks = False
-        self._most_blocks = max(1, _MOST_ROWS // venv.num_envs)
+        self.most_rows = _MOST_ROWS if self._engine.can_differ else _MOST_ROWS_OF_GPU
+        self._most_blocks = max(1, self.most_rows // venv.num_envs)
         self._n_blocks = 1
         self._tried: set[int] = {1}
         self.remembered = self

@@ -22,11 +22,10 @@ class EagerEngine:
     :param device: where tensors are, ``None`` for arrays of NumPy
     """
 
-    can_differ = True
-
     def __init__(self, functions: Functions, device: th.device | None = None) -> None:
         self._functions = functions
         self._device = device
+        self.can_differ = device is None or device.type == "cpu"
         self._tables: dict[int, Any] = {}
         self._tables_of: Any = None
         self._where: Callable[..., Any] = np.where if device is None else th.where

@@ -1,6 +1,6 @@
 """Steps functional environments that are written in JAX, compiled. Imported only when one is used."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import torch as th
 from sb3_hybrid_grpo.branching.functional import random
 from sb3_hybrid_grpo.branching.functional.contract import Functions, Rows, Stepped
 
-_ORDERED_SUMS = ("dot_general", "conv_general_dilated", "reduce_sum", "cumsum", "cholesky", "lu", "triangular_solve", "eigh")
+_ORDERED_SUMS = ("dot_general", "conv_general_dilated", "cholesky", "lu", "triangular_solve", "eigh")
 
 
 class JaxEngine:
@@ -96,7 +96,10 @@ class JaxEngine:
         :return: whether a step has any
         """
         arguments = rows, keys, np.zeros(1, dtype=np.int32), np.asarray(actions), np.ones(len(keys), dtype=bool)
-        return any(name in _ORDERED_SUMS for name in _primitives(jax.make_jaxpr(self._step_all)(*arguments).jaxpr))
+        return any(
+            equation.primitive.name in _ORDERED_SUMS and any(jnp.issubdtype(out.aval.dtype, jnp.inexact) for out in equation.outvars)
+            for equation in _equations(jax.make_jaxpr(self._step_all)(*arguments).jaxpr)
+        )
 
     def _start_all(self, keys: Any, time: Any) -> Stepped:
         state, observations, masks = jax.vmap(lambda key: self._functions.start(_four_keys(key, time)))(keys)
@@ -155,10 +158,10 @@ def _strong(array: Any) -> Any:
     return jax.lax.convert_element_type(array, array.dtype)
 
 
-def _primitives(jaxpr: Any) -> Any:
+def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
-        yield equation.primitive.name
+        yield equation
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
-                yield from _primitives(inner)
+                yield from _equations(inner)

@@ -1,5 +1,5 @@
 """
-Random numbers as functions of keys, for environments of NumPy and PyTorch: the same ones, bit for bit, that ``jax.random`` draws.
+Random numbers as functions of keys, for environments of NumPy and PyTorch: those of ``jax.random`` up to rounding.
 
 A key is two numbers of 32 bits in the last axis of an array or tensor of 64-bit integers; all other axes are those of a batch.
 """
