@@ -81,6 +81,8 @@ def check_functional_env(env: FunctionalEnv, functions: Functions, arrays: str, 
         first = _traces(functions) if arrays == "jax" else _bits(stepped)
         attributes = dict(vars(env))
         second = _traces(functions) if arrays == "jax" else _bits(_step(engine, started, keys, actions))
+        # Compiles what is needed when the first episodes end.
+        engine.restart(stepped, keys, _TIME, np.ones(n_envs, dtype=bool))
     except (FunctionalEnvError, InvalidArgumentError):
         raise
     except Exception as error:
