@@ -27,6 +27,7 @@ _VERDICTS = {
     "snapshot": "exact by snapshots",
     "fork": "exact by forking",
     "replay": "exact by replaying episodes",
+    "functional": "exact, functional",
     None: "cannot be branched",
 }
 
@@ -36,8 +37,8 @@ class BranchReport(NamedTuple):
     Whether and how an environment can be branched.
 
     :param name: the environment
-    :param brancher: ``"snapshot"``, ``"fork"`` or ``"replay"``, as ``brancher="auto"`` takes
-        them, which prefers replays to forks where they are quicker; ``None`` if none is exact
+    :param brancher: ``"snapshot"``, ``"fork"`` or ``"replay"``, as ``brancher="auto"`` takes them, which prefers replays to forks
+        where they are quicker; ``"functional"`` where states are values; ``None`` if none is exact
     :param findings: what stands in the way of snapshots, or of branching at all, and what can be done about it
     :param notes: what was checked, and what could not be
     :param codecs: types of the objects that the state consists of, and what saves them
@@ -60,7 +61,7 @@ class BranchReport(NamedTuple):
     def verdict(self) -> str:
         """How the environment is branched exactly, or that it cannot be, and what is in the way."""
         verdict = _VERDICTS[self.brancher]
-        if self.brancher == "snapshot":
+        if self.brancher in ("snapshot", "functional"):
             return verdict
         reason = re.sub(r"^.*? cannot be branched( by [a-z ]+)?: ", "", re.split(r"\.\s", self.findings[-1])[0]).rstrip(".")
         return f"{verdict} ({reason})"

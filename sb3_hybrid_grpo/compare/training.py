@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model
+from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, make_env
 
 _SECONDS_BETWEEN_REPORTS = 0.2
 
@@ -58,7 +57,7 @@ class CurveCallback(BaseCallback):
         self._settings = settings
         self._run = run
         self._report = report
-        self._eval_env = make_vec_env(settings.env, n_envs=settings.eval_episodes)
+        self._eval_env = make_env(settings.env, settings.eval_episodes)
         self._clock_start = 0.0
         self._last_report = 0.0
 
@@ -110,7 +109,7 @@ def train(settings: Settings, run: Run, report: ProgressReport) -> tuple[OnPolic
     :param report: called a few times per second with the committed steps and the latest mean return
     :return: the trained model and its learning curve
     """
-    env = make_vec_env(settings.env, n_envs=settings.hyperparams.get("n_envs", 1), seed=run.seed)
+    env = make_env(settings.env, settings.hyperparams.get("n_envs", 1), run.seed)
     curve = CurveCallback(settings, run, report)
     model = build_model(settings, run, env).learn(settings.timesteps, callback=curve)
     env.close()

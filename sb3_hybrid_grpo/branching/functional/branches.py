@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 
 from sb3_hybrid_grpo.branching.functional.contract import Engine, Rows, Stepped
-from sb3_hybrid_grpo.branching.functional.trees import leaves, map_trees
+from sb3_hybrid_grpo.branching.functional.trees import map_trees
 from sb3_hybrid_grpo.branching.functional.vec_env import FunctionalVecEnv
 from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome
 
@@ -147,20 +147,20 @@ class FunctionalBranches:
         actions, alive = _blocks(slab, actions, alive)
         n_envs = self._venv.num_envs
         has_ordered_sums = getattr(self._engine, "has_ordered_sums", None)
-        if has_ordered_sums is not None and has_ordered_sums(_rows(slab.rows, slice(n_envs)), self._venv.keys, actions[:n_envs]):
+        if has_ordered_sums is not None and has_ordered_sums(self._rows(slab, slice(n_envs)), self._venv.keys, actions[:n_envs]):
             return False
         together = self._step(slab, actions, alive)
         for block, time in enumerate(slab.times):
             which = slice(block * n_envs, (block + 1) * n_envs)
-            alone = self._step(_Slab(slab.places, _rows(slab.rows, which), np.array([time])), actions[which], alive[which])
-            pairs = zip(leaves(self._engine.to_numpy(tuple(together))), leaves(self._engine.to_numpy(tuple(alone))), strict=True)
-            if any(part[which].tobytes() != other.tobytes() for (_, part), (_, other) in pairs):
+            alone = self._step(_Slab(slab.places, self._rows(slab, which), np.array([time])), actions[which], alive[which])
+            parts, others = (self._engine.leaves(self._engine.to_numpy(stepped)) for stepped in (together, alone))
+            if any(part[which].tobytes() != others[path].tobytes() for path, part in parts.items()):
                 return False
         return True
 
-
-def _rows(rows: Rows, which: slice) -> Rows:
-    return map_trees(lambda part: part[which], rows)  # type: ignore[no-any-return]
+    def _rows(self, slab: _Slab, which: slice) -> Rows:
+        rows: Rows = self._engine.map(lambda part: part[which], slab.rows)
+        return rows
 
 
 def _blocks(slab: _Slab, actions: Any, alive: Any) -> tuple[Any, Any]:

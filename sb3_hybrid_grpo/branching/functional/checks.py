@@ -74,6 +74,7 @@ def check_functional_env(env: FunctionalEnv, functions: Functions, arrays: str, 
     keys = engine.keys([_SEED + idx for idx in range(n_envs)])
     actions = _sample(env.action_space, n_envs)
     generators = _global_generators()
+    functions.watch = lambda state, next_state: _check_states(name, engine.leaves(state), engine.leaves(next_state))
     try:
         started = engine.start(keys, 0)
         before = None if arrays == "jax" else map_trees(_copy, started.rows)
@@ -90,8 +91,11 @@ def check_functional_env(env: FunctionalEnv, functions: Functions, arrays: str, 
             f"{name} raised {type(error).__name__} in its first step with arrays={arrays!r}, {n_envs} environments and actions "
             f"of {env.action_space}: {error}"
         ) from error
+    finally:
+        functions.watch = None
     _check_pure(env, attributes, generators, before, started.rows, first == second)
-    _check_arrays(env, started, stepped, n_envs)
+    _check_states(name, engine.leaves(started.rows.state), engine.leaves(stepped.rows.state))
+    _check_arrays(env, engine, started, stepped, n_envs)
     for what, tree in (("first observations", started.observations), ("observations", stepped.observations)):
         _check_finite(name, what, engine.to_numpy(tree))
     _check_finite(name, "rewards", engine.to_numpy(stepped.rewards))
@@ -138,19 +142,25 @@ def _check_pure(
         )
 
 
-def _check_arrays(env: FunctionalEnv, started: Stepped, stepped: Stepped, n_envs: int) -> None:
-    name = type(env).__name__
-    first = dict(leaves(started.rows.state, "state"))
-    then = dict(leaves(stepped.rows.state, "state"))
+def _check_states(name: str, first: dict[str, Any], then: dict[str, Any]) -> None:
+    """Check that states are alike: whatever has a shape."""
     if first.keys() != then.keys():
         raise FunctionalEnvError(
-            f"{name}: `initial` returns {', '.join(first)} and `transition` {', '.join(then)}. All states must be alike."
+            f"{name}: a state has {', '.join(first)}, and `transition` returns {', '.join(then)}. All states must be alike."
         )
     for path, array in then.items():
-        _check_array(name, path, array, tuple(first[path].shape), first[path].dtype, "`initial` returned it, and `transition`")
-        if array.shape[:1] != (n_envs,):
+        if hasattr(first[path], "shape") and hasattr(array, "shape"):
+            expected = first[path]
+            _check_array(name, f"state{path}", array, tuple(expected.shape), expected.dtype, "before `transition` it had")
+
+
+def _check_arrays(env: FunctionalEnv, engine: Engine, started: Stepped, stepped: Stepped, n_envs: int) -> None:
+    name = type(env).__name__
+    for path, array in engine.leaves(stepped.rows.state).items():
+        if tuple(array.shape[:1]) != (n_envs,):
             raise FunctionalEnvError(
-                f"{name}: {path} has shape {tuple(array.shape)} for {n_envs} environments: its first axis must be over environments."
+                f"{name}: state{path} has shape {tuple(array.shape)} for {n_envs} environments: its first axis must be over "
+                "environments."
             )
     for observations in (started.observations, stepped.observations):
         _check_observations(name, env.observation_space, observations, n_envs)
@@ -173,7 +183,7 @@ def _check_array(name: str, what: str, array: Any, shape: tuple[int, ...], dtype
     found = getattr(array, "shape", None)
     if found is None or tuple(found) != shape:
         got = f"shape {tuple(found)}" if found is not None else f"no shape, it is a {type(array).__name__}"
-        raise FunctionalEnvError(f"{name}: {what} has {got}, and not {shape}, the first axis being that over environments.")
+        raise FunctionalEnvError(f"{name}: {what} has {got}, and not {shape}. With NumPy and PyTorch the first axis is over environments.")
     if dtype is not None and _dtype_name(array.dtype) != _canonical(_dtype_name(dtype), array):
         raise FunctionalEnvError(
             f"{name}: {what} has the data type {_dtype_name(array.dtype)}, and {expected_by} {_dtype_name(dtype)}: convert it."

@@ -128,6 +128,23 @@ class Engine(Protocol):
         :return: all of them
         """
 
+    def map(self, function: Callable[[Any], Any], tree: Any) -> Any:
+        """
+        Call a function with each array of a structure.
+
+        :param function: the function
+        :param tree: arrays of any structure
+        :return: its results in the same structure
+        """
+
+    def leaves(self, tree: Any) -> dict[str, Any]:
+        """
+        List the arrays of a structure.
+
+        :param tree: arrays of any structure
+        :return: the arrays, by where they are
+        """
+
     def to_numpy(self, tree: Any) -> Any:
         """
         Hand out arrays, without copying them if they are in this machine's memory.
@@ -147,7 +164,8 @@ class Engine(Protocol):
 
 class Functions:
     """
-    The functions of an environment as one step.
+    The functions of an environment as one step. The attribute ``watch`` is called with each state and its successor, unless it
+    is ``None``.
 
     :param env: the environment
     :param max_episode_steps: number of steps after which an episode is cut off
@@ -155,6 +173,7 @@ class Functions:
 
     def __init__(self, env: FunctionalEnv, max_episode_steps: float) -> None:
         self.env = env
+        self.watch: Callable[[Any, Any], None] | None = None
         self._max_episode_steps = int(min(max_episode_steps, np.iinfo(np.int32).max))
         self._truncation: Callable[[Any, Any], Any] | None = getattr(env, "truncation", None)
         self._action_mask: Callable[[Any], Any] | None = getattr(env, "action_mask", None)
@@ -181,6 +200,8 @@ class Functions:
         key, observation_key, *_ = keys
         state, elapsed = rows.state, rows.elapsed + 1
         next_state = self.env.transition(state, action, key)
+        if self.watch is not None:
+            self.watch(state, next_state)
         truncated = elapsed >= self._max_episode_steps
         if self._truncation is not None:
             truncated = truncated | self._truncation(next_state, key)

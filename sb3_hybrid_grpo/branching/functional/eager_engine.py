@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_hybrid_grpo.branching.functional import random
 from sb3_hybrid_grpo.branching.functional.contract import Functions, Rows, Stepped
-from sb3_hybrid_grpo.branching.functional.trees import map_trees
+from sb3_hybrid_grpo.branching.functional.trees import leaves, map_trees
 
 _KEYS_AT_ONCE = 64
 _MOST_TABLES = 16
@@ -86,6 +86,14 @@ class EagerEngine:
         concatenate: Callable[..., Any] = np.concatenate if self._device is None else th.cat
         joined: Rows = map_trees(lambda *parts: concatenate(parts), *blocks)
         return joined
+
+    def map(self, function: Callable[[Any], Any], tree: Any) -> Any:
+        """Call a function with each array of a structure, see ``Engine``."""
+        return map_trees(function, tree)
+
+    def leaves(self, tree: Any) -> dict[str, Any]:
+        """List the arrays of a structure, see ``Engine``."""
+        return dict(leaves(tree))
 
     def to_numpy(self, tree: Any) -> Any:
         """Hand out arrays, see ``Engine``."""

@@ -1,6 +1,6 @@
 """Steps functional environments that are written in JAX, compiled. Imported only when one is used."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -77,6 +77,14 @@ class JaxEngine:
         """Put rows together, see ``Engine``."""
         joined: Rows = self._join(tuple(blocks))
         return joined
+
+    def map(self, function: Callable[[Any], Any], tree: Any) -> Any:
+        """Call a function with each array of a structure, see ``Engine``."""
+        return jax.tree.map(function, tree)
+
+    def leaves(self, tree: Any) -> dict[str, Any]:
+        """List the arrays of a structure, see ``Engine``."""
+        return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
     def to_numpy(self, tree: Any) -> Any:
         """Hand out arrays, see ``Engine``."""
