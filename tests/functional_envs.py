@@ -48,7 +48,9 @@ class Drift:
         return State(*random.normal(rng, (2,)).T / np.float32(3))
 
     def transition(self, state, action, rng):
-        push = action.reshape(len(action), -1).mean(axis=1).astype(np.float32) - np.float32(isinstance(self.action_space, spaces.Discrete))
+        push = action.reshape(len(action), -1).mean(axis=1).astype(np.float32) - np.float32(
+            isinstance(self.action_space, spaces.Discrete)
+        )
         velocity = (state.velocity + push) / np.float32(2) + np.float32(0.3) * random.normal(rng)
         return State(state.position + velocity, velocity)
 

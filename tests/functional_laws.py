@@ -25,7 +25,10 @@ def pick(observations, index):
 
 def without_clock(result):
     *arrays, infos = result
-    return (*arrays, [{key: {**value, "t": 0} if key == "episode" else value for key, value in info.items()} for info in infos])
+    return (
+        *arrays,
+        [{key: {**value, "t": 0} if key == "episode" else value for key, value in info.items()} for info in infos],
+    )
 
 
 def play(venv, actions):
@@ -46,7 +49,8 @@ def sample_actions(venv, n_steps, seed=0):
 
 
 def check_laws(venv, n_steps=12, horizon=4, n_branches=3, late=False):
-    """Branch at each state, with the committed actions in the first branch and others beside it; return how many episodes ended."""
+    """Branch at each state, with the committed actions in the first branch and others beside it; return how many "
+    "episodes ended."""
     actions = sample_actions(venv, n_steps + horizon)
     others = [np.stack([[venv.action_space.sample() for _ in range(n_branches - 1)] for _ in row]) for row in actions]
     tried = [np.concatenate((row[:, None], other), axis=1) for row, other in zip(actions, others, strict=True)]

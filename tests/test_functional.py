@@ -381,5 +381,3 @@ def test_check_tells_what_differs(monkeypatch):
     monkeypatch.setattr(Forgetful, "n_pure", len(GROWING) + 35)
     report = check_branchable(venv, n_steps=10)
     assert not report.is_exact and "showed something else" in report.findings[0]
-
-

@@ -28,7 +28,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 jnp = jax.numpy
 
 IDS = {
-    "gymnax": ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "DeepSea-bsuite", "FourRooms-misc"],
+    "gymnax": [
+        "CartPole-v1",
+        "Acrobot-v1",
+        "Pendulum-v1",
+        "Breakout-MinAtar",
+        "Catch-bsuite",
+        "DeepSea-bsuite",
+        "FourRooms-misc",
+    ],
     "jumanji": ["Game2048-v1", "Snake-v1", "Maze-v0", "Knapsack-v1", "Minesweeper-v0"],
     "pgx": ["2048"],
     "brax": ["fast", "inverted_pendulum/spring"],

@@ -1,5 +1,5 @@
 """
-Is a branch worth a further environment? HybridGRPO with 64 functional environments, PPO with as many environments as HybridGRPO has
+Is a branch worth a further environment? HybridGRPO with 64 functional environments, PPO with as many as HybridGRPO has
 rows (1 + (N-1) K times 64), and PPO with 64, at equal processor time and with equally many minibatches.
 
 ``python -m benchmarks.speed.functional_alternative FOLDER`` goes on where it was stopped; ``--report`` prints the table.
@@ -78,7 +78,8 @@ def report(path: Path) -> None:
     curves = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            curves[row["env"], row["algo"], int(row["n_envs"]), row["seed"]].append((float(row["seconds"]), float(row["return"])))
+            run = row["env"], row["algo"], int(row["n_envs"]), row["seed"]
+            curves[run].append((float(row["seconds"]), float(row["return"])))
     by_algo = defaultdict(list)
     for (env, algo, n_envs, _), points in curves.items():
         last = max(seconds for seconds, _ in points)
@@ -88,7 +89,9 @@ def report(path: Path) -> None:
     print("|---|---|---|---|---|---|")
     for (env, algo, n_envs), quarters in sorted(by_algo.items()):
         means = ", ".join(f"{mean:.1f}" for mean in np.mean(quarters, axis=0))
-        print(f"| {env} | {algo} | {n_envs} | {len(quarters)} | {means} | {', '.join(f'{q[-1]:.1f}' for q in sorted(quarters))} |")
+        print(
+            f"| {env} | {algo} | {n_envs} | {len(quarters)} | {means} | {', '.join(f'{q[-1]:.1f}' for q in sorted(quarters))} |"
+        )
 
 
 def main() -> None:

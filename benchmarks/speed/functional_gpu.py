@@ -1,6 +1,6 @@
 """
-Functional environments on a GPU: what a committed step costs beside PPO's, how exact branches are, and what ``brax:ant`` learns
-in equal time. ``python -m benchmarks.speed.functional_gpu FOLDER`` goes on where it was stopped.
+Functional environments on a GPU: what a committed step costs beside PPO's, how exact branches are, and what ``brax:ant``
+learns in equal time. ``python -m benchmarks.speed.functional_gpu FOLDER`` goes on where it was stopped.
 """
 
 import argparse
@@ -98,7 +98,9 @@ def speed(rows: Rows, env_id: str, n_envs: int, device: str, n_pairs: int) -> No
             if device == "cuda":
                 th.cuda.synchronize()
             seconds = time.perf_counter() - start
-            rows.write(Row("speed", env_id, algo, n_envs, pair, "µs per step", round(seconds, 4), round(1e6 * seconds / n_steps, 4)))
+            rows.write(
+                Row("speed", env_id, algo, n_envs, pair, "µs per step", round(seconds, 4), round(1e6 * seconds / n_steps, 4))
+            )
 
 
 def laws(rows: Rows, env_id: str, n_envs: int, device: str) -> None:
@@ -160,7 +162,9 @@ def learning(rows: Rows, algo: str, n_envs: int, seed: int, device: str, seconds
 
     def write(at: float, mean: float) -> None:
         steps_per_env = model.num_timesteps // n_envs
-        curve.append(Row("learning", LEARNING, algo, n_envs, seed, f"return after {steps_per_env}", round(at, 2), round(mean, 2)))
+        curve.append(
+            Row("learning", LEARNING, algo, n_envs, seed, f"return after {steps_per_env}", round(at, 2), round(mean, 2))
+        )
 
     model.learn(10**10, callback=Curve(write, seconds), reset_num_timesteps=False)
     every = max(1, len(curve) // 40)

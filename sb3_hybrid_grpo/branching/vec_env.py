@@ -38,8 +38,8 @@ _GRACE_SECONDS = 5.0
 
 class VecEnvBrancher:
     """
-    Branches a ``DummyVecEnv`` in place, a ``SubprocVecEnv`` inside its workers and the rows of a ``FunctionalVecEnv``, below all
-    vectorised wrappers.
+    Branches a ``DummyVecEnv`` in place, a ``SubprocVecEnv`` inside its workers and the rows of a ``FunctionalVecEnv``, below
+    all vectorised wrappers.
 
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step
@@ -354,7 +354,8 @@ def _branch_simulators(
         workers = _SubprocBrancher(venv, timeout, name)
         return workers, workers.announcement
     raise UnbranchableEnvError(
-        f"{type(venv).__name__} is none of SB3's DummyVecEnv and SubprocVecEnv and no FunctionalVecEnv (or changes how they step), so its "
+        f"{type(venv).__name__} is none of SB3's DummyVecEnv and SubprocVecEnv and no FunctionalVecEnv (or changes how "
+        f"they step), so its "
         "environments cannot be reached for branching.\n"
         "Ways out: (1) build the environment with stable_baselines3.common.env_util.make_vec_env; (2) pass a brancher of "
         "your own, brancher=lambda venv: MyBrancher(venv); (3) train without branching, with n_samples=1."

@@ -46,9 +46,11 @@ def check_functional(env: FunctionalVecEnv | str, wrappers: Sequence[Any], n_env
     if finding is not None:
         return BranchReport(name, None, [finding], [], {}, None)
     notes = [
-        f"{n_steps} steps with {venv.num_envs} environment(s); branches of {_HORIZON} steps told what the steps returned and left no "
+        f"{n_steps} steps with {venv.num_envs} environment(s); branches of {_HORIZON} steps told what the steps returned "
+        f"and left no "
         "trace",
-        f"its steps are functions of {venv.arrays}: the same arguments gave the same results, and no global generator was used",
+        f"its steps are functions of {venv.arrays}: the same arguments gave the same results, and no global generator was "
+        f"used",
     ]
     return BranchReport(name, "functional", [], notes, {}, _costs(venv))
 
@@ -73,7 +75,9 @@ def _difference(venv: FunctionalVecEnv, n_steps: int) -> str | None:
                 ended = outcome.terminated[env_idx, 0] | outcome.truncated[env_idx, 0]
                 pairs = (_pick(outcome.observations, (env_idx, 0)), outcome.rewards[env_idx, 0], ended)
                 if not same(pairs, (seen, rewards[env_idx], dones[env_idx])):
-                    return f"step {k + 1} of a branch of the committed actions showed something else than the environment's own step"
+                    return (
+                        f"step {k + 1} of a branch of the committed actions showed something else than the environment's step"
+                    )
             goes_on = goes_on & ~(outcome.terminated | outcome.truncated)
         brancher.close()
         if not same(venv.step(actions[step])[:3], expected[step][:3]):

@@ -37,8 +37,8 @@ class BranchReport(NamedTuple):
     Whether and how an environment can be branched.
 
     :param name: the environment
-    :param brancher: ``"snapshot"``, ``"fork"`` or ``"replay"``, as ``brancher="auto"`` takes them, which prefers replays to forks
-        where they are quicker; ``"functional"`` where states are values; ``None`` if none is exact
+    :param brancher: ``"snapshot"``, ``"fork"`` or ``"replay"``, as ``brancher="auto"`` takes them, which prefers replays to
+        forks where they are quicker; ``"functional"`` where states are values; ``None`` if none is exact
     :param findings: what stands in the way of snapshots, or of branching at all, and what can be done about it
     :param notes: what was checked, and what could not be
     :param codecs: types of the objects that the state consists of, and what saves them

@@ -14,13 +14,11 @@ from sb3_hybrid_grpo.common.type_aliases import Brancher, BranchOutcome
 
 class DeviceBranches(LateBranches):
     """
-    Remembers states and branches from many of them at once, see ``LateBranches``, with tensors in place of arrays: only rewards,
-    ends and values leave the device. What vectorised wrappers do to observations is done outside it.
+    Remembers states and branches from many of them at once, see ``LateBranches``, with tensors in place of arrays: only
+    rewards, ends and values leave the device. What vectorised wrappers do to observations is done outside it.
     """
 
-    def _follow(
-        self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice
-    ) -> int:
+    def _follow(self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice) -> int:
         device = self._actor.policy.device
         now, is_alive = th.as_tensor(actions, device=device), th.as_tensor(alive, device=device)
         outcome = self._opened(brancher, now, is_alive, 1 + len(noise))

@@ -189,9 +189,7 @@ class LateBranches:
             rows,
         )
 
-    def _follow(
-        self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice
-    ) -> int:
+    def _follow(self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice) -> int:
         """Follow branches [E, T · n] of the T macro-steps in some rows of the buffer; return their simulator steps."""
         paths = BranchPaths(self._actor, brancher, actions, alive, noise=noise)
         store_branches(paths, rows, None, self._buffer, self._deferred)

@@ -39,7 +39,8 @@ class FunctionalBranches:
     Branches from the present states of a ``FunctionalVecEnv`` or from those that were remembered, see ``RememberedStates``.
 
     One block of rows holds a branch of each environment. Several blocks are stepped together where this makes no difference to
-    any bit, which is looked at in the first step of each size; elsewhere one after the other, as the environments themselves are.
+    any bit, which is looked at in the first step of each size; elsewhere one after the other, as the environments themselves
+    are.
 
     Actions may be tensors: the outcomes then are, and stay on their device.
 
@@ -109,14 +110,14 @@ class FunctionalBranches:
         results = []
         for idx, slab in enumerate(self._slabs):
             stepped = self._step(slab, *_blocks(slab, actions, alive))
-            results.append(stepped._replace(rows=None))
+            results.append(stepped[1:])
             self._slabs[idx] = slab._replace(rows=stepped.rows, times=slab.times + 1)
         hand_out = self._engine.to_torch if isinstance(actions, th.Tensor) else self._engine.to_numpy
-        parts = [_by_env(hand_out(tuple(result[1:5])), alive.shape[0]) for result in results]
+        parts = [_by_env(hand_out(result[:4]), alive.shape[0]) for result in results]
         outcome = BranchOutcome(*(_together(each, alive.shape[1]) for each in zip(*parts, strict=True)))
         if not self._with_masks:
             return outcome
-        masks = [_by_env(hand_out(result.masks.reshape(len(result.masks), -1)), alive.shape[0]) for result in results]
+        masks = [_by_env(hand_out(result[4].reshape(len(result[4]), -1)), alive.shape[0]) for result in results]
         return outcome._replace(action_masks=_together(masks, alive.shape[1]))
 
     def close(self) -> None:
@@ -137,7 +138,8 @@ class FunctionalBranches:
             return self._engine.step(slab.rows, self._venv.keys, slab.times, actions, alive)
         except Exception as error:
             raise BranchError(
-                f"{type(self._venv.env).__name__} raised in a branch. The environments are as they were.\n{traceback.format_exc()}"
+                f"{type(self._venv.env).__name__} raised in a branch. The environments are as they "
+                f"were.\n{traceback.format_exc()}"
             ) from error
 
     def _is_exact(self, slab: _Slab, actions: Any, alive: Any) -> bool:
@@ -147,7 +149,9 @@ class FunctionalBranches:
         actions, alive = _blocks(slab, actions, alive)
         n_envs = self._venv.num_envs
         has_ordered_sums = getattr(self._engine, "has_ordered_sums", None)
-        if has_ordered_sums is not None and has_ordered_sums(self._rows(slab, slice(n_envs)), self._venv.keys, actions[:n_envs]):
+        if has_ordered_sums is not None and has_ordered_sums(
+            self._rows(slab, slice(n_envs)), self._venv.keys, actions[:n_envs]
+        ):
             return False
         together = self._step(slab, actions, alive)
         for block, time in enumerate(slab.times):

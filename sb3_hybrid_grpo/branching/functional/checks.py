@@ -1,7 +1,6 @@
 """What a functional environment must be: looked at before it is used."""
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,13 @@ def check_spaces(env: FunctionalEnv) -> None:
     :raises FunctionalEnvError: if it has not
     """
     missing = [name for name in _METHODS if not callable(getattr(env, name, None))]
-    missing += [name for name in ("observation_space", "action_space") if not isinstance(getattr(env, name, None), spaces.Space)]
+    missing += [
+        name for name in ("observation_space", "action_space") if not isinstance(getattr(env, name, None), spaces.Space)
+    ]
     if missing:
         raise FunctionalEnvError(
-            f"{type(env).__name__} is no functional environment: it lacks {', '.join(missing)}. It must have Gymnasium's FuncEnv "
+            f"{type(env).__name__} is no functional environment: it lacks {', '.join(missing)}. It must have Gymnasium's "
+            f"FuncEnv "
             "interface; environments of gymnax, Brax, MuJoCo Playground, jumanji and pgx are made by ids, such as "
             "'gymnax:CartPole-v1'."
         )
@@ -88,7 +90,8 @@ def check_functional_env(env: FunctionalEnv, functions: Functions, arrays: str, 
         raise
     except Exception as error:
         raise FunctionalEnvError(
-            f"{name} raised {type(error).__name__} in its first step with arrays={arrays!r}, {n_envs} environments and actions "
+            f"{name} raised {type(error).__name__} in its first step with arrays={arrays!r}, {n_envs} environments and "
+            f"actions "
             f"of {env.action_space}: {error}"
         ) from error
     finally:
@@ -119,7 +122,8 @@ def _check_pure(
     used = [generator for generator, state in _global_generators().items() if state != generators[generator]]
     if used:
         raise FunctionalEnvError(
-            f"{name} draws from {' and '.join(used)}, which the whole process shares: its steps are no functions. Draw from the "
+            f"{name} draws from {' and '.join(used)}, which the whole process shares: its steps are no functions. Draw "
+            f"from the "
             "`rng` that each function is given: with jax.random, or in NumPy and PyTorch with "
             "sb3_hybrid_grpo.branching.functional.random."
         )
@@ -127,17 +131,20 @@ def _check_pure(
     changed = [key for key in {**attributes, **now} if attributes.get(key, now) is not now.get(key, attributes)]
     if changed:
         raise FunctionalEnvError(
-            f"{name} changes its attributes {', '.join(sorted(changed))} in a step: its steps are no functions. Put what changes "
+            f"{name} changes its attributes {', '.join(sorted(changed))} in a step: its steps are no functions. Put what "
+            f"changes "
             "into the state that `transition` returns."
         )
     if before is not None and _bits(before) != _bits(after):
         raise FunctionalEnvError(
-            f"{name} writes into the state that its functions are given: make new arrays in `transition`, as `position + velocity` "
+            f"{name} writes into the state that its functions are given: make new arrays in `transition`, as `position + "
+            f"velocity` "
             "does and `position += velocity` does not."
         )
     if not is_same:
         raise FunctionalEnvError(
-            f"{name} returned two different things for the same state, action and `rng`: its steps are no functions. What do they "
+            f"{name} returned two different things for the same state, action and `rng`: its steps are no functions. What "
+            f"do they "
             "depend on beside their arguments?"
         )
 
@@ -174,7 +181,9 @@ def _check_observations(name: str, space: spaces.Space[Any], observations: Any, 
         if not isinstance(observations, dict) or observations.keys() != space.spaces.keys():
             raise FunctionalEnvError(f"{name}: the observation must be a dict of {', '.join(space.spaces)}, as its space is.")
         for key, part in space.spaces.items():
-            _check_array(name, f"observation[{key!r}]", observations[key], (n_envs, *_shape(part)), part.dtype, "its space has")
+            _check_array(
+                name, f"observation[{key!r}]", observations[key], (n_envs, *_shape(part)), part.dtype, "its space has"
+            )
         return
     _check_array(name, "the observation", observations, (n_envs, *_shape(space)), space.dtype, "its space has")
 
@@ -183,7 +192,9 @@ def _check_array(name: str, what: str, array: Any, shape: tuple[int, ...], dtype
     found = getattr(array, "shape", None)
     if found is None or tuple(found) != shape:
         got = f"shape {tuple(found)}" if found is not None else f"no shape, it is a {type(array).__name__}"
-        raise FunctionalEnvError(f"{name}: {what} has {got}, and not {shape}. With NumPy and PyTorch the first axis is over environments.")
+        raise FunctionalEnvError(
+            f"{name}: {what} has {got}, and not {shape}. With NumPy and PyTorch the first axis is over environments."
+        )
     if dtype is not None and _dtype_name(array.dtype) != _canonical(_dtype_name(dtype), array):
         raise FunctionalEnvError(
             f"{name}: {what} has the data type {_dtype_name(array.dtype)}, and {expected_by} {_dtype_name(dtype)}: convert it."
@@ -193,7 +204,9 @@ def _check_array(name: str, what: str, array: Any, shape: tuple[int, ...], dtype
 def _check_finite(name: str, what: str, tree: Any) -> None:
     for path, array in leaves(tree):
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise InvalidOutcomeError(f"{name} returned NaN or infinity at once: its {what}{path} have {array[~np.isfinite(array)][0]}.")
+            raise InvalidOutcomeError(
+                f"{name} returned NaN or infinity at once: its {what}{path} have {array[~np.isfinite(array)][0]}."
+            )
 
 
 def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
@@ -225,8 +238,11 @@ def _copy(array: Any) -> Any:
 
 
 def _bits(tree: Any) -> list[bytes]:
-    to_numpy: Callable[[Any], np.ndarray] = lambda part: part.cpu().numpy() if isinstance(part, th.Tensor) else np.asarray(part)  # noqa: E731
-    return [to_numpy(part).tobytes() for _, part in leaves(tree)]
+    return [_to_numpy(part).tobytes() for _, part in leaves(tree)]
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    return array.cpu().numpy() if isinstance(array, th.Tensor) else np.asarray(array)
 
 
 def _global_generators() -> dict[str, Any]:

@@ -11,8 +11,8 @@ class FunctionalEnv(Protocol):
     """
     Gymnasium's ``FuncEnv``: an environment whose state is a value.
 
-    With JAX the functions are those of a single state, and the keys are JAX's. With NumPy and PyTorch states, keys, actions and
-    all results have a leading axis over environments, and ``sb3_hybrid_grpo.branching.functional.random`` turns keys into
+    With JAX the functions are those of a single state, and the keys are JAX's. With NumPy and PyTorch states, keys, actions
+    and all results have a leading axis over environments, and ``sb3_hybrid_grpo.branching.functional.random`` turns keys into
     numbers.
 
     Beside these methods an environment may have ``truncation(state, rng)``, which tells where episodes are cut off,

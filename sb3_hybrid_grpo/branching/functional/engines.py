@@ -56,6 +56,6 @@ def require_jax(name: str) -> None:
     """
     if importlib.util.find_spec("jax") is None:
         raise MissingExtraError(
-            f'{name} needs JAX, which is not installed: pip install "sb3-hybrid-grpo[jax]". An environment in NumPy or PyTorch '
-            'needs none: set its attribute `arrays = "numpy"` or `"torch"`.'
+            f'{name} needs JAX, which is not installed: pip install "sb3-hybrid-grpo[jax]". An environment in NumPy or '
+            'PyTorch needs none: give it an attribute `arrays = "numpy"` or `arrays = "torch"`.'
         )

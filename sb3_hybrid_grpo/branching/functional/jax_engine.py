@@ -25,15 +25,11 @@ class JaxEngine:
     def __init__(self, functions: Functions, device: Any) -> None:
         self._functions = functions
         self._device = device
+        self.can_differ = bool(device.platform == "cpu")
         self._start = jax.jit(self._start_all)
         self._step = jax.jit(self._step_all)
         self._restart = jax.jit(self._restart_some)
         self._join = jax.jit(lambda blocks: jax.tree.map(lambda *parts: jnp.concatenate(parts), *blocks))
-
-    @property
-    def can_differ(self) -> bool:
-        """Whether rows may differ in their last bits by how many are stepped together."""
-        return bool(self._device.platform == "cpu")
 
     def keys(self, seeds: Sequence[int]) -> Any:
         """Make the keys of the environments, see ``Engine``."""
@@ -92,7 +88,7 @@ class JaxEngine:
 
     def to_torch(self, tree: Any) -> Any:
         """Hand out tensors, see ``Engine``."""
-        return jax.tree.map(th.from_dlpack, tree)
+        return jax.tree.map(th.utils.dlpack.from_dlpack, tree)
 
     def has_ordered_sums(self, rows: Rows, keys: Any, actions: Any) -> bool:
         """
@@ -105,7 +101,8 @@ class JaxEngine:
         """
         arguments = rows, keys, np.zeros(1, dtype=np.int32), np.asarray(actions), np.ones(len(keys), dtype=bool)
         return any(
-            equation.primitive.name in _ORDERED_SUMS and any(jnp.issubdtype(out.aval.dtype, jnp.inexact) for out in equation.outvars)
+            equation.primitive.name in _ORDERED_SUMS
+            and any(jnp.issubdtype(out.aval.dtype, jnp.inexact) for out in equation.outvars)
             for equation in _equations(jax.make_jaxpr(self._step_all)(*arguments).jaxpr)
         )
 
@@ -119,7 +116,8 @@ class JaxEngine:
     def _step_all(self, rows: Rows, keys: Any, times: Any, actions: Any, alive: Any) -> Stepped:
         n_blocks = len(alive) // len(keys)
         keys_of_rows, times_of_rows = jnp.tile(keys, (n_blocks, 1)), jnp.repeat(times, len(keys))
-        return jax.vmap(self._step_one)(rows, keys_of_rows, times_of_rows, actions, alive)
+        stepped: Stepped = jax.vmap(self._step_one)(rows, keys_of_rows, times_of_rows, actions, alive)
+        return stepped
 
     def _step_one(self, rows: Rows, key: Any, time: Any, action: Any, alive: Any) -> Stepped:
         stepped = self._functions.step(rows, action, _four_keys(key, time))
@@ -169,7 +167,9 @@ def _strong(array: Any) -> Any:
 def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        for parameter in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")):
+        for parameter in jax.tree.leaves(
+            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
+        ):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
                 yield from _equations(inner)

@@ -85,7 +85,7 @@ def _counted(keys: Any, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
     counts: Any = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int64).reshape(shape)
     if isinstance(keys, th.Tensor):
         counts = th.from_numpy(counts).to(keys.device)
-    keys = keys[(..., *[None] * len(shape), slice(None))]
+    keys = keys.reshape(*keys.shape[:-1], *[1] * len(shape), 2)
     return keys, counts >> 32, counts & _BITS
 
 

@@ -27,7 +27,8 @@ def traces(functions: Functions) -> list[Any]:
         traced = jax.make_jaxpr(function)(*arguments)
         if traced.effects:
             raise FunctionalEnvError(
-                f"{type(functions.env).__name__} calls Python from compiled code ({', '.join(map(str, traced.effects))}): its steps "
+                f"{type(functions.env).__name__} calls Python from compiled code ({', '.join(map(str, traced.effects))}): "
+                f"its steps "
                 "are no functions. Leave callbacks and prints out of them."
             )
         result += [str(traced.jaxpr), *(np.asarray(const).tobytes() for const in traced.consts)]

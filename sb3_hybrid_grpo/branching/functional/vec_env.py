@@ -1,7 +1,6 @@
 """SB3's vectorised environment over a functional one: a step of all environments is one call."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -26,8 +25,8 @@ class FunctionalVecEnv(VecEnv):
     :param env: a functional environment, see ``FunctionalEnv``, or an id such as ``"gymnax:CartPole-v1"`` or ``"brax:ant"``
     :param n_envs: number of environments
     :param seed: seed of the first environment, the others have the following ones; a random one if ``None``
-    :param max_episode_steps: number of steps after which an episode is cut off, ``math.inf`` where none needs to be; by default
-        the environment's attribute of that name
+    :param max_episode_steps: number of steps after which an episode is cut off, ``math.inf`` where none needs to be; by
+        default the environment's attribute of that name
     :param arrays: library of its arrays: ``"jax"``, ``"numpy"`` or ``"torch"``; by default the environment's attribute of that
         name, else JAX
     :param device: where the states are: ``"auto"``, ``"cpu"`` or ``"cuda"``
@@ -51,7 +50,7 @@ class FunctionalVecEnv(VecEnv):
         self.env = env
         check_spaces(env)
         self.max_episode_steps = check_max_episode_steps(env, max_episode_steps)
-        self.arrays = arrays or getattr(env, "arrays", "jax")
+        self.arrays = str(arrays or getattr(env, "arrays", "jax"))
         functions = Functions(env, self.max_episode_steps)
         self.engine: Engine = make_engine(self.arrays, functions, device)
         self.n_masks = check_functional_env(env, functions, self.arrays, self.engine, n_envs)
@@ -83,7 +82,8 @@ class FunctionalVecEnv(VecEnv):
         self._lengths = np.zeros(self.num_envs, dtype=int)
         self._reset_seeds()
         self._reset_options()
-        return self._observations(self._now)
+        observations: VecEnvObs = self._observations(self._now)
+        return observations
 
     def step_async(self, actions: np.ndarray) -> None:
         """
@@ -139,7 +139,9 @@ class FunctionalVecEnv(VecEnv):
             return [None for _ in indices]
         if attr_name == "action_masks":
             if not self.n_masks:
-                raise AttributeError(f"{type(self.env).__name__} has no method `action_mask` that tells which actions are valid.")
+                raise AttributeError(
+                    f"{type(self.env).__name__} has no method `action_mask` that tells which actions are valid."
+                )
             return [lambda idx=idx: self.action_masks()[idx] for idx in indices]
         return [getattr(self.env, attr_name) for _ in indices]
 
@@ -149,7 +151,9 @@ class FunctionalVecEnv(VecEnv):
             f"{attr_name!r} cannot be set: what a functional environment does must not change. Make another FunctionalVecEnv."
         )
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
         """
         Call a method of the functional environment, once for each of the indices.
 
@@ -163,7 +167,9 @@ class FunctionalVecEnv(VecEnv):
             return [*self.action_masks()[list(self._get_indices(indices))]]
         return [method(*method_args, **method_kwargs) for method in self.get_attr(method_name, indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """
         Tell whether environments do what a wrapper does: report their episodes, as ``Monitor``.
 

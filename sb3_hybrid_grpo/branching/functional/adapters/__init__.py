@@ -42,8 +42,8 @@ def make_functional_env(env_id: str) -> FunctionalEnv:
     for package in ("jax", _LIBRARIES[library]):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(
-                f'{env_id} needs {package}, which is not installed: pip install "sb3-hybrid-grpo[jax]" installs JAX and gymnax; '
-                "brax, playground, jumanji and pgx are installed by these names."
+                f'{env_id} needs {package}, which is not installed: pip install "sb3-hybrid-grpo[jax]" brings JAX and gymnax. '
+                "Brax, MuJoCo Playground, jumanji and pgx are `pip install brax`, `playground`, `jumanji` and `pgx`."
             )
     module = importlib.import_module(f"{__name__}.from_{library}")
     env: FunctionalEnv = module.make(name)

@@ -28,7 +28,8 @@ class BraxEnv:
         while wrapper is not None:
             if type(wrapper).__name__ in _REFUSED_WRAPPERS:
                 raise InvalidArgumentError(
-                    f"The environment of Brax is in {type(wrapper).__name__}, and FunctionalVecEnv does what this wrapper does "
+                    f"The environment of Brax is in {type(wrapper).__name__}, and FunctionalVecEnv does what this wrapper "
+                    f"does "
                     "itself: pass the environment without it, as brax.envs.get_environment makes it."
                 )
             wrapper = vars(wrapper).get("env")

@@ -35,7 +35,9 @@ class JumanjiEnv:
     def __init__(self, env: Any) -> None:
         self.env = env
         if env.reward_spec.shape:
-            raise InvalidArgumentError(f"{type(env).__name__} of jumanji has rewards {env.reward_spec.shape} of several agents.")
+            raise InvalidArgumentError(
+                f"{type(env).__name__} of jumanji has rewards {env.reward_spec.shape} of several agents."
+            )
         self.action_space = _action_space(env.action_spec)
         spec = env.observation_spec
         if isinstance(spec, specs.Array):

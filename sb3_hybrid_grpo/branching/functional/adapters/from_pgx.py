@@ -29,7 +29,8 @@ class PgxEnv:
     def __init__(self, env: Any, max_episode_steps: float | None = None) -> None:
         if env.num_players > 1:
             raise InvalidArgumentError(
-                f"{env.id} is a game for {env.num_players} players, and an environment has one: write a functional environment "
+                f"{env.id} is a game for {env.num_players} players, and an environment has one: write a functional "
+                f"environment "
                 "whose transition has the others move."
             )
         self.env = env
@@ -79,4 +80,4 @@ def make(name: str) -> PgxEnv:
     """
     if name not in pgx.available_envs():
         raise InvalidArgumentError(f"pgx has no environment {name!r}. It has {', '.join(pgx.available_envs())}.")
-    return PgxEnv(pgx.make(name))  # type: ignore[arg-type]
+    return PgxEnv(pgx.make(name))
