@@ -26,7 +26,7 @@ LAYERS = [
     {"common.sampling", "common.symptoms", "common.evaluation"},
     {"common.actors", "common.critic", "common.diagnostics", "common.rollout_transitions"},
     {"common.action_sampling", "common.branch_paths", "common.evaluators"},
-    {"common.rollout_branches", "common.action_selection"},
+    {"common.rollout_branches", "common.device_branches", "common.action_selection"},
     {"hybrid_grpo", "grpo"},
     {"", "check", "compare", "doctor", "hyperparams", "zoo", "__main__"},
 ]

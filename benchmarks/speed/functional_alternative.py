@@ -74,7 +74,7 @@ def train(env_id: str, algo: str, seed: int, seconds: float) -> list[tuple[Any, 
 
 
 def report(path: Path) -> None:
-    """Print mean returns of all seeds, at the ends of quarters of the time."""
+    """Print mean returns of all seeds after each quarter of the time."""
     curves = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -85,13 +85,12 @@ def report(path: Path) -> None:
         last = max(seconds for seconds, _ in points)
         quarters = [last * share for share in (0.25, 0.5, 0.75, 1.0)]
         by_algo[env, algo, n_envs].append([min(points, key=lambda point: abs(point[0] - at))[1] for at in quarters])
-    print("| task | algorithm | environments | seeds | return at 1/4, 1/2, 3/4 and all of the time | all seeds at the end |")
+    print("| task | algorithm | environments | seeds | after 1/4, 1/2, 3/4 and all of the time | all seeds at the end |")
     print("|---|---|---|---|---|---|")
     for (env, algo, n_envs), quarters in sorted(by_algo.items()):
         means = ", ".join(f"{mean:.1f}" for mean in np.mean(quarters, axis=0))
-        print(
-            f"| {env} | {algo} | {n_envs} | {len(quarters)} | {means} | {', '.join(f'{q[-1]:.1f}' for q in sorted(quarters))} |"
-        )
+        ends = ", ".join(f"{quarter[-1]:.1f}" for quarter in quarters)
+        print(f"| {env} | {algo} | {n_envs} | {len(quarters)} | {means} | {ends} |")
 
 
 def main() -> None:
