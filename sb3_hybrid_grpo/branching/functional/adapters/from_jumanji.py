@@ -1,6 +1,7 @@
 """jumanji."""
 
 import math
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,12 +22,13 @@ class _State(NamedTuple):
 
 class JumanjiEnv:
     """
-    An environment of jumanji. Observations are arrays of numbers, or dicts of them without the mask, which is apart.
+    An environment of jumanji. Observations are arrays of numbers, or flat dicts of them (``"agent_position.row"``) without the
+    mask, which is apart.
 
     Its episodes end by themselves.
 
     :param env: the environment
-    :raises InvalidArgumentError: if rewards or actions are those of several agents, or observations are nested
+    :raises InvalidArgumentError: if its rewards are those of several agents
     """
 
     arrays = "jax"
@@ -41,10 +43,9 @@ class JumanjiEnv:
         self.action_space = _action_space(env.action_spec)
         spec = env.observation_spec
         if isinstance(spec, specs.Array):
-            self.observation_space: spaces.Space[Any] = _box(spec, "observation")
+            self.observation_space: spaces.Space[Any] = _box(spec)
         else:
-            parts = {name: part for name, part in vars(spec).items() if isinstance(part, specs.Spec) and name != _MASK}
-            self.observation_space = spaces.Dict({name: _box(part, name) for name, part in parts.items()})
+            self.observation_space = spaces.Dict({path: _box(part) for path, part in _parts(spec).items() if path != _MASK})
         masks = getattr(spec, _MASK, None)
         if masks is not None and int(np.prod(masks.shape)) == _number_of_masks(self.action_space):
             self.action_mask = self._action_mask
@@ -62,7 +63,7 @@ class JumanjiEnv:
         seen = state.timestep.observation
         if not isinstance(self.observation_space, spaces.Dict):
             return _numbers(seen)
-        return {name: _numbers(getattr(seen, name)) for name in self.observation_space.spaces}
+        return {path: _numbers(attrgetter(path)(seen)) for path in self.observation_space.spaces}
 
     def reward(self, state: _State, action: Any, next_state: _State, rng: Any) -> Any:
         """Return the reward of a transition."""
@@ -106,9 +107,19 @@ def _number_of_masks(space: spaces.Space[Any]) -> int:
     return int(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", np.array(0)).sum())
 
 
-def _box(spec: Any, name: str) -> spaces.Box:
-    if not isinstance(spec, specs.Array):
-        raise InvalidArgumentError(f"The observation's part {name!r} is nested, and SB3 takes flat dicts: write an adapter.")
+def _parts(spec: Any, path: str = "") -> dict[str, Any]:
+    """List the arrays of a nested observation, by where they are."""
+    if isinstance(spec, specs.Array):
+        return {path: spec}
+    inner = {name: part for name, part in vars(spec).items() if isinstance(part, specs.Spec)}
+    return {
+        inner_path: array
+        for name, part in inner.items()
+        for inner_path, array in _parts(part, f"{path}.{name}".lstrip(".")).items()
+    }
+
+
+def _box(spec: Any) -> spaces.Box:
     shape = spec.shape or (1,)
     low, high = (
         np.broadcast_to(np.asarray(getattr(spec, bound, default), dtype=np.float32), shape)
