@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.functional.contract import Engine, Rows, Stepped
 from sb3_hybrid_grpo.branching.functional.trees import map_trees
 from sb3_hybrid_grpo.branching.functional.vec_env import FunctionalVecEnv
 from sb3_hybrid_grpo.common.type_aliases import BranchError, BranchOutcome
 
-_MOST_ROWS = 2048
-_MOST_ROWS_OF_GPU = 65_536
+_MOST_ROWS, _MOST_BYTES = 8192, 2**25
+_MOST_ROWS_OF_GPU, _MOST_BYTES_OF_GPU = 65_536, 2**30
 
 
 class _Moment(NamedTuple):
@@ -53,7 +54,9 @@ class FunctionalBranches:
         self._moments: list[_Moment] = []
         self._slabs: list[_Slab] = []
         self._with_masks = False
-        self.most_rows = _MOST_ROWS if self._engine.can_differ else _MOST_ROWS_OF_GPU
+        is_on_cpu = self._engine.can_differ
+        most_rows, most_bytes = (_MOST_ROWS, _MOST_BYTES) if is_on_cpu else (_MOST_ROWS_OF_GPU, _MOST_BYTES_OF_GPU)
+        self.most_rows = max(1, min(most_rows, most_bytes // (4 * spaces.flatdim(venv.observation_space))))
         self._most_blocks = max(1, self.most_rows // venv.num_envs)
         self._n_blocks = 1
         self._tried: set[int] = {1}
