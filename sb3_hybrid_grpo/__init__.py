@@ -3,14 +3,17 @@
 from importlib.resources import files
 
 from sb3_hybrid_grpo import moved as _moved
+from sb3_hybrid_grpo.branching.functional import FunctionalVecEnv
 from sb3_hybrid_grpo.check import check_branchable
 from sb3_hybrid_grpo.common import (
     BranchError,
     BranchTimeoutError,
     CheckpointError,
+    FunctionalEnvError,
     HybridGRPOError,
     InvalidArgumentError,
     InvalidOutcomeError,
+    MissingExtraError,
     RewardTransformError,
     UnbranchableEnvError,
 )
@@ -27,10 +30,13 @@ __all__ = [
     "BranchError",
     "BranchTimeoutError",
     "CheckpointError",
+    "FunctionalEnvError",
+    "FunctionalVecEnv",
     "HybridGRPO",
     "HybridGRPOError",
     "InvalidArgumentError",
     "InvalidOutcomeError",
+    "MissingExtraError",
     "RewardTransformError",
     "UnbranchableEnvError",
     "check_branchable",

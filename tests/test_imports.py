@@ -17,7 +17,7 @@ FLOORS = [
     ["branching.surroundings"],
     ["branching.batched"],
     ["branching.simulator"],
-    ["branching.copies", "branching.models"],
+    ["branching.copies", "branching.models", "branching.functional"],
     ["branching.choice"],
     ["branching.vec_env"],
     ["branching"],

@@ -17,9 +17,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.branching.copies import CAN_FORK, obstacle_to_fork
+from sb3_hybrid_grpo.branching.functional import FunctionalVecEnv, is_functional_id
 from sb3_hybrid_grpo.branching.simulator import Simulator, masks_of, sample
 from sb3_hybrid_grpo.branching.snapshots import Mark, Snapshot, codec_of, find, kind_of, randomness
 from sb3_hybrid_grpo.branching.surroundings import WAYS_OUT, HiddenState
+from sb3_hybrid_grpo.check.functional import check_functional
 from sb3_hybrid_grpo.check.isolated import GaveUpError, Tick, isolated
 from sb3_hybrid_grpo.check.laws import LawBrokenError, Pace, Run, Saboteur, run
 from sb3_hybrid_grpo.check.pace import BudgetPace, EnoughPace, FixedPace, TickingPace
@@ -39,7 +41,7 @@ _SECONDS = 10.0
 
 
 def check_branchable(
-    env: str | gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]],
+    env: str | gym.Env[Any, Any] | FunctionalVecEnv | Callable[[], gym.Env[Any, Any]],
     wrappers: Sequence[Callable[[Any], gym.Env[Any, Any]]] = (),
     n_envs: int = 1,
     n_steps: int | None = None,
@@ -50,14 +52,16 @@ def check_branchable(
     Random steps are taken with and without branching and compared bit for bit, with branches of several steps and with
     branches that raise.
 
-    :param env: an id, or a function that makes environments, of which copies are made; or an environment, which is then
-        reset with a seed and stepped, with and without branching in turn
+    :param env: an id, or a function that makes environments, of which copies are made; or an environment, or a
+        ``FunctionalVecEnv``, which is then reset with a seed and stepped, with and without branching in turn
     :param wrappers: wrappers around each environment, from the inside out
     :param n_envs: number of environments that are branched together
     :param n_steps: number of steps to take; by default several whole episodes or 500 steps
     :return: the report; print it
     :raises InvalidArgumentError: if the environment cannot be made or reset at all
     """
+    if isinstance(env, FunctionalVecEnv) or (isinstance(env, str) and is_functional_id(env)):
+        return check_functional(env, wrappers, n_envs, n_steps)
     return _Check(env, wrappers, n_envs, n_steps).report()
 
 

@@ -49,8 +49,8 @@ class BranchReport(NamedTuple):
     Whether and how an environment can be branched.
 
     :param name: the environment
-    :param brancher: ``"snapshot"``, ``"fork"`` or ``"replay"``, as ``brancher="auto"`` takes
-        them, which prefers replays to forks where they are quicker; ``None`` if none is exact
+    :param brancher: ``"snapshot"``, ``"fork"`` or ``"replay"``, as ``brancher="auto"`` takes them, which prefers replays to
+        forks where they are quicker; ``"functional"`` where states are values; ``None`` if none is exact
     :param findings: what stands in the way of snapshots, or of branching at all, and what can be done about it
     :param side_effects: what steps do outside the process, and branches with them
     :param notes: what was checked, and what could not be
@@ -81,6 +81,8 @@ class BranchReport(NamedTuple):
         if self.brancher is None:
             return f"cannot be branched ({self._reason})"
         kind = "exact, with side effects," if self.side_effects else "exact"
+        if self.brancher == "functional":
+            return "exact, functional"
         verdict = f"{kind} {_WAYS[self.brancher]}, {self.trial}"
         return verdict if self.brancher == "snapshot" else f"{verdict} ({self._reason})"
 

@@ -5,21 +5,18 @@ from sb3_hybrid_grpo.common.errors import (
     BranchError,
     BranchTimeoutError,
     CheckpointError,
+    FunctionalEnvError,
     HybridGRPOError,
     InvalidArgumentError,
     InvalidOutcomeError,
+    MissingExtraError,
     RewardTransformError,
     UnbranchableEnvError,
     UnrestorableStateError,
 )
 from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.outcomes import copy_environments, difference, empty_outcome, identical, join, store_observation
-from sb3_hybrid_grpo.common.schedules import (
-    AdaptiveLearningRate,
-    check_desired_kl,
-    parse_schedule,
-    value_at,
-)
+from sb3_hybrid_grpo.common.schedules import AdaptiveLearningRate, check_desired_kl, parse_schedule, value_at
 from sb3_hybrid_grpo.common.type_aliases import (
     AsyncBrancher,
     Brancher,
@@ -49,11 +46,13 @@ __all__ = [
     "CheckpointError",
     "Committed",
     "Floats",
+    "FunctionalEnvError",
     "HybridGRPOError",
     "InvalidArgumentError",
     "InvalidOutcomeError",
     "LearningBrancher",
     "MaskingBrancher",
+    "MissingExtraError",
     "MultiSampleRolloutBufferSamples",
     "Observations",
     "RememberingBrancher",

@@ -29,6 +29,14 @@ class UnbranchableEnvError(HybridGRPOError):
     """
 
 
+class FunctionalEnvError(HybridGRPOError):
+    """An environment is no functional one: its steps depend on more than their arguments, or return arrays of a wrong kind."""
+
+
+class MissingExtraError(HybridGRPOError, ImportError):
+    """A package is not installed that is needed; the message says how to install it."""
+
+
 class BranchError(HybridGRPOError):
     """
     An environment raised inside a branch. Its committed state was restored before this was raised.

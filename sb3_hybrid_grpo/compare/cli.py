@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
+from sb3_hybrid_grpo.branching.functional import is_functional_id, make_functional_env
 from sb3_hybrid_grpo.compare.extras import extra
 from sb3_hybrid_grpo.compare.folder import ResultsFolder
 from sb3_hybrid_grpo.compare.pool import Report, Update, run_all
@@ -85,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         "Rerunning into the same folder trains only what is missing there.",
     )
     add = parser.add_argument
-    add("--env", default="Pendulum-v1", help="environment id (default: %(default)s)")
+    add(
+        "--env",
+        default="Pendulum-v1",
+        help="environment id, also gymnax:NAME, brax:NAME, playground:NAME, jumanji:NAME or pgx:NAME (default: %(default)s)",
+    )
+    add("--n-envs", type=_positive, help="environments of each run (default: the RL Zoo's, else 1)")
     add("--timesteps", type=_positive, default=40_000, help="committed steps per run (default: %(default)s)")
     add("--seeds", type=_positive, default=3, help="runs per algorithm (default: %(default)s)")
     add("--algos", default=",".join(ALGORITHMS), help="algorithms, separated by commas (default: %(default)s)")
@@ -112,12 +118,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    gym.make(arguments.env).close()
+    if is_functional_id(arguments.env):
+        make_functional_env(arguments.env)
+    else:
+        gym.make(arguments.env).close()
+    chosen = {} if arguments.n_envs is None else {"n_envs": arguments.n_envs}
     return Settings(
         env=arguments.env,
         timesteps=arguments.timesteps,
         n_samples=arguments.n_samples,
-        hyperparams={**ZOO_HYPERPARAMS.get(arguments.env, {}), **dict(map(parse_hyperparam, arguments.hyperparams))},
+        hyperparams={**ZOO_HYPERPARAMS.get(arguments.env, {}), **dict(map(parse_hyperparam, arguments.hyperparams)), **chosen},
         eval_every=arguments.eval_every or max(arguments.timesteps // 20, 1),
         eval_episodes=arguments.eval_episodes,
         device=arguments.device,

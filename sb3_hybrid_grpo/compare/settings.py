@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
+from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, FunctionalVecEnv, HybridGRPO
+from sb3_hybrid_grpo.branching.functional import is_functional_id
 
 ALGORITHMS: Mapping[str, tuple[type[OnPolicyAlgorithm], Mapping[str, Any]]] = {
     "hybrid_grpo": (HybridGRPO, {}),
@@ -126,6 +128,18 @@ def parse_hyperparam(text: str) -> tuple[str, Any]:
     if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise ValueError(f"{name} must be of type {type(default).__name__}, not {value!r}")
     return name, value
+
+
+def make_env(env_id: str, n_envs: int, seed: int | None = None) -> VecEnv:
+    """
+    Make environments.
+
+    :param env_id: id of one of Gymnasium's, or of a functional one
+    :param n_envs: number of environments
+    :param seed: seed of the first one
+    :return: the vectorised environment
+    """
+    return FunctionalVecEnv(env_id, n_envs, seed) if is_functional_id(env_id) else make_vec_env(env_id, n_envs, seed)
 
 
 def build_model(settings: Settings, run: Run, env: VecEnv) -> OnPolicyAlgorithm:

@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_hybrid_grpo.compare.curve import CurveCallback
 from sb3_hybrid_grpo.compare.pool import Report
-from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model
+from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, make_env
 
 
 class Evaluation(NamedTuple):
@@ -39,8 +38,8 @@ def train(settings: Settings, run: Run, report: Report) -> tuple[OnPolicyAlgorit
     :param report: called a few times per second with the committed steps and the latest mean return
     :return: the trained model and its learning curve
     """
-    env = make_vec_env(settings.env, n_envs=settings.hyperparams.get("n_envs", 1), seed=run.seed)
-    eval_env = make_vec_env(settings.env, n_envs=settings.eval_episodes)
+    env = make_env(settings.env, settings.hyperparams.get("n_envs", 1), run.seed)
+    eval_env = make_env(settings.env, settings.eval_episodes)
     curve = CurveCallback(eval_env, settings.eval_every, run.seed, report)
     model = build_model(settings, run, env).learn(settings.timesteps, callback=curve)
     env.close()

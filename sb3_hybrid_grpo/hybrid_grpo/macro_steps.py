@@ -48,8 +48,8 @@ from sb3_hybrid_grpo.rollout import (
     locals_of,
     make_action_sampling,
     make_modelled_sampling,
+    make_rollout_branches,
     reordered,
-    rollout_branches,
     to_front,
 )
 
@@ -113,7 +113,7 @@ class MacroSteps(OnPolicyAlgorithm):
         is_selected = rollout_buffer.is_selected
         self._branch(env)
         prepare = partial(
-            AwaitedBranches if is_selected else rollout_branches, actor, buffer=rollout_buffer, deferred=deferred
+            AwaitedBranches if is_selected else make_rollout_branches, actor, buffer=rollout_buffer, deferred=deferred
         )
         branches = prepare(self._brancher)
 

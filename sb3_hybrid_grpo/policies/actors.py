@@ -10,6 +10,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Diag
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
@@ -105,17 +106,44 @@ class Actor:
         :return: actions for the environment, [B, \\*action_shape]
         :raises InvalidArgumentError: if the policy is maskable and there are no masks
         """
-        takes_masks = is_maskable(class_of(self.policy))
-        if takes_masks and action_masks is None:
+        masks = self._masks(action_masks)
+        with th.no_grad():
+            obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
+            distribution = self.policy.get_distribution(obs_tensor, **masking(masks))
+            actions = actions_from_noise(distribution, noise)
+        return to_env_actions(self.policy, self._shaped(actions))
+
+    def act_on_device(self, obs: PyTorchObs, noise: th.Tensor, action_masks: th.Tensor | None = None) -> th.Tensor:
+        """
+        Sample one action at each of B states with given noise, without leaving the device, see ``act``.
+
+        :param obs: states
+        :param noise: noise, [B, \\*noise_dims]
+        :param action_masks: which actions are valid, [B, M]
+        :return: actions for the environment, [B, \\*action_shape]
+        :raises InvalidArgumentError: if the policy is maskable and there are no masks
+        """
+        with th.no_grad():
+            distribution = self.policy.get_distribution(obs, **masking(self._masks(action_masks)))
+            actions = actions_from_noise(distribution, noise)
+        actions = actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
+        if not isinstance(self.policy.action_space, spaces.Box):
+            return actions
+        low, high = (th.as_tensor(getattr(self.policy.action_space, name), device=actions.device) for name in ("low", "high"))
+        if self.policy.squash_output:
+            return low + 0.5 * (actions + 1.0) * (high - low)
+        return actions.clamp(low, high)
+
+    def _masks(self, action_masks: Any) -> Any:
+        """Return the masks that the policy takes, if it takes any."""
+        if not is_maskable(class_of(self.policy)):
+            return None
+        if action_masks is None:
             raise InvalidArgumentError(
                 "A maskable policy goes on in branches of several steps, but the outcomes of the brancher have no "
                 "`action_masks`: return them, or use branch_horizon=1."
             )
-        with th.no_grad():
-            obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
-            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks if takes_masks else None))
-            actions = actions_from_noise(distribution, noise)
-        return to_env_actions(self.policy, self._shaped(actions))
+        return action_masks
 
     def _shaped(self, actions: th.Tensor, *n_samples: int) -> np.ndarray:
         return actions.cpu().numpy().reshape(-1, *n_samples, *self.policy.action_space.shape)  # type: ignore[misc]

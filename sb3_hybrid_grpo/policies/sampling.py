@@ -128,7 +128,7 @@ def check_common_noise(policy: ActorCriticPolicy) -> None:
         )
 
 
-def actions_from_noise(distribution: Distribution, given_noise: np.ndarray) -> th.Tensor:
+def actions_from_noise(distribution: Distribution, given_noise: np.ndarray | th.Tensor) -> th.Tensor:
     """
     Sample the policy at B states with given noise: equal noise gives equal actions at equal states.
 

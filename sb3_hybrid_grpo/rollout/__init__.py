@@ -6,7 +6,7 @@ from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, MacroStep, NoiseAh
 from sb3_hybrid_grpo.rollout.buffers import multi_sample_buffer_class
 from sb3_hybrid_grpo.rollout.callback_locals import CommittedStep, RolloutCallback, locals_of
 from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
-from sb3_hybrid_grpo.rollout.rollout_branches import AwaitedBranches, RolloutBranches, rollout_branches
+from sb3_hybrid_grpo.rollout.rollout_branches import AwaitedBranches, RolloutBranches, make_rollout_branches
 from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.rollout.values import DeferredEntropies, DeferredValues, evaluate_rollout
 
@@ -30,8 +30,8 @@ __all__ = [
     "locals_of",
     "make_action_sampling",
     "make_modelled_sampling",
+    "make_rollout_branches",
     "multi_sample_buffer_class",
     "reordered",
-    "rollout_branches",
     "to_front",
 ]

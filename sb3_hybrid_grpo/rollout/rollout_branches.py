@@ -61,7 +61,7 @@ class RolloutBranches(Protocol):
         """
 
 
-def rollout_branches(
+def make_rollout_branches(
     actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
 ) -> RolloutBranches:
     """
@@ -73,6 +73,10 @@ def rollout_branches(
     :param deferred: what is to be known of the next observations
     :return: late branches if the brancher can remember states, else prompt ones
     """
+    if getattr(brancher, "takes_tensors", False) and actor.policy.device.type != "cpu":
+        from sb3_hybrid_grpo.rollout.device_branches import DeviceBranches
+
+        return DeviceBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
     if getattr(brancher, "can_remember", False):
         return LateBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
     return PromptBranches(actor, brancher, buffer, deferred)
@@ -110,7 +114,7 @@ class PromptBranches:
         """Complete the macro-step."""
         last = self._buffer.pos - 1
         committed = Committed(_next_observations(new_obs, infos), terminated)
-        _store(self.paths, slice(last, last + 1), committed, self._buffer, self._deferred)
+        store_branches(self.paths, slice(last, last + 1), committed, self._buffer, self._deferred)
         return self.paths.n_simulator_steps
 
     def finish_all(self) -> int:
@@ -152,6 +156,7 @@ class LateBranches:
         self._deferred = deferred
         self._waiting: list[_Waiting] = []
         self._came_too_late: np.ndarray | None = None
+        self._most_branches: int = getattr(brancher, "branches_at_once", _BRANCHES_AT_ONCE)
         brancher.forget()
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
@@ -172,23 +177,28 @@ class LateBranches:
             self._waiting[-1].alive[self._came_too_late] = False
             self._buffer.sources[self._buffer.pos - 1, self._came_too_late] = np.arange(self._buffer.n_samples)
         n_waiting = len(self._waiting) * self._waiting[0].alive.size
-        return self.finish_all() if n_waiting >= _BRANCHES_AT_ONCE else 0
+        return self.finish_all() if n_waiting >= self._most_branches else 0
 
     def finish_all(self) -> int:
         """Follow all branches that wait."""
         if not self._waiting:
             return 0
+        end = self._buffer.pos
+        rows = slice(end - len(self._waiting), end)
         actions, alive, noise = zip(*self._waiting, strict=True)
         self._waiting = []
-        paths = BranchPaths(
-            self._actor,
+        return self._follow(
             self._brancher.recall(),
             _merge(np.stack(actions, axis=1), 1),
             _merge(np.stack(alive, axis=1), 1),
-            noise=[_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
+            [_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
+            rows,
         )
-        end = self._buffer.pos
-        _store(paths, slice(end - len(alive), end), None, self._buffer, self._deferred)
+
+    def _follow(self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice) -> int:
+        """Follow branches [E, T · n] of the T macro-steps in some rows of the buffer; return their simulator steps."""
+        paths = BranchPaths(self._actor, brancher, actions, alive, noise=noise)
+        store_branches(paths, rows, None, self._buffer, self._deferred)
         return paths.n_simulator_steps
 
 
@@ -197,29 +207,68 @@ def _merge(array: np.ndarray, axis: int) -> np.ndarray:
     return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
 
 
-def _store(
+def store_branches(
     paths: BranchPaths, rows: slice, committed: Committed | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
 ) -> None:
-    """Write branches [E, T · n] of T macro-steps into their rows of the buffer: of all N samples, or of all but the first."""
-    n_steps = rows.stop - rows.start
+    """
+    Write branches of T macro-steps into the buffer.
+
+    :param paths: the branches, [E, T · n]
+    :param rows: the macro-steps' rows of the buffer
+    :param committed: the committed transition of a single macro-step
+    :param buffer: the rollout's buffer, of all N samples or of all but the first
+    :param deferred: what is to be known of the next observations
+    """
     for k, step in enumerate(paths.steps):
-        first = buffer.n_samples - step.alive.shape[1] // n_steps
         outcome = paths.observed(k, committed)
         check_outcome(outcome.observations, outcome.rewards)
-
-        def places_in(stored: np.ndarray, first: int = first, k: int = k) -> np.ndarray:
-            places: np.ndarray = stored[rows, :, first:, k].swapaxes(0, 1)
-            return places
-
-        alive = step.alive.reshape(places_in(buffer.branch_alive).shape)
-        places_in(buffer.branch_alive)[...] = alive
-        places_in(buffer.branch_rewards)[...] = outcome.rewards.reshape(alive.shape)
-        places_in(buffer.branch_terminated)[...] = outcome.terminated.reshape(alive.shape)
+        store_step(k, step.alive, outcome.rewards, outcome.terminated, rows, buffer)
         if not deferred:
             continue
         selected = select_observations(outcome.observations, step.alive)
         for quantity in deferred:
-            quantity.write(selected, places_in(getattr(buffer, quantity.into)), alive)
+            stored, alive = places_of(getattr(buffer, quantity.into), k, step.alive, rows, buffer)
+            quantity.write(selected, stored, alive)
+
+
+def store_step(
+    k: int, alive: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, rows: slice, buffer: MultiSampleMixin
+) -> None:
+    """
+    Write a step of branches into the buffer.
+
+    :param k: which step of theirs
+    :param alive: which of them took it, [E, T · n]
+    :param rewards: rewards, [E, T · n]
+    :param terminated: whether they ended, [E, T · n]
+    :param rows: the macro-steps' rows of the buffer
+    :param buffer: the rollout's buffer
+    """
+    for values, stored in (
+        (alive, buffer.branch_alive),
+        (rewards, buffer.branch_rewards),
+        (terminated, buffer.branch_terminated),
+    ):
+        places, _ = places_of(stored, k, alive, rows, buffer)
+        places[...] = values.reshape(places.shape)
+
+
+def places_of(
+    stored: np.ndarray, k: int, alive: np.ndarray, rows: slice, buffer: MultiSampleMixin
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Find the places of branches: those of all N samples, or of all but the first.
+
+    :param stored: an array of the buffer, [T, E, N, K]
+    :param k: which step of the branches
+    :param alive: which of them took it, [E, T · n]
+    :param rows: the macro-steps' rows of the buffer
+    :param buffer: the buffer
+    :return: the places, [E, T, n], and which of them are alive
+    """
+    first = buffer.n_samples - alive.shape[1] // (rows.stop - rows.start)
+    places: np.ndarray = stored[rows, :, first:, k].swapaxes(0, 1)
+    return places, alive.reshape(places.shape)
 
 
 def _next_observations(new_obs: Observations, infos: Sequence[dict[str, Any]]) -> Observations:

@@ -108,7 +108,7 @@ class DeferredValues:
             return
         obs = obs_as_tensor(_join(self._observations), self.policy.device)  # type: ignore[arg-type]
         with th.no_grad():
-            values = self._evaluate(obs).cpu().numpy().ravel()
+            values = self.evaluate(obs).cpu().numpy().ravel()
         start = 0
         for destination, mask in self._destinations:
             end = start + int(mask.sum())
@@ -116,7 +116,13 @@ class DeferredValues:
             start = end
         self._observations, self._destinations, self._n_pending = [], [], 0
 
-    def _evaluate(self, obs: PyTorchObs) -> th.Tensor:
+    def evaluate(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Evaluate the policy.
+
+        :param obs: observations
+        :return: what is asked for, [B] or [B, 1]
+        """
         return self.policy.predict_values(obs)
 
 
@@ -125,7 +131,13 @@ class DeferredEntropies(DeferredValues):
 
     into = "branch_next_entropies"
 
-    def _evaluate(self, obs: PyTorchObs) -> th.Tensor:
+    def evaluate(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Evaluate the policy.
+
+        :param obs: observations
+        :return: entropies, [B]
+        """
         entropies = self.policy.get_distribution(obs).entropy()
         assert entropies is not None
         return entropies

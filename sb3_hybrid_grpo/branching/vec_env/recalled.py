@@ -22,6 +22,7 @@ class RecalledBranches:
     def __init__(self, states: RememberedStates, views: Sequence[RecallableView]) -> None:
         self._states = states
         self._views = [view.recall() for view in views]
+        self.is_changed_by_wrappers = bool(views)
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int, obs: Observations | None = None) -> BranchOutcome:
         """

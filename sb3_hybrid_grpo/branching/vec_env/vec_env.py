@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from sb3_hybrid_grpo.branching.batched import RememberedStates
+from sb3_hybrid_grpo.branching.functional import FunctionalBranches, FunctionalVecEnv
 from sb3_hybrid_grpo.branching.simulator import InProcessBrancher
 from sb3_hybrid_grpo.branching.snapshots import CONSTANT, register_builtin
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
@@ -17,10 +18,13 @@ from sb3_hybrid_grpo.branching.vec_env.views import recallable, view_of
 from sb3_hybrid_grpo.branching.vec_env.workers import SubprocBrancher
 from sb3_hybrid_grpo.common import BranchOutcome, Committed, Observations, UnbranchableEnvError, warn
 
+_Source: TypeAlias = CurrentBrancher | SubprocBrancher | FunctionalBranches
+
 
 class VecEnvBrancher:
     """
-    Branches a ``DummyVecEnv`` in place or a ``SubprocVecEnv`` inside its workers, below all vectorised wrappers.
+    Branches a ``DummyVecEnv`` in place, a ``SubprocVecEnv`` inside its workers and the rows of a ``FunctionalVecEnv``, below
+    all vectorised wrappers.
 
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step
@@ -45,16 +49,21 @@ class VecEnvBrancher:
         self._has_memory = any(view.has_memory for view in self._views)
         self._source = self._branch_simulators(base)
         self.has_workers = isinstance(self._source, SubprocBrancher)
+        self.takes_tensors = isinstance(self._source, FunctionalBranches)
+        if isinstance(self._source, FunctionalBranches):
+            self.branches_at_once = self._source.most_rows
         self._announce(self._source.announcement)
         if self._has_masks:
             self._source.include_masks()
 
-    def _branch_simulators(self, venv: VecEnv) -> CurrentBrancher | SubprocBrancher:
+    def _branch_simulators(self, venv: VecEnv) -> _Source:
+        if isinstance(venv, FunctionalVecEnv):
+            return FunctionalBranches(venv)
         stock = stock_class_of(venv)
         if stock is None:
             raise UnbranchableEnvError(
-                f"{type(venv).__name__} is neither SB3's DummyVecEnv nor its SubprocVecEnv, so its environments cannot be "
-                "reached for branching.\n"
+                f"{type(venv).__name__} is none of SB3's DummyVecEnv and SubprocVecEnv and no FunctionalVecEnv, so its "
+                "environments cannot be reached for branching.\n"
                 "Ways out: (1) build the environment with stable_baselines3.common.env_util.make_vec_env; (2) pass a brancher "
                 "of your own, brancher=lambda venv: MyBrancher(venv); (3) train without branching, with n_samples=1."
             )
@@ -72,7 +81,7 @@ class VecEnvBrancher:
             warn(announcement)
 
     @property
-    def _simulators(self) -> InProcessBrancher | SubprocBrancher:
+    def _simulators(self) -> InProcessBrancher | SubprocBrancher | FunctionalBranches:
         return self._source.brancher if isinstance(self._source, CurrentBrancher) else self._source
 
     @property
@@ -96,7 +105,7 @@ class VecEnvBrancher:
         :raises UnbranchableEnvError: if one of them, or a wrapper, does not allow exact branching
         """
         if all(known is layer for known, layer in zip_longest(self._layers, _layers_of(self._venv))):
-            self._announce(self._source.renew())
+            self._announce(cast(CurrentBrancher, self._source).renew())
         else:
             self._prepare()
 

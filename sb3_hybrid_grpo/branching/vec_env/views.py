@@ -80,7 +80,7 @@ class _Unchanged:
 class _NormalizeView(_Unchanged):
     def __init__(self, wrapper: VecNormalize) -> None:
         self.wrapper = wrapper
-        self._remembered: list[dict[str, RunningMeanStd]] = []
+        self._remembered: list[dict[str, Any]] = []
 
     def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
         assert not isinstance(outcome.observations, tuple)
@@ -94,9 +94,7 @@ class _NormalizeView(_Unchanged):
 
     def remember(self) -> None:
         # Their arrays are replaced when they move, not written into.
-        self._remembered.append(
-            {name: copy.copy(value) for name, value in vars(self.wrapper).items() if isinstance(value, RunningMeanStd)}
-        )
+        self._remembered.append({name: _copy(value) for name, value in vars(self.wrapper).items() if _is_statistic(value)})
 
     def recall(self) -> VecWrapperView:
         self.remember()
@@ -109,7 +107,7 @@ class _NormalizeView(_Unchanged):
 class _RecalledNormalizeView(_NormalizeView):
     """Normalises outcomes [E, n] that belong to T macro-steps with T statistics."""
 
-    def __init__(self, wrapper: VecNormalize, statistics: Sequence[dict[str, RunningMeanStd]]) -> None:
+    def __init__(self, wrapper: VecNormalize, statistics: Sequence[dict[str, Any]]) -> None:
         super().__init__(wrapper)
         self._statistics = statistics
 
@@ -121,17 +119,30 @@ class _RecalledNormalizeView(_NormalizeView):
             for statistics, part in zip(self._statistics, np.split(outcome.rewards, n_steps, axis=1), strict=True):
                 attributes.update(statistics)
                 rewards.append(self.wrapper.normalize_reward(part))
-            if "obs_rms" in attributes:
+            if "obs_rms" in self._statistics[0]:
                 n_branches = outcome.rewards.shape[1] // n_steps
                 attributes["obs_rms"] = _stack([statistics["obs_rms"] for statistics in self._statistics], n_branches)
-            assert isinstance(outcome.observations, np.ndarray)
+            assert not isinstance(outcome.observations, tuple)
             observations = self.wrapper.normalize_obs(outcome.observations)
         finally:
             attributes.update(current)
         return outcome._replace(observations=observations, rewards=np.concatenate(rewards, axis=1))
 
 
-def _stack(statistics: Sequence[RunningMeanStd], repeats: int) -> RunningMeanStd:
+def _is_statistic(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) and value else (value,)
+    return all(isinstance(part, RunningMeanStd) for part in parts)
+
+
+def _copy(statistic: Any) -> Any:
+    if isinstance(statistic, dict):
+        return {key: copy.copy(part) for key, part in statistic.items()}
+    return copy.copy(statistic)
+
+
+def _stack(statistics: Sequence[Any], repeats: int) -> Any:
+    if isinstance(statistics[0], dict):
+        return {key: _stack([each[key] for each in statistics], repeats) for key in statistics[0]}
     stacked = RunningMeanStd()
     stacked.mean = np.array([each.mean for each in statistics]).repeat(repeats, axis=0)
     stacked.var = np.array([each.var for each in statistics]).repeat(repeats, axis=0)
