@@ -26,7 +26,7 @@ format:
 	ruff format .
 
 docs:
-	python -m sphinx -b html -n -W --keep-going docs docs/_build/html
+	python -m sphinx -E -b html -n -W --keep-going -q docs docs/_build/html
 
 ci:
 	.ci/run

@@ -1,10 +1,13 @@
 """Configuration of Sphinx."""
 
+import inspect
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
 
 from sb3_hybrid_grpo import __version__
 
@@ -59,6 +62,18 @@ def turn_links(app: Sphinx, relative_path: Path, parent_docname: str, content: l
     content[0] = re.sub(r"\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)]*)?\)", turned, content[0])
 
 
+def take_types_of_constructor(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> None:
+    """Describe arguments with the types that the constructor has for them; Sphinx prefers those of attributes."""
+    if what == "class":
+        parameters = inspect.signature(obj).parameters.values()
+        app.env.current_document.autodoc_annotations[name] = {
+            parameter.name: stringify_annotation(parameter.annotation, "smart")
+            for parameter in parameters
+            if parameter.annotation is not parameter.empty
+        }
+
+
 def setup(app: Sphinx) -> None:
     """Connect to Sphinx."""
+    app.connect("autodoc-process-signature", take_types_of_constructor)
     app.connect("include-read", turn_links)

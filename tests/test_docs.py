@@ -4,6 +4,8 @@ import ast
 import inspect
 import re
 import shutil
+import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 
 import sb3_hybrid_grpo
+from benchmarks.speed import support_table
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, branching
 from sb3_hybrid_grpo.branching.snapshots import registry
 from sb3_hybrid_grpo.diagnostics.symptoms import SYMPTOMS
@@ -80,6 +83,31 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys, request):
 def test_readme_is_short():
     assert next(iter(PAGES)) == "README" and len(PAGES["README"].splitlines()) <= 150
     assert len([line for line in TEN_LINES.splitlines() if line]) <= 10
+
+
+def slugs(text):
+    """Return the anchors of headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_links_lead_somewhere(page):
+    """Those of the documentation are checked when it is built."""
+    for path, anchor in re.findall(r"\]\(([^):#]+)(?:#([^)]*))?\)", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / path).exists(), path
+        assert not anchor or anchor in slugs((ROOT / path).read_text(encoding="utf-8")), (path, anchor)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--third-party"]], ids=["families", "third-party"])
+def test_tables_of_environments_can_be_written_again(arguments, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(PAGES["can_i_use_it"], encoding="utf-8")
+    monkeypatch.setattr(support_table, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["support_table", "--families", "none of them", "--write", *arguments])
+    with warnings.catch_warnings():
+        support_table.main()
+    assert page.read_text(encoding="utf-8") == PAGES["can_i_use_it"]
 
 
 def test_table_of_arguments():
