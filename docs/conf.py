@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 project = "sb3-hybrid-grpo"
 author = "sb3-hybrid-grpo contributors"
+copyright = f"{author}, MIT license"
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
@@ -22,9 +23,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"sb3-hybrid-grpo {release}"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["figures.css"]
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
