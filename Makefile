@@ -1,4 +1,4 @@
-.PHONY: install hooks check test slow lint type format ci report bench
+.PHONY: install hooks check test slow lint type format docs ci report bench
 
 install:
 	python -m pip install -c constraints.txt -e ".[dev]"
@@ -24,6 +24,9 @@ type:
 format:
 	ruff check --select I --fix .
 	ruff format .
+
+docs:
+	python -m sphinx -E -b html -n -W --keep-going -q docs docs/_build/html
 
 ci:
 	.ci/run

@@ -1,11 +1,11 @@
 """
-Writes the README's tables of environments from what the check says about them.
+Writes the tables of environments in the documentation from what the check says about them.
 
     python -m benchmarks.speed.support_table [--families Atari,MiniGrid] [--write]
     python -m benchmarks.speed.support_table --third-party [--families NLE,rware] [--write]
 
 The first table is of environments by family, the second of simulators of other packages, each tried in a process of its own.
-A row whose packages are not installed, or cannot be made with the installed versions, stays as it is in the README.
+A row whose packages are not installed, or cannot be made with the installed versions, stays as it is there.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.speed.third_party import SIMULATORS
 from sb3_hybrid_grpo import InvalidArgumentError, check_branchable
 from sb3_hybrid_grpo.check import BranchReport
 
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "can_i_use_it.md"
 MARKER = "<!-- support-table -->"
 HEADER = "| family | tried | branched | a branch's step / `env.step` |\n|---|---|---|---|"
 THIRD_PARTY_MARKER = "<!-- third-party-table -->"
@@ -78,7 +78,7 @@ FAMILIES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", help="comma-separated beginnings of names; all if left out")
-    parser.add_argument("--write", action="store_true", help="write the table into the README")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/can_i_use_it.md")
     parser.add_argument("--third-party", action="store_true", help="the table of other packages instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -86,8 +86,8 @@ def main() -> None:
         marker, header, names, make_row = THIRD_PARTY_MARKER, THIRD_PARTY_HEADER, list(SIMULATORS), row_of_simulator
     else:
         marker, header, names, make_row = MARKER, HEADER, list(FAMILIES), row_of
-    readme = README.read_text()
-    rows = dict(re.findall(r"^\| (.+?) \|(.+)\|$", readme.split(marker)[1], flags=re.MULTILINE)) if marker in readme else {}
+    page = PAGE.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (.+?) \|(.+)\|$", page.split(marker)[1], flags=re.MULTILINE))
     wanted = tuple(options.families.split(",")) if options.families else ("",)
     for name in names:
         if name.startswith(wanted) and (row := make_row(name)) is not None:
@@ -95,8 +95,8 @@ def main() -> None:
     table = "\n".join([header, *(f"| {name} |{rows[name]}|" for name in names if name in rows)])
     print(table)
     if options.write:
-        before, _, after = readme.split(marker)
-        README.write_text(f"{before}{marker}\n{table}\n{marker}{after}")
+        before, _, after = page.split(marker)
+        PAGE.write_text(f"{before}{marker}\n{table}\n{marker}{after}", encoding="utf-8")
 
 
 def row_of_simulator(name: str) -> str | None:
@@ -105,7 +105,7 @@ def row_of_simulator(name: str) -> str | None:
         print(f"{simulator.package} is not installed")
         return None
     command = [sys.executable, "-m", "benchmarks.speed.third_party", name]
-    environment = {**os.environ, "PYTHONPATH": str(README.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     # Some leave files where they are.
     with tempfile.TemporaryDirectory() as folder:
         finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)

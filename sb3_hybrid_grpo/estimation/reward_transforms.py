@@ -89,7 +89,7 @@ class ScaledTanh(RewardTransform):
     The soft form of the reward clip of SB3's ``VecNormalize``: close to the identity for ordinary rewards, bounded by s
     for outliers. The identity as long as the return has not varied at all.
 
-    :param scale: bound of |f(r)|, in standard deviations of the return
+    :param scale: bound of f(r) on both sides, in standard deviations of the return
     """
 
     def __init__(self, scale: float = 10.0) -> None:
@@ -128,7 +128,7 @@ class Normalized(ScaledTanh):
     SB3's ``VecNormalize`` of rewards, with a soft clip: the critic learns values of the order of one, however large returns
     are and whatever they grow to. Advantages are normalised later, so that the policy sees no difference of scale.
 
-    :param scale: bound of |f(r)|
+    :param scale: bound of f(r) on both sides
     """
 
     def transform(self, rewards: Floats) -> Floats:
