@@ -108,8 +108,8 @@ def _mujoco_state(data):
 
 
 def describe_global_generators():
-    numpy_state = np.random.get_state(legacy=False)
-    return describe((numpy_state, random.getstate(), th.get_rng_state()))
+    # As text, for the hundreds of numbers in it would take longer to describe than the whole of most environments.
+    return describe((np.random.get_state(legacy=False), repr(random.getstate()), th.get_rng_state()))
 
 
 class Reporter(gym.Wrapper):

@@ -33,8 +33,9 @@ GAMES = {
 
 
 def make_game(env_id, kwargs, wrapper_kwargs):
-    env = gym.make(env_id, max_episode_steps=30, **kwargs)
-    return env if wrapper_kwargs is None else AtariWrapper(env, **wrapper_kwargs)
+    if wrapper_kwargs is None:
+        return gym.make(env_id, max_episode_steps=12, **kwargs)
+    return AtariWrapper(gym.make(env_id, max_episode_steps=30, **kwargs), **wrapper_kwargs)
 
 
 def make_venv(game, vec_env_cls):
@@ -50,7 +51,7 @@ def make_venv(game, vec_env_cls):
     ],
 )
 def test_one_step(game, vec_env_cls):
-    ends = assert_laws(lambda: make_venv(game, vec_env_cls), n_steps=40)
+    ends = assert_laws(lambda: make_venv(game, vec_env_cls), n_steps=20)
     assert sum(ends) > 0
 
 
@@ -85,7 +86,7 @@ def test_five_steps(game, vec_env_cls):
     histories = []
     for branched in (False, True):
         with contextlib.closing(make_venv(game, vec_env_cls)) as venv:
-            histories.append(follow_paths(venv, 50, 5, branched))
+            histories.append(follow_paths(venv, 25, 5, branched))
     assert sum(dones.sum() for _, _, dones, _ in histories[1][1:]) > 0
     for without, with_branches in zip(*histories, strict=True):
         assert describe(with_branches) == describe(without)
@@ -103,7 +104,7 @@ def test_make_atari_env():
     assert assert_laws(make, n_steps=40, check_state=False).terminated > 0
 
 
-@pytest.mark.parametrize("n_steps", [0, 1, 2, 5, 9, 14])
+@pytest.mark.parametrize("n_steps", [0, 1, 5, 14])
 @pytest.mark.parametrize("probability", [0.25, 0.9])
 def test_emulator_in_mid_episode_is_taken_over_exactly(n_steps, probability, monkeypatch):
     """The action that it is about to repeat is found out."""
@@ -111,7 +112,7 @@ def test_emulator_in_mid_episode_is_taken_over_exactly(n_steps, probability, mon
     original, watched = (
         gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=probability).unwrapped for _ in range(2)
     )
-    actions = np.random.default_rng(n_steps).integers(4, size=200)
+    actions = np.random.default_rng(n_steps).integers(4, size=120)
     for env in (original, watched):
         env.reset(seed=3)
         for action in actions[:n_steps]:
@@ -119,7 +120,7 @@ def test_emulator_in_mid_episode_is_taken_over_exactly(n_steps, probability, mon
     Snapshot(watched)
     for step, action in enumerate(actions):
         assert describe(watched.step(action)) == describe(original.step(action))
-        if step == 100:
+        if step == 60:
             assert describe(watched.reset(seed=4)) == describe(original.reset(seed=4))
     assert watched.ale.getFloat("repeat_action_probability") == original.ale.getFloat("repeat_action_probability")
     random_numbers = [env.ale.cloneState(include_rng=True).serialize() for env in (watched, original)]

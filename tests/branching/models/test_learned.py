@@ -12,11 +12,17 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError, UnbranchableEnvError
 from sb3_hybrid_grpo.branching import LearnedBrancher
+from sb3_hybrid_grpo.branching.models import learned
 from sb3_hybrid_grpo.branching.models.learned import Ensemble
 from sb3_hybrid_grpo.common.type_aliases import Transitions
 from sb3_hybrid_grpo.estimation.advantages import Advantages, mixed_advantages, model_share, modelled_advantages
 from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
 from tests.envs import Walk, limited
+
+
+@pytest.fixture(autouse=True)
+def small_minibatches(monkeypatch):
+    monkeypatch.setattr(learned, "_BATCH_SIZE", 64)
 
 
 def test_modelled_advantages():
@@ -81,7 +87,7 @@ def test_the_model_learns_and_is_used_when_it_is_right():
     brancher = make_brancher()
     for n_rollouts in range(1, 6):
         assert not brancher.is_ready or n_rollouts > 2
-        brancher.learn_from(linear_transitions(2000, rng))
+        brancher.learn_from(linear_transitions(1000, rng))
     assert brancher.is_ready and brancher.error < 0.1 * brancher.spread
     test = linear_transitions(500, rng)
     inputs = brancher.inputs(test.observations, test.actions)
@@ -114,7 +120,7 @@ def test_a_rollout_of_ends_alone_teaches_nothing_and_spoils_nothing():
     brancher.learn_from(ends)
     assert not brancher.is_ready
     for _ in range(4):
-        brancher.learn_from(linear_transitions(2000, rng))
+        brancher.learn_from(linear_transitions(1000, rng))
     assert brancher.is_ready
 
 
@@ -132,7 +138,7 @@ def test_branches_of_a_state_share_a_network_and_start_there():
     rng = np.random.default_rng(0)
     brancher = make_brancher()
     for _ in range(3):
-        brancher.learn_from(linear_transitions(2000, rng))
+        brancher.learn_from(linear_transitions(1000, rng))
     states = rng.normal(size=(4, 2, 3)).astype(np.float32)  # 4 steps of 2 environments
     for obs in states:
         brancher.remember(obs)
@@ -193,12 +199,13 @@ def test_transitions_of_a_rollout():
 def test_training(env, wrapper):
     vec_env = make_vec_env(env, 2, seed=0)
     vec_env = vec_env if wrapper is None else wrapper(vec_env)
-    model = HybridGRPO("MlpPolicy", vec_env, n_steps=512, n_samples=4, branch_horizon=3, brancher="learned", seed=0)
-    model.learn(5 * 1024, log_interval=None)
+    settings = {"n_steps": 256, "n_samples": 4, "branch_horizon": 3, "n_epochs": 2, "seed": 0}
+    model = HybridGRPO("MlpPolicy", vec_env, brancher="learned", **settings)
+    model.learn(5 * 512, log_interval=None)
     was_ready = model._brancher.is_ready
     # CartPole's model errs far less than it may; Pendulum's is close to what is asked of it.
     assert was_ready or env == "Pendulum-v1" or wrapper is VecNormalize
-    model.learn(1024, log_interval=None, reset_num_timesteps=False)
+    model.learn(512, log_interval=None, reset_num_timesteps=False)
     logged = model.logger.name_to_value
     assert model.num_simulator_steps == model.num_timesteps
     # Whoever predicts the mean has an error of one.
@@ -208,7 +215,7 @@ def test_training(env, wrapper):
     buffer = model.rollout_buffer
     assert buffer.branch_alive[:, :, 1:].any() == was_ready
     np.testing.assert_allclose(buffer.weights.sum(axis=-1), 1, rtol=1e-5)
-    actions = buffer.actions.reshape(1024, 5, -1)
+    actions = buffer.actions.reshape(512, 5, -1)
     np.testing.assert_array_equal(actions[:, 0], actions[:, -1])
 
 
@@ -225,9 +232,9 @@ def test_before_it_is_ready_it_is_ppo():
 @pytest.mark.parametrize("change", ["load", "set_env"])
 def test_the_networks_stay(tmp_path, change):
     model = HybridGRPO(
-        "MlpPolicy", make_vec_env("CartPole-v1", 1, seed=0), n_steps=512, n_samples=4, n_epochs=1, brancher="learned", seed=0
+        "MlpPolicy", make_vec_env("CartPole-v1", 1, seed=0), n_steps=256, n_samples=4, n_epochs=1, brancher="learned", seed=0
     )
-    model.learn(4 * 512)
+    model.learn(4 * 256)
     before = model._brancher
     assert before.is_ready
     env = make_vec_env("CartPole-v1", 1, seed=1)
@@ -243,7 +250,7 @@ def test_the_networks_stay(tmp_path, change):
     inputs, members = th.randn(20, 6), th.arange(20) % 5
     for found, expected in zip(brancher.model.predict(inputs, members), before.model.predict(inputs, members), strict=True):
         np.testing.assert_array_equal(found, expected)
-    model.learn(512, reset_num_timesteps=False)
+    model.learn(256, reset_num_timesteps=False)
     assert model.rollout_buffer.branch_alive[:, :, 1:].any()
 
 
