@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.branching.copies import CAN_FORK, obstacle_to_fork
 from sb3_hybrid_grpo.branching.functional import FunctionalVecEnv, is_functional_id
-from sb3_hybrid_grpo.branching.simulator import Simulator, masks_of, sample
+from sb3_hybrid_grpo.branching.simulator import Simulator, core_of, masks_of, sample
 from sb3_hybrid_grpo.branching.snapshots import Mark, Snapshot, codec_of, find, kind_of, randomness
 from sb3_hybrid_grpo.branching.surroundings import WAYS_OUT, HiddenState
 from sb3_hybrid_grpo.check.functional import check_functional
@@ -174,6 +174,7 @@ class _Check:
         return tried
 
     def _branch(self, name: str, tick: Tick) -> _Tried:
+        brancher: Brancher | None = None
         with self._made() as venv:
             try:
                 if name == "fork" and (obstacle := obstacle_to_fork(venv.envs)) is not None:
@@ -187,7 +188,7 @@ class _Check:
             except UnbranchableEnvError as error:
                 return _Tried(findings=(str(error),))
             except (LawBrokenError, BranchError) as error:
-                return _Tried(findings=(f"{name}: {error}",))
+                return _Tried(findings=(f"{name}: {error}{_suspects(brancher)}",))
             return _Tried(_costs(venv, brancher, name), branched, (), tuple(getattr(brancher, "side_effects", ())))
 
     def _try_replays(self) -> _Tried:
@@ -217,7 +218,7 @@ class _Check:
                 for thread in set(threading.enumerate()) - threads
             ]
             is_ez_pickle = any(isinstance(layer, EzPickle) for layer in _layers(env))
-            is_seeded = getattr(env.unwrapped, "_np_random_seed", _SEED) == _SEED
+            is_seeded = getattr(core_of(env), "_np_random_seed", _SEED) == _SEED
             return _Look(_codecs(env), treatment_of_variables(env), started, is_ez_pickle, is_seeded)
 
     @contextlib.contextmanager
@@ -234,7 +235,7 @@ class _Check:
         try:
             for env_idx, env in enumerate(venv.envs):
                 # For resets that do not seed it.
-                env.unwrapped.np_random = np.random.default_rng(_SEED + env_idx)
+                core_of(env).np_random = np.random.default_rng(_SEED + env_idx)
             venv.seed(_SEED)
             venv.reset()
         except Exception as error:
@@ -272,6 +273,12 @@ def _variables_of(env: gym.Env[Any, Any]) -> Snapshot:
         return Snapshot(*HiddenState(simulator.root, simulator.attributes).roots)
     except UnbranchableEnvError:
         return Snapshot()
+
+
+def _suspects(brancher: Brancher | None) -> str:
+    """Name what steps use outside the process, where a law is broken."""
+    effects = getattr(brancher, "side_effects", ())
+    return f" A step {', '.join(effects)}: what it reads again from there is state that is not undone." if effects else ""
 
 
 def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
