@@ -56,7 +56,7 @@ def turn_links(app: Sphinx, relative_path: Path, parent_docname: str, content: l
 
     def turned(match: re.Match[str]) -> str:
         target = Path(os.path.normpath(folder / match["path"]))
-        page = INCLUDED.get(target) or os.path.relpath(target, app.srcdir)
+        page = INCLUDED.get(target) or Path(os.path.relpath(target, app.srcdir)).as_posix()
         return f"]({page}{match['anchor'] or ''})"
 
     content[0] = re.sub(r"\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)]*)?\)", turned, content[0])
