@@ -1,11 +1,10 @@
 """The wrappers around an environment, and whether they are still the ones that they were."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from operator import is_
+from typing import Any
 
 import gymnasium as gym
-
-_Layer: TypeAlias = tuple[Any, Any, Any]
 
 
 def layers_of(env: gym.Env[Any, Any]) -> list[Any]:
@@ -42,7 +41,17 @@ class Composition:
     """
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
-        self._envs = [_parts_of(env) for env in envs]
+        self._layers = [layers_of(env) for env in envs]
+        self._roots = [layers[0] for layers in self._layers]
+        self._steps = [[vars(layer).get("step") for layer in layers] for layers in self._layers]
+        # One loop over what all instances hold, without a call for each environment.
+        self._held = [
+            (vars(layer), name, vars(layer).get(name))
+            for layers in self._layers
+            for layer in layers
+            for name in (("env", "step") if layer is not layers[-1] else ("step",))
+        ]
+        self._is_held = all(vars(layer).get("env") is layer.env for layers in self._layers for layer in layers[:-1])
 
     def changed(self, envs: Sequence[gym.Env[Any, Any]]) -> list[int]:
         """
@@ -51,21 +60,18 @@ class Composition:
         :param envs: the environments as they are now
         :return: indices of those that are made of other objects
         """
-        known = self._envs
-        if len(envs) != len(known):
+        if len(envs) != len(self._roots):
             return list(range(len(envs)))
-        return [idx for idx, env in enumerate(envs) if not _is_made_of(env, known[idx])]
+        if self._is_held and all(map(is_, envs, self._roots)):
+            for attributes, name, value in self._held:
+                if attributes.get(name) is not value:
+                    break
+            else:
+                return []
+        return [idx for idx, env in enumerate(envs) if self._is_other(idx, layers_of(env))]
 
-
-def _parts_of(env: gym.Env[Any, Any]) -> list[_Layer]:
-    layers = layers_of(env)
-    return [(layer, inner, vars(layer).get("step")) for layer, inner in zip(layers, (*layers[1:], None), strict=True)]
-
-
-def _is_made_of(env: Any, parts: list[_Layer]) -> bool:
-    for layer, inner, step in parts:
-        if layer is not env or layer.__dict__.get("step") is not step:
-            return False
-        if inner is not None:
-            env = layer.env
-    return True
+    def _is_other(self, idx: int, layers: list[Any]) -> bool:
+        known, steps = self._layers[idx], self._steps[idx]
+        return len(layers) != len(known) or not (
+            all(map(is_, layers, known)) and all(map(is_, (vars(layer).get("step") for layer in layers), steps))
+        )

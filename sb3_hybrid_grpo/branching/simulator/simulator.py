@@ -101,12 +101,8 @@ class _Detours:
 
     def __enter__(self) -> None:
         self.lead_around()
-        try:
-            for start in self._starts:
-                start()
-        except BaseException:
-            self.__exit__()
-            raise
+        if self._starts:
+            self._announce_start()
 
     def __exit__(self, *exception: object) -> None:
         try:
@@ -114,6 +110,14 @@ class _Detours:
                 end()
         finally:
             self.lead_back()
+
+    def _announce_start(self) -> None:
+        try:
+            for start in self._starts:
+                start()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def lead_around(self) -> None:
         """Lead around recorders and renderers, without a word to the environment."""
