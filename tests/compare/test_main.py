@@ -14,7 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
-from sb3_hybrid_grpo.compare import cli, curve, display, report, training
+from sb3_hybrid_grpo.compare import cli, curve, display, pool, report, training
 from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, parse_hyperparam
 from sb3_hybrid_grpo.compare.training import Evaluation
 
@@ -157,6 +157,13 @@ def test_curves_are_grouped_and_summarised():
     assert next(line.split() for line in lines if "ppo" in line) == "ppo 1 5.0 50 200 5.0".split()
 
 
+@pytest.fixture
+def quick_processes(monkeypatch):
+    """Start processes as copies of one that has imported the package, where the system can."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        monkeypatch.setattr(pool, "get_context", lambda method: multiprocessing.get_context("forkserver"))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("finished")
@@ -180,6 +187,7 @@ def test_main_job_writes_curves_results_and_checkpoints(finished):
     assert HybridGRPO.load(finished / "hybrid_grpo_0.zip").num_timesteps == 128
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_rerun_trains_only_what_is_missing(finished, capsys):
     kept = (finished / "ppo_0.zip").stat().st_mtime_ns
     (finished / "hybrid_grpo_0.zip").unlink()
@@ -226,6 +234,7 @@ def fragile_env(tmp_path, monkeypatch):
     return "fragile:Fragile-v0"
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_failing_runs_are_named_and_take_nothing_with_them(fragile_env, tmp_path, capsys):
     out = tmp_path / "out"
     argv = [

@@ -64,7 +64,9 @@ def test_training_by_replays_closes_its_copies():
     env = gym.wrappers.TimeLimit(Tallied(), 9)
     model = HybridGRPO("MlpPolicy", env, n_steps=12, batch_size=12, branch_horizon=3, brancher="replay")
     model.learn(12)
-    assert len(far_library().worlds) > 18 and len(still_open()) == 2, "the environment, and the one that begins its episode anew"
+    assert len(far_library().worlds) > 18 and len(still_open()) == 2, (
+        "the environment, and the one that begins its episode anew"
+    )
     model.env.close()
 
 

@@ -245,6 +245,8 @@ def test_copies_of_the_process_never_share_a_data_base(tmp_path):
         make_brancher("fork", DummyVecEnv([lambda: WithDatabase(tmp_path / "scores.db")]))
     DATABASE[:] = [sqlite3.connect(tmp_path / "scores.db")]
     for name in ("fork", "snapshot", "auto"):
-        with pytest.raises(UnbranchableEnvError, match=rf"global variable DATABASE of module {re.escape(__name__)} .*is a sqlite3\.Conn"):
+        with pytest.raises(
+            UnbranchableEnvError, match=rf"global variable DATABASE of module {re.escape(__name__)} .*is a sqlite3\.Conn"
+        ):
             make_brancher(name, DummyVecEnv([WithGlobalDatabase]))
     DATABASE.pop().close()
