@@ -14,7 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
-from sb3_hybrid_grpo.compare import cli, curve, display, pool, report, training
+from sb3_hybrid_grpo.compare import cli, curve, display, report, training
 from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, parse_hyperparam
 from sb3_hybrid_grpo.compare.training import Evaluation
 
@@ -155,13 +155,6 @@ def test_curves_are_grouped_and_summarised():
     lines = console.export_text().splitlines()
     assert next(line.split() for line in lines if "hybrid_grpo" in line) == "hybrid_grpo 2 12.0 ± 2.8 50 200 5.0".split()
     assert next(line.split() for line in lines if "ppo" in line) == "ppo 1 5.0 50 200 5.0".split()
-
-
-@pytest.fixture
-def quick_processes(monkeypatch):
-    """Start processes as copies of one that has imported the package, where the system can."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        monkeypatch.setattr(pool, "get_context", lambda method: multiprocessing.get_context("forkserver"))
 
 
 @pytest.fixture(scope="module")
