@@ -197,7 +197,14 @@ def agree(recorded: Settings, wanted: Settings) -> bool:
 
 @cache
 def _defaults(algorithm: str) -> Mapping[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(ALGORITHMS[algorithm]).parameters.items()}
+    return {
+        name: _as_read(parameter.default) for name, parameter in inspect.signature(ALGORITHMS[algorithm]).parameters.items()
+    }
+
+
+def _as_read(value: Any) -> Any:
+    """Return a value as it is when it has been written to JSON and read."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _arguments(algorithm: str, hyperparams: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +212,7 @@ def _arguments(algorithm: str, hyperparams: Mapping[str, Any], kwargs: Mapping[s
     unknown = kwargs.keys() - known.keys()
     if unknown:
         raise ValueError(f"{algorithm} has no arguments {', '.join(sorted(unknown))}")
-    defaults = {name: parameter.default for name, parameter in known.items() if name not in _UNRECORDED}
+    defaults = {name: value for name, value in _defaults(algorithm).items() if name not in _UNRECORDED}
     if algorithm == "trpo":
         defaults |= {name: HYPERPARAM_DEFAULTS[name] for name in ("learning_rate", "batch_size")}
         # Its critic is what TRPO trains in epochs.

@@ -45,6 +45,7 @@ def write_row(path, config, environment, seed, curve, commit="abc"):
     append_row(path, {**names, **versions, "curve": json.dumps(curve), "settings": settings})
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_runs_and_resumes(tmp_path, capsys):
     suite, output = write_suite(tmp_path), tmp_path / "rows"
     assert run.main(arguments(suite, output, seeds=1)) == 0
@@ -71,6 +72,7 @@ def test_runs_and_resumes(tmp_path, capsys):
     assert "0 runs to do, 4 of 4 have a row" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_a_failed_run_takes_nothing_with_it(tmp_path, capsys):
     broken = write_suite(tmp_path, configs=["grpo"], environments=[CARTPOLE._replace(reward_scale=math.nan)])
     good = json.loads(broken.read_text())

@@ -20,9 +20,16 @@ def measure(output, *arguments):
         return list(csv.DictReader(file))
 
 
-def test_throughput_is_measured_once_per_configuration(tmp_path, capsys):
-    output = tmp_path / "throughput.csv"
-    rows = measure(output, "1", "2")
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A file of three runs, and its rows."""
+    output = tmp_path_factory.mktemp("measured") / "throughput.csv"
+    return output, measure(output, "1", "2")
+
+
+def test_throughput_is_measured_once_per_configuration(measured, capsys):
+    output, rows = measured
+    assert measure(output, "1", "2") == rows
     assert [(row["algorithm"], row["n_samples"]) for row in rows] == [("ppo", "1"), ("hybrid_grpo", "1"), ("hybrid_grpo", "2")]
     assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["CartPole-v1", "1", "hybrid_grpo", "2"]
     for row in rows:
@@ -39,15 +46,13 @@ def test_throughput_is_measured_once_per_configuration(tmp_path, capsys):
     expected = float(rows[2]["seconds"]) / float(rows[0]["seconds"])
     assert math.isclose(float(rows[2]["ratio_to_ppo"]), expected, rel_tol=1e-4)
 
-    assert measure(output, "1", "2") == rows
-
     assert measure(output, "2", "--profile", "CartPole-v1") == rows
-    with (tmp_path / "profile.csv").open(newline="") as file:
+    with (output.parent / "profile.csv").open(newline="") as file:
         ppo, hybrid = csv.DictReader(file)
     assert (ppo["algorithm"], hybrid["n_samples"]) == ("ppo", "2")
     phases = [float(hybrid[name]) for name in hybrid if name.endswith("_us") and name != "total_us"]
     assert math.isclose(sum(phases), float(hybrid["total_us"]), rel_tol=1e-3)
-    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+    assert (output.parent / "profile.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_pairs_are_counterbalanced():
@@ -59,10 +64,9 @@ def test_pairs_are_counterbalanced():
     ]
 
 
-def test_device(tmp_path):
-    output = tmp_path / "throughput.csv"
-    (cpu, *_) = measure(output, "1")
-    assert cpu["device"] == "cpu"
+def test_device(measured):
+    output, rows = measured
+    assert {row["device"] for row in rows} == {"cpu"}
     with pytest.raises(SystemExit) as exit_info:
         throughput.main([*ARGUMENTS, "1", "--device", "nowhere", "--output", str(output)])
     assert exit_info.value.code == 1

@@ -33,9 +33,9 @@ GAMES = {
 
 
 def make_game(env_id, kwargs, wrapper_kwargs):
-    if wrapper_kwargs is None:
-        return gym.make(env_id, max_episode_steps=12, **kwargs)
-    return AtariWrapper(gym.make(env_id, max_episode_steps=30, **kwargs), **wrapper_kwargs)
+    n_frames = 1 if wrapper_kwargs is None else wrapper_kwargs.get("frame_skip", 4)
+    env = gym.make(env_id, max_episode_steps=30 if n_frames > 1 else 12, **kwargs)
+    return env if wrapper_kwargs is None else AtariWrapper(env, **wrapper_kwargs)
 
 
 def make_venv(game, vec_env_cls):

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.branching.snapshots import randomness
+from sb3_hybrid_grpo.branching.snapshots.codecs import mujoco as mujoco_codec
 from tests.envs import limited
 from tests.lockstep import describe, describe_global_generators
 
@@ -69,8 +70,8 @@ def test_data_is_copied_once_per_branch_where_it_is_private(make, is_private, mo
     base = venv.envs[0].unwrapped
     committed, before = base.data, describe(venv.envs[0])
     copies = []
-    copy_data = mujoco.mj_copyData
-    monkeypatch.setattr(mujoco, "mj_copyData", lambda *arguments: copies.append(arguments) or copy_data(*arguments))
+    copy_data = mujoco_codec._copy_data
+    monkeypatch.setattr(mujoco_codec, "_copy_data", lambda *arguments: copies.append(arguments) or copy_data(*arguments))
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, size=(HORIZON, 1, N_BRANCHES, *venv.action_space.shape)).astype(np.float32)
     alive = np.ones((1, N_BRANCHES), dtype=bool)

@@ -180,6 +180,7 @@ def test_main_job_writes_curves_results_and_checkpoints(finished):
     assert HybridGRPO.load(finished / "hybrid_grpo_0.zip").num_timesteps == 128
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_rerun_trains_only_what_is_missing(finished, capsys):
     kept = (finished / "ppo_0.zip").stat().st_mtime_ns
     (finished / "hybrid_grpo_0.zip").unlink()
@@ -226,6 +227,7 @@ def fragile_env(tmp_path, monkeypatch):
     return "fragile:Fragile-v0"
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_failing_runs_are_named_and_take_nothing_with_them(fragile_env, tmp_path, capsys):
     out = tmp_path / "out"
     argv = [

@@ -36,6 +36,7 @@ from sb3_hybrid_grpo.common import (
     empty_outcome,
     identical,
     store_observation,
+    warn,
 )
 
 __all__ = ["PROBE_STEPS", "Simulator", "codecs", "register_transparent_wrapper", "transparent_wrappers"]
@@ -179,7 +180,7 @@ class Simulator:
         with self._listening:
             self._step(actions, env_idx, branches, outcome, is_last)
         if len(self.notice.effects) > n_noticed:
-            warnings.warn(str(announce(self.env, self.notice.effects[n_noticed:])), stacklevel=2)
+            warn(str(announce(self.env, self.notice.effects[n_noticed:])))
 
     def _step(self, actions: np.ndarray, env_idx: int, branches: list[int], outcome: BranchOutcome, is_last: bool) -> None:
         observations, rewards, terminated, truncated, masks = outcome

@@ -2,7 +2,6 @@
 
 import pickle
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from sb3_hybrid_grpo.branching.snapshots import Mark, ReferencesCodec, SavedStat
 from sb3_hybrid_grpo.branching.surroundings.hidden_places import Place, hidden_places
 from sb3_hybrid_grpo.branching.surroundings.namespaces import ClassVariables, GlobalVariables
 from sb3_hybrid_grpo.branching.surroundings.side_effects import is_outlet
-from sb3_hybrid_grpo.common import UnbranchableEnvError
+from sb3_hybrid_grpo.common import UnbranchableEnvError, warn
 
 _COSTLY_SECONDS = 1e-4
 _WATCHING_SHARE = 0.01
@@ -178,11 +177,10 @@ class WatchedStates(SavedStates):
                 snapshot.restore()
                 self._places.remove(place)
                 self.include((place.root,))
-                warnings.warn(
+                warn(
                     f"{self._env}: a branch changed {place.name}, which had not changed when steps were tried. It was put "
                     "back and is saved with every branch from now on. Branches before may have left changes in it: keep it in "
                     "an attribute, as self.name.",
-                    stacklevel=2,
                 )
 
 

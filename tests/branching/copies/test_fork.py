@@ -491,7 +491,7 @@ def test_state_outside_the_process_is_found_out():
         ForkBrancher([HasADevice()])
 
 
-@pytest.mark.parametrize("n_branches", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_branches", [200, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_soak(n_branches, pids):
     env = Walk()
     env.reset(seed=0)
