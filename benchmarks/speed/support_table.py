@@ -33,7 +33,7 @@ MARKER = "<!-- support-table -->"
 HEADER = "| family | tried | branched | a branch's step / `env.step` |\n|---|---|---|---|"
 THIRD_PARTY_MARKER = "<!-- third-party-table -->"
 THIRD_PARTY_HEADER = "| package | tried | branched | a committed step / PPO's |\n|---|---|---|---|"
-SECONDS = 600
+SECONDS = 300
 N_STEPS = 50
 HOWS = {
     "snapshot": "exactly, from snapshots",
@@ -108,9 +108,13 @@ def row_of_simulator(name: str) -> str | None:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     # Some leave files where they are.
     with tempfile.TemporaryDirectory() as folder:
-        finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        try:
+            finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"{name}: not done after {SECONDS} s", flush=True)
+            return None
     if finished.returncode != 0:
-        print(f"{name}: {finished.stderr.strip()[-200:]}")
+        print(f"{name}: {finished.stderr.strip()[-200:]}", flush=True)
         return None
     measured = json.loads(finished.stdout.splitlines()[-1])
     ratio = "-" if measured["ratio"] is None else as_text(measured["ratio"])
