@@ -51,7 +51,7 @@ def make_venv(game, vec_env_cls):
     ],
 )
 def test_one_step(game, vec_env_cls):
-    ends = assert_laws(lambda: make_venv(game, vec_env_cls), n_steps=20)
+    ends = assert_laws(lambda: make_venv(game, vec_env_cls), n_steps=20, n_branches=2)
     assert sum(ends) > 0
 
 
