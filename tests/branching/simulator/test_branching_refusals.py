@@ -391,7 +391,7 @@ class Remote(VecEnv):
 
 def test_unknown_vec_env():
     venv = Remote()
-    message = r"(?s)Remote is neither.*DummyVecEnv.*SubprocVecEnv.*make_vec_env.*brancher=.*n_samples=1"
+    message = r"(?s)Remote is none of.*DummyVecEnv.*SubprocVecEnv.*FunctionalVecEnv.*make_vec_env.*brancher=.*n_samples=1"
     with pytest.raises(UnbranchableEnvError, match=message):
         HybridGRPO("MlpPolicy", venv, **SMALL)
     model = HybridGRPO("MlpPolicy", venv, n_samples=1, **SMALL).learn(32)
