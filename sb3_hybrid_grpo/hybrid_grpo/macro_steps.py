@@ -34,7 +34,6 @@ from sb3_hybrid_grpo.rollout import (
     ActionSampling,
     AwaitedBranches,
     BranchPaths,
-    CommittedStep,
     DeferredEntropies,
     DeferredValues,
     MacroStep,
@@ -146,11 +145,11 @@ class MacroSteps(OnPolicyAlgorithm):
             self.num_timesteps += n_envs
             self.num_simulator_steps += n_envs
 
-            rewards_with_bonus = rewards.copy()
+            committed, rewards_with_bonus = actions[:, 0], rewards.copy()
             shown.renew(
                 {
                     "n_steps": n_steps,
-                    "actions": actions[:, 0],
+                    "actions": committed,
                     "clipped_actions": env_actions[:, 0],
                     "new_obs": new_obs,
                     "rewards": rewards_with_bonus,
@@ -161,7 +160,7 @@ class MacroSteps(OnPolicyAlgorithm):
                     "clipped_sampled_actions": env_actions,
                     "sources": sources,
                 },
-                CommittedStep(self.policy, self._last_obs, actions[:, 0], action_masks, values, log_probs),  # type: ignore[arg-type]
+                *(self.policy, self._last_obs, committed, action_masks, values, log_probs),
             )
             callback.update_locals(shown)
             if not callback.on_step():

@@ -90,23 +90,25 @@ class CallbackLocals(dict[str, Any]):
     Callbacks have it in ``self.locals``, which SB3 then updates at each step with itself.
     """
 
-    _step: CommittedStep
+    _committed: CommittedStep | tuple[Any, ...]
 
-    def renew(self, variables: Mapping[str, Any], step: CommittedStep) -> None:
+    def renew(self, variables: Mapping[str, Any], *committed: Any) -> None:
         """
         Go on to the next step.
 
         :param variables: variables of the step
-        :param step: what the others are computed from
+        :param committed: arguments of the ``CommittedStep`` that the others are computed from
         """
-        self._step = step
+        self._committed = committed
         super().update(variables)
         super().update(_NOT_YET_COMPUTED)
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
         if value is _ON_DEMAND:
-            value = getattr(self._step, name)
+            if isinstance(self._committed, tuple):
+                self._committed = CommittedStep(*self._committed)
+            value = getattr(self._committed, name)
             self[name] = value
         return value
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import GRPO, HybridGRPO, InvalidArgumentError
+from sb3_hybrid_grpo.rollout import callback_locals
 from sb3_hybrid_grpo.rollout.callback_locals import CallbackLocals, CommittedStep
 from tests.envs import limited
 from tests.hybrid_grpo.test_ppo_equality import PPO_SETTINGS
@@ -140,13 +141,15 @@ class Rewards(BaseCallback):
         return True
 
 
-def test_whoever_takes_all_variables_gets_values():
+def test_whoever_takes_all_variables_gets_values(monkeypatch):
     class Step:
         obs_tensor, values, log_probs = "o", "v", "l"
 
+    monkeypatch.setattr(callback_locals, "CommittedStep", Step)
+
     def renewed():
         variables = CallbackLocals(kept=0)
-        variables.renew({"rewards": 1}, Step())
+        variables.renew({"rewards": 1})
         return variables
 
     expected = {"kept": 0, "rewards": 1, "obs_tensor": "o", "values": "v", "log_probs": "l"}

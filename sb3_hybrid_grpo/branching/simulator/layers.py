@@ -46,7 +46,7 @@ class Composition:
         self._steps = [[vars(layer).get("step") for layer in layers] for layers in self._layers]
         # One loop over what all instances hold, without a call for each environment.
         self._held = [
-            (vars(layer), name, vars(layer).get(name))
+            (vars(layer).get, name, vars(layer).get(name))
             for layers in self._layers
             for layer in layers
             for name in (("env", "step") if layer is not layers[-1] else ("step",))
@@ -63,8 +63,8 @@ class Composition:
         if len(envs) != len(self._roots):
             return list(range(len(envs)))
         if self._is_held and all(map(is_, envs, self._roots)):
-            for attributes, name, value in self._held:
-                if attributes.get(name) is not value:
+            for held_by_layer, name, value in self._held:
+                if held_by_layer(name) is not value:
                     break
             else:
                 return []

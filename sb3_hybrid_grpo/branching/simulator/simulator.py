@@ -80,7 +80,7 @@ def transparent_wrappers() -> set[type[_AnyWrapper]]:
 
 class _Detours:
     """
-    Leads around recorders and renderers as long as it is entered, and calls the environment's hooks before and after.
+    Leads around recorders and renderers as long as it is entered.
 
     :param root: the outermost wrapper that branches go through
     """
@@ -88,31 +88,37 @@ class _Detours:
     def __init__(self, root: gym.Env[Any, Any]) -> None:
         self._detours: list[tuple[dict[str, Any], str, Any]] = []
         self._originals: list[Any] = []
-        layer = root
-        layers = [layer]
-        while isinstance(layer, gym.Wrapper):
+        self.layers = [root]
+        while isinstance(layer := self.layers[-1], gym.Wrapper):
             inner = _skip_transparent(layer.env)
             if inner is not layer.env:
                 self._detours.append((vars(layer), "env", inner))
-            layer = inner
-            layers.append(layer)
-        self._starts, self._ends = branch_hooks(layers)
-        if layer.render_mode == "human":
-            self._detours.append((vars(layer), "render_mode", None))
+            self.layers.append(inner)
+        if self.layers[-1].render_mode == "human":
+            self._detours.append((vars(self.layers[-1]), "render_mode", None))
 
     def __enter__(self) -> None:
-        self.lead_around()
-        if self._starts:
-            self._announce_start()
+        self._originals = [attributes.get(name, _MISSING) for attributes, name, _ in self._detours]
+        for attributes, name, value in self._detours:
+            attributes[name] = value
 
     def __exit__(self, *exception: object) -> None:
-        try:
-            for end in self._ends:
-                end()
-        finally:
-            self.lead_back()
+        for (attributes, name, _), original in zip(self._detours, self._originals, strict=True):
+            if original is _MISSING:
+                del attributes[name]
+            else:
+                attributes[name] = original
 
-    def _announce_start(self) -> None:
+
+class _AnnouncedDetours(_Detours):
+    """Calls the environment's hooks before and after as well."""
+
+    def __init__(self, root: gym.Env[Any, Any]) -> None:
+        super().__init__(root)
+        self._starts, self._ends = branch_hooks(self.layers)
+
+    def __enter__(self) -> None:
+        super().__enter__()
         try:
             for start in self._starts:
                 start()
@@ -120,19 +126,12 @@ class _Detours:
             self.__exit__()
             raise
 
-    def lead_around(self) -> None:
-        """Lead around recorders and renderers, without a word to the environment."""
-        self._originals = [attributes.get(name, _MISSING) for attributes, name, _ in self._detours]
-        for attributes, name, value in self._detours:
-            attributes[name] = value
-
-    def lead_back(self) -> None:
-        """Undo it."""
-        for (attributes, name, _), original in zip(self._detours, self._originals, strict=True):
-            if original is _MISSING:
-                del attributes[name]
-            else:
-                attributes[name] = original
+    def __exit__(self, *exception: object) -> None:
+        try:
+            for end in self._ends:
+                end()
+        finally:
+            super().__exit__()
 
 
 class Simulator:
@@ -153,12 +152,12 @@ class Simulator:
         core = core_of(env)
         self.attributes = (self.root, core.action_space, core.observation_space)
         self.roots: tuple[Any, ...] = self.attributes
-        self._detours = _Detours(self.root)
+        detours = _Detours(self.root)
+        with detours:
+            is_known = known_layers(self.root) is not None
+        self._detours = _AnnouncedDetours(self.root) if any(branch_hooks(detours.layers)) else detours
         self._states: BranchStates = SavedStates(*self.roots)
         self.notice = Notice()
-        self._detours.lead_around()
-        is_known = known_layers(self.root) is not None
-        self._detours.lead_back()
         self._listening: AbstractContextManager[Any] = nullcontext() if is_known else self.notice
         self.may_use_global_generators = True
         self.task: TaskSimulator | None = None

@@ -92,11 +92,11 @@ class VecEnvBrancher:
         What happens inside the workers of a ``SubprocVecEnv`` shows after ``confirm``; ``open`` sees to it there.
         """
         venv: Any = self._venv
-        for layer in self._layers:
+        for layer in self._layers[:-1]:
             if venv is not layer:
                 return True
-            venv = getattr(venv, "venv", None)
-        return self._source.is_outdated
+            venv = venv.venv
+        return venv is not self._layers[-1] or self._source.is_outdated
 
     def renew(self) -> None:
         """
