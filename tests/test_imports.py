@@ -83,6 +83,12 @@ def test_imports_point_down_and_through_doors(path):
         assert door in (imported_room, imported_room.rpartition(".")[0]), f"{module} imports {imported}, not its room"
 
 
+def test_branching_knows_nothing_of_learning():
+    for path in (PACKAGE / "branching").rglob("*.py"):
+        for _, imported in own_imports(path):
+            assert imported.split(".")[0] in ("common", "branching"), (path, imported)
+
+
 def test_the_floors_can_fail():
     assert place_of("grpo.algorithm") > place_of("rollout.buffers") > place_of("branching.simulator.env")
     assert place_of("branching.snapshots.codecs.mujoco") == place_of("branching.snapshots")

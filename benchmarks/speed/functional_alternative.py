@@ -6,7 +6,6 @@ rows (1 + (N-1) K times 64), and PPO with 64, at equal processor time and with e
 """
 
 import argparse
-import csv
 import os
 import time
 from collections import defaultdict
@@ -22,6 +21,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_hybrid_grpo import FunctionalVecEnv, HybridGRPO
+from sb3_hybrid_grpo.compare.csv_files import read_rows, write_rows
 
 HORIZON = 8
 N_ENVS = 64
@@ -76,10 +76,9 @@ def train(env_id: str, algo: str, seed: int, seconds: float) -> list[tuple[Any, 
 def report(path: Path) -> None:
     """Print mean returns of all seeds after each quarter of the time."""
     curves = defaultdict(list)
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            run = row["env"], row["algo"], int(row["n_envs"]), row["seed"]
-            curves[run].append((float(row["seconds"]), float(row["return"])))
+    for row in read_rows(path):
+        run = row["env"], row["algo"], int(row["n_envs"]), row["seed"]
+        curves[run].append((float(row["seconds"]), float(row["return"])))
     by_algo = defaultdict(list)
     for (env, algo, n_envs, _), points in curves.items():
         last = max(seconds for seconds, _ in points)
@@ -106,18 +105,14 @@ def main() -> None:
         report(path)
         return
     th.set_num_threads(1)
-    done = set()
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            done = {(row["env"], row["algo"], int(row["seed"])) for row in csv.DictReader(file)}
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    rows = read_rows(path)
+    done = {(row["env"], row["algo"], int(row["seed"])) for row in rows}
     runs = [(env_id, algo, seed) for seed in range(options.seeds) for env_id in N_SAMPLES for algo in ALGOS]
     for run in [run for run in runs if run not in done][: options.runs]:
         points = train(*run, options.seconds)
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(points)
+        # Whole runs at a time: one that was killed begins anew.
+        rows += [dict(zip(COLUMNS, map(str, point), strict=True)) for point in points]
+        write_rows(path, COLUMNS, rows)
         print(*points[-1], flush=True)
 
 

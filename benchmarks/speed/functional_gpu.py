@@ -4,7 +4,6 @@ learns in equal time. ``python -m benchmarks.speed.functional_gpu FOLDER`` goes 
 """
 
 import argparse
-import csv
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_hybrid_grpo import FunctionalVecEnv, HybridGRPO
 from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.compare.csv_files import append_row, read_rows
 
 HORIZON = 8
 N_SAMPLES = {"gymnax:CartPole-v1": 2, "gymnax:Acrobot-v1": 3, "gymnax:Breakout-MinAtar": 3, "brax:ant/spring": 2}
@@ -47,19 +47,11 @@ class Rows:
     def __init__(self, path: Path, deadline: float) -> None:
         self.path = path
         self.deadline = deadline
-        self.done = set()
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.done = {(row["experiment"], row["env"], row["algo"], row["seed"]) for row in csv.DictReader(file)}
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow(Row._fields)
+        self.done = {(row["experiment"], row["env"], row["algo"], row["seed"]) for row in read_rows(path)}
 
     def write(self, *rows: Row) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
         for row in rows:
+            append_row(self.path, row._asdict())
             print(*row, flush=True)
 
     def wants(self, experiment: str, env: str, algo: str, seed: int, seconds: float) -> bool:
