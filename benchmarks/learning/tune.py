@@ -32,7 +32,7 @@ from benchmarks.learning.budgeted.trial import ALGORITHMS, run_trial
 from benchmarks.learning.budgeted.trials import TrialRow, restore, rows_of, tell
 
 FOLDER = Path(__file__).parents[1] / "results" / "tuning"
-SECONDS = 50.0
+SECONDS = 25.0
 FIRST_PRUNED = 8
 REPEATED_SEEDS = (1000, 1001, 1002)
 

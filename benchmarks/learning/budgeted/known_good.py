@@ -42,6 +42,17 @@ _ZOO = {
     "log_std_init": -2.0,
 }
 _SMALL = {**_ZOO, "learning_rate": 6e-5, "rollout": 128}
+# Several environments share the costs of a step.
+_EIGHT = {
+    **_SMALL,
+    "n_envs": 8,
+    "learning_rate": 3e-4,
+    "n_epochs": 10,
+    "clip_range": 0.2,
+    "width": 64,
+    "log_std_init": -1.0,
+    "kl_control": "desired",
+}
 # The RL Zoo's for Swimmer
 _SWIMMER = {
     **_PPO,
@@ -78,6 +89,8 @@ KNOWN_GOOD: Mapping[str, Sequence[Mapping[str, Any]]] = {
         _PPO,
         _SWIMMER,
         {**_SMALL, "learning_rate": 1.5e-4, "width": 64, "log_std_init": -1.0, "kl_control": "desired"},
+        {**_EIGHT, "rollout": 256},
+        {**_EIGHT, "rollout": 1024, "activation": "tanh", "log_std_init": 0.0},
     ),
     "discrete": (
         _SMALL_DISCRETE,
@@ -86,6 +99,7 @@ KNOWN_GOOD: Mapping[str, Sequence[Mapping[str, Any]]] = {
         _CARTPOLE,
         _GAMES,
         _PPO,
+        {**_SMALL_DISCRETE, "rollout": 256, "n_envs": 8, "learning_rate": 1e-3, "ent_coef": 0.01, "kl_control": "desired"},
     ),
 }
 
