@@ -26,6 +26,7 @@ from sb3_hybrid_grpo.estimation.losses import (
     entropy_loss,
     fuse,
     normalize,
+    scale_down,
     value_loss,
     weighted_mean,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "model_share",
     "normalize",
     "relative_precision",
+    "scale_down",
     "soft_rewards",
     "value_boosted_estimates",
     "value_loss",

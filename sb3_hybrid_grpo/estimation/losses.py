@@ -5,7 +5,8 @@ Each comes with its gradient in closed form. They are arithmetic on a few hundre
 time of PyTorch: autograd is left with the policy.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -160,6 +161,22 @@ def clip_gradients(parameters: Iterable[th.nn.Parameter], max_norm: float) -> fl
     for gradient in gradients:
         gradient.mul_(scale)
     return float(norm)
+
+
+def scale_down(gradients: Sequence[np.ndarray], max_norm: float) -> float:
+    """
+    Scale all gradients such that their norm is at most this, see ``clip_gradients``.
+
+    :param gradients: gradients, which are scaled in place
+    :param max_norm: the largest norm of all gradients together
+    :return: their norm before
+    """
+    norm = math.sqrt(sum(float(np.vdot(gradient, gradient)) for gradient in gradients))
+    scale = max_norm / (norm + 1e-6)
+    if scale < 1:
+        for gradient in gradients:
+            gradient *= scale
+    return norm
 
 
 def fuse(optimizer: th.optim.Optimizer) -> None:

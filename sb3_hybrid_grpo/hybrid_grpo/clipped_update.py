@@ -1,6 +1,5 @@
 """The clipped update of the policy, and of the critic."""
 
-import math
 from collections import defaultdict
 from typing import ClassVar, TypeAlias
 
@@ -12,7 +11,7 @@ from stable_baselines3.common.utils import explained_variance
 from sb3_hybrid_grpo.common import AdaptiveLearningRate, MultiSampleRolloutBufferSamples, value_at
 from sb3_hybrid_grpo.diagnostics import Watch
 from sb3_hybrid_grpo.estimation import losses
-from sb3_hybrid_grpo.policies import Evaluator, make_evaluator, refit_value_head
+from sb3_hybrid_grpo.policies import make_evaluator, refit_value_head
 from sb3_hybrid_grpo.rollout import MultiSampleMixin
 
 Metrics: TypeAlias = dict[str, list[float]]
@@ -44,7 +43,6 @@ class ClippedUpdate(AdaptiveLearningRate):
         self._update_learning_rate(self.policy.optimizer)
         losses.fuse(self.policy.optimizer)
         evaluator = make_evaluator(self.policy)
-        clipped: list[tuple[list[th.nn.Parameter], float]] = []
         metrics: Metrics = defaultdict(list)
         train_policy = True
         n_policy_updates = 0
@@ -72,12 +70,7 @@ class ClippedUpdate(AdaptiveLearningRate):
                     break
 
                 metrics["loss"].append(sum(loss.value for loss in terms))
-                self.policy.optimizer.zero_grad()
-                clipped = clipped or self._clipped_together(evaluator)
-                evaluator.backward(terms)
-                metrics["grad_norm"].append(
-                    math.hypot(*(losses.clip_gradients(*parameters_and_limit) for parameters_and_limit in clipped))
-                )
+                metrics["grad_norm"].append(evaluator.backward(terms, self.max_grad_norm, self.max_actor_grad_norm))
                 self.policy.optimizer.step()
 
             self._n_updates += 1
@@ -86,15 +79,6 @@ class ClippedUpdate(AdaptiveLearningRate):
             refit_value_head(self.policy, self.rollout_buffer)
         self._log_update(metrics, n_policy_updates)
         self._adapt_learning_rate(float(np.mean(metrics["approx_kl"])))
-
-    def _clipped_together(self, evaluator: Evaluator) -> list[tuple[list[th.nn.Parameter], float]]:
-        """Return the groups of parameters whose gradients have a limit, and these limits."""
-        if self.max_actor_grad_norm is None:
-            return [(list(self.policy.parameters()), self.max_grad_norm)]
-        actor = evaluator.actor_parameters()
-        of_actor = {id(parameter) for parameter in actor}
-        others = [parameter for parameter in self.policy.parameters() if id(parameter) not in of_actor]
-        return [(actor, self.max_actor_grad_norm), (others, self.max_grad_norm)]
 
     def _policy_losses(
         self,

@@ -1,5 +1,6 @@
 """The policy of an update, which moves: evaluations of minibatches, and gradients of the losses of these evaluations."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_hybrid_grpo.estimation import Loss
+from sb3_hybrid_grpo.estimation import Loss, clip_gradients, scale_down
 from sb3_hybrid_grpo.policies.actors import MlpActor
 from sb3_hybrid_grpo.policies.heads import HEADS
 from sb3_hybrid_grpo.policies.maskable import class_of, masking, stock_class
@@ -103,6 +104,8 @@ class Evaluator:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
+        self._parameters = list(policy.parameters())
+        self._actor_alone: list[nn.Parameter] = []
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
@@ -150,16 +153,32 @@ class Evaluator:
         gradients = th.autograd.grad(outputs, parameters, retain_graph=True, allow_unused=True)
         return [gradient is not None for gradient in gradients]
 
-    def backward(self, losses: Sequence[Loss]) -> None:
+    def backward(self, losses: Sequence[Loss], max_norm: float = math.inf, max_actor_norm: float | None = None) -> float:
         """
-        Compute the gradients of the policy's parameters, which have none yet.
+        Compute the gradients of the policy's parameters. Those that no loss depends on have none.
 
         :param losses: losses of the latest evaluation
+        :param max_norm: the largest norm of all gradients together; with ``max_actor_norm``, of those that are not the actor's
+            alone
+        :param max_actor_norm: the largest norm of the gradients of the actor alone, ``None`` for no limit of its own
+        :return: the norm of all gradients before they were scaled down
         """
+        self._zero_grad()
         trained = [loss for loss in losses if self._outputs[loss.of].requires_grad]
         outputs = [self._outputs[loss.of] for loss in trained]
         gradients = [th.from_numpy(loss.gradient).to(self.policy.device) for loss in trained]
+        if max_actor_norm is None:
+            th.autograd.backward(outputs, gradients)
+            return clip_gradients(self._parameters, max_norm)
+        self._actor_alone = self._actor_alone or self.actor_parameters()
+        of_actor = {id(parameter) for parameter in self._actor_alone}
+        others = (parameter for parameter in self._parameters if id(parameter) not in of_actor)
         th.autograd.backward(outputs, gradients)
+        return math.hypot(clip_gradients(self._actor_alone, max_actor_norm), clip_gradients(others, max_norm))
+
+    def _zero_grad(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 class MlpEvaluator(Evaluator):
@@ -205,10 +224,10 @@ class MlpEvaluator(Evaluator):
         :param action_masks: none
         :return: values, log-probabilities and entropies
         """
-        log_prob, entropy = self._head.evaluate(self._actor.forward(_flatten(obs)), actions)
+        outputs = th.from_numpy(self._actor.forward(_flatten(obs)))
+        log_prob, entropy = self._head.evaluate(outputs, actions)
         return self.predict_values(obs), log_prob.numpy(), entropy.numpy()
 
-    @th.no_grad()
     def predict_values(self, obs: PyTorchObs) -> np.ndarray:
         """
         Predict values, see ``Evaluator.predict_values``.
@@ -216,7 +235,7 @@ class MlpEvaluator(Evaluator):
         :param obs: states
         :return: values
         """
-        return self._critic.forward(_flatten(obs)).flatten().numpy()
+        return self._critic.forward(_flatten(obs)).ravel()
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """
@@ -228,17 +247,28 @@ class MlpEvaluator(Evaluator):
         return [parameter for parameter in self.policy.parameters() if id(parameter) not in of_critic]
 
     @th.no_grad()
-    def backward(self, losses: Sequence[Loss]) -> None:
+    def backward(self, losses: Sequence[Loss], max_norm: float = math.inf, max_actor_norm: float | None = None) -> float:
         """
         Compute the gradients of the policy's parameters, see ``Evaluator.backward``.
 
         :param losses: losses of the latest evaluation
+        :param max_norm: the largest norm of all gradients together, or of the critic's
+        :param max_actor_norm: the largest norm of the actor's gradients, ``None`` for no limit of its own
+        :return: the norm of all gradients before they were scaled down
         """
-        gradients = {loss.of: th.from_numpy(loss.gradient).float() for loss in losses}
+        self._zero_grad()
+        gradients = {loss.of: loss.gradient.astype(np.float32, copy=False) for loss in losses}
+        of_actor: list[np.ndarray] = []
+        of_critic: list[np.ndarray] = []
         if "values" in gradients:
             self._critic.backward(gradients["values"][:, None])
+            of_critic = [self._critic.gradient]
         if "log_prob" in gradients:
             self._actor.backward(self._head.backward(gradients["log_prob"], gradients.get("entropy")))
+            of_actor = [self._actor.gradient, *(np.asarray(parameter.grad) for parameter in self._head.parameters)]
+        if max_actor_norm is None:
+            return scale_down([*of_actor, *of_critic], max_norm)
+        return math.hypot(scale_down(of_actor, max_actor_norm), scale_down(of_critic, max_norm))
 
 
 def _layers(policy: ActorCriticPolicy) -> tuple[list[nn.Module], list[nn.Module]]:
@@ -246,9 +276,9 @@ def _layers(policy: ActorCriticPolicy) -> tuple[list[nn.Module], list[nn.Module]
     return [*extractor.policy_net, policy.action_net], [*extractor.value_net, policy.value_net]
 
 
-def _flatten(obs: PyTorchObs) -> th.Tensor:
+def _flatten(obs: PyTorchObs) -> np.ndarray:
     assert isinstance(obs, th.Tensor)
-    return obs.float().flatten(start_dim=1)
+    return obs.float().flatten(start_dim=1).numpy()
 
 
 def _to_numpy(tensor: th.Tensor) -> np.ndarray:

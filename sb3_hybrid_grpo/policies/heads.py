@@ -3,9 +3,11 @@
 import math
 from typing import Protocol
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
 
 from sb3_hybrid_grpo.common import InvalidArgumentError
 from sb3_hybrid_grpo.policies.maskable import class_of, is_maskable, overrides_forward
@@ -18,7 +20,10 @@ class Head(Protocol):
     What turns the output of the actor's network into a distribution.
 
     :param policy: a policy with this distribution
+    :ivar parameters: the head's own parameters
     """
+
+    parameters: list[nn.Parameter]
 
     def __init__(self, policy: ActorCriticPolicy) -> None: ...
 
@@ -31,9 +36,9 @@ class Head(Protocol):
         :return: log-probabilities [B, N] and entropies [B]
         """
 
-    def backward(self, log_prob: th.Tensor, entropy: th.Tensor | None) -> th.Tensor:
+    def backward(self, log_prob: np.ndarray, entropy: np.ndarray | None) -> np.ndarray:
         """
-        Differentiate the latest evaluation, and set the gradients of the head's parameters, if it has some.
+        Differentiate the latest evaluation, which was none of autograd's, and set the gradients of the head's parameters.
 
         :param log_prob: gradient of a loss with respect to the log-probabilities, [B, N]
         :param entropy: its gradient with respect to the entropies, [B]; zero if ``None``
@@ -54,6 +59,7 @@ class GaussianHead:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self._log_std = policy.log_std
+        self.parameters: list[nn.Parameter] = [policy.log_std]
 
     def evaluate(self, outputs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -69,7 +75,7 @@ class GaussianHead:
         log_prob = -0.5 * (self._deviations * self._deviations).sum(dim=-1) - (sum_log_std + _HALF_LOG_TAU * n_dims)
         return log_prob, (sum_log_std + (0.5 + _HALF_LOG_TAU) * n_dims).expand(len(outputs))
 
-    def backward(self, log_prob: th.Tensor, entropy: th.Tensor | None) -> th.Tensor:
+    def backward(self, log_prob: np.ndarray, entropy: np.ndarray | None) -> np.ndarray:
         """
         Differentiate the latest evaluation, see ``Head.backward``.
 
@@ -77,11 +83,13 @@ class GaussianHead:
         :param entropy: gradient with respect to the entropies
         :return: gradient with respect to the means
         """
-        weighted = log_prob[..., None] * self._deviations
-        self._log_std.grad = (weighted * self._deviations).sum(dim=(0, 1)) - log_prob.sum()
+        deviations = self._deviations.numpy()
+        weighted = log_prob[..., None] * deviations
+        of_log_std = (weighted * deviations).sum(axis=(0, 1)) - log_prob.sum()
         if entropy is not None:
-            self._log_std.grad += entropy.sum()
-        return weighted.sum(dim=1) * self._inverse_std
+            of_log_std += entropy.sum()
+        self._log_std.grad = th.from_numpy(of_log_std)
+        return np.asarray(weighted.sum(axis=1) * self._inverse_std.numpy())
 
 
 class CategoricalHead:
@@ -96,7 +104,7 @@ class CategoricalHead:
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
-        pass
+        self.parameters: list[nn.Parameter] = []
 
     def evaluate(self, outputs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -112,7 +120,7 @@ class CategoricalHead:
         self._entropy = -(self._probs * self._log_probs).sum(dim=-1)
         return self._log_probs.gather(dim=1, index=self._actions), self._entropy
 
-    def backward(self, log_prob: th.Tensor, entropy: th.Tensor | None) -> th.Tensor:
+    def backward(self, log_prob: np.ndarray, entropy: np.ndarray | None) -> np.ndarray:
         """
         Differentiate the latest evaluation, see ``Head.backward``.
 
@@ -120,10 +128,12 @@ class CategoricalHead:
         :param entropy: gradient with respect to the entropies
         :return: gradient with respect to the logits
         """
-        shared = log_prob.sum(dim=1, keepdim=True)
+        shared = log_prob.sum(axis=1, keepdims=True)
         if entropy is not None:
-            shared = shared + entropy[:, None] * (self._log_probs + self._entropy[:, None])
-        return (-self._probs * shared).scatter_add(1, self._actions, log_prob)
+            shared = shared + entropy[:, None] * (self._log_probs + self._entropy[:, None]).numpy()
+        gradient: np.ndarray = -self._probs.numpy() * shared
+        np.add.at(gradient, (np.arange(len(gradient))[:, None], self._actions.numpy()), log_prob)
+        return gradient
 
 
 HEADS: dict[type[Distribution], type[Head]] = {

@@ -1,7 +1,7 @@
 """How many observations networks get at once, and small ones whose own backward pass takes a third of autograd's time."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -14,13 +14,25 @@ _MAX_CHUNK = 4096
 
 class Chain:
     """
-    Layers one after the other.
+    Layers one after the other, in NumPy, with the layers' own memory.
 
     :param layers: layers that it ``supports``
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self._layers = [(layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer for layer in layers]
+        parameters = [parameter for layer in layers for parameter in layer.parameters()]
+        self.gradient = np.empty(sum(parameter.numel() for parameter in parameters), dtype=np.float32)
+        """The gradients of all parameters, one after the other."""
+        ends = np.cumsum([parameter.numel() for parameter in parameters])[:-1]
+        parts = zip(np.split(self.gradient, ends), parameters, strict=True)
+        views = {id(parameter): part.reshape(parameter.shape) for part, parameter in parts}
+        self._gradients = [(parameter, th.from_numpy(views[id(parameter)])) for parameter in parameters]
+        self._layers: list[_Linear | _Activation] = [
+            _Linear(layer.weight.detach().numpy(), layer.bias.detach().numpy(), views[id(layer.weight)], views[id(layer.bias)])
+            if isinstance(layer, nn.Linear)
+            else _ACTIVATIONS[type(layer)]
+            for layer in layers
+        ]
 
     @staticmethod
     def supports(layers: Sequence[nn.Module]) -> bool:
@@ -28,13 +40,16 @@ class Chain:
         Tell whether all layers can be differentiated here.
 
         :param layers: the layers
-        :return: whether they are linear layers with bias and known activations
+        :return: whether they are linear layers with bias and known activations, in single precision
         """
         return all(
-            layer.bias is not None if type(layer) is nn.Linear else type(layer) in _ACTIVATION_BACKWARD for layer in layers
+            layer.bias is not None and layer.weight.dtype == th.float32
+            if type(layer) is nn.Linear
+            else type(layer) in _ACTIVATIONS
+            for layer in layers
         )
 
-    def forward(self, latent: th.Tensor) -> th.Tensor:
+    def forward(self, latent: np.ndarray) -> np.ndarray:
         """
         Apply the layers.
 
@@ -43,35 +58,58 @@ class Chain:
         """
         self._latents = [latent]
         for layer in self._layers:
-            if isinstance(layer, tuple):
-                weight, bias = layer
-                latent = th.addmm(bias, latent, weight.t())
+            if isinstance(layer, _Linear):
+                latent = latent @ layer.weight.T
+                latent += layer.bias
             else:
-                latent = layer(latent)
+                latent = layer.forward(latent)
             self._latents.append(latent)
         return latent
 
-    def backward(self, gradient: th.Tensor) -> None:
+    def backward(self, gradient: np.ndarray) -> None:
         """
         Set the gradients of the layers' parameters.
 
         :param gradient: gradient with respect to the latest outputs, [B, m]
         """
         for i, layer in reversed([*enumerate(self._layers)]):
-            if isinstance(layer, tuple):
-                weight, bias = layer
-                weight.grad, bias.grad = gradient.t() @ self._latents[i], gradient.sum(dim=0)
+            if isinstance(layer, _Linear):
+                np.matmul(gradient.T, self._latents[i], out=layer.weight_gradient)
+                np.add.reduce(gradient, axis=0, out=layer.bias_gradient)
                 if i > 0:
-                    gradient = gradient @ weight
+                    gradient = gradient @ layer.weight
             else:
-                gradient = _ACTIVATION_BACKWARD[type(layer)](gradient, self._latents[i + 1])
+                gradient = layer.backward(gradient, self._latents[i + 1])
+        for parameter, of_parameter in self._gradients:
+            parameter.grad = of_parameter
+
+    def zero_grad(self) -> None:
+        """Leave the parameters without gradients, so that no optimizer moves them."""
+        for parameter, _ in self._gradients:
+            parameter.grad = None
 
 
-_ACTIVATION_BACKWARD: dict[type[nn.Module], Callable[[th.Tensor, th.Tensor], th.Tensor]] = {
-    nn.Tanh: lambda gradient, output: th.addcmul(gradient, gradient * output, output, value=-1),
-    nn.ReLU: lambda gradient, output: gradient * (output > 0),
+class _Linear(NamedTuple):
+    weight: np.ndarray
+    bias: np.ndarray
+    weight_gradient: np.ndarray
+    bias_gradient: np.ndarray
+
+
+class _Activation(NamedTuple):
+    """
+    :param forward: gives its output
+    :param backward: gives the gradient with respect to its input, from that with respect to its output, and its output
+    """
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    backward: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+_ACTIVATIONS: dict[type[nn.Module], _Activation] = {
+    nn.Tanh: _Activation(np.tanh, lambda gradient, output: gradient * (1 - output * output)),
+    nn.ReLU: _Activation(lambda latent: np.maximum(latent, 0), lambda gradient, output: gradient * (output > 0)),
 }
-"""For each type of activation: the gradient with respect to its input, from that with respect to its output."""
 
 
 def chunk_size(space: spaces.Space[Any]) -> int:

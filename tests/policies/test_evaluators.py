@@ -73,6 +73,26 @@ def test_gradients_are_those_of_autograd(action_space, kwargs, of):
         th.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda msg, name=name: f"{name}: {msg}")
 
 
+@pytest.mark.parametrize("limits", [(0.05, None), (0.05, 0.01), (100.0, 100.0)], ids=str)
+@pytest.mark.parametrize("of", [["log_prob"], ["values"], ["log_prob", "values"]], ids=str)
+@pytest.mark.parametrize("action_space", SPACES[:2], ids=str)
+def test_gradients_are_clipped_as_by_pytorch(action_space, of, limits):
+    policy = make_policy(action_space)
+    obs, actions, loss_gradients = minibatch(policy)
+    scaled = []
+    for evaluator in (Evaluator(policy), make_evaluator(policy)):
+        evaluator.evaluate_actions(obs, actions)
+        losses = [Loss(0.0, name, loss_gradients[name].numpy()) for name in of]
+        norm = evaluator.backward(losses)
+        unscaled = th.cat([gradient.flatten() for gradient in gradients(policy).values()]).norm()
+        evaluator.evaluate_actions(obs, actions)
+        assert [norm, evaluator.backward(losses, *limits)] == pytest.approx([float(unscaled)] * 2, rel=1e-5)
+        scaled.append(gradients(policy))
+    assert type(evaluator) is MlpEvaluator and scaled[0].keys() == scaled[1].keys()
+    for name, expected in scaled[0].items():
+        th.testing.assert_close(scaled[1][name], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_frozen_parameters_stay_without_gradient():
     policy = make_policy(SPACES[0])
     policy.log_std.requires_grad_(False)
