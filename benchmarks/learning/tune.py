@@ -7,7 +7,8 @@ Tune PPO and Hybrid GRPO alike, by the area under the learning curve over proces
 
 A trial is one set of settings, trained on each task of its family for a budget of processor seconds; the mean of its scores
 so far is compared with the median of other trials after each task, and trials below it end there. Both algorithms have their
-turns in one process, so that they meet the same machine. Finished trials are rows of ``trials.csv``; ``studies.db`` beside it
+turns in one process, so that they meet the same machine, and each tries what the other has found best for their common
+parameters. Finished trials are rows of ``trials.csv``; ``studies.db`` beside it
 is Optuna's own, and is made again from the rows where it is missing. A tuning that was killed goes on where it was; no two may
 go on in one folder at a time.
 """
@@ -29,7 +30,7 @@ from benchmarks.learning.budgeted.report import best_settings, print_report
 from benchmarks.learning.budgeted.rows import append_row, read_rows
 from benchmarks.learning.budgeted.search_space import search_space
 from benchmarks.learning.budgeted.trial import ALGORITHMS, run_trial
-from benchmarks.learning.budgeted.trials import TrialRow, restore, rows_of, tell
+from benchmarks.learning.budgeted.trials import TrialRow, borrowed_params, restore, rows_of, tell
 
 FOLDER = Path(__file__).parents[1] / "results" / "tuning"
 SECONDS = 25.0
@@ -75,7 +76,8 @@ def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_PRUNED),
     )
     restore(study, finished_trials(folder))
-    for params in first_trials(family, algorithm):
+    borrowed = borrowed_params(finished_trials(folder), family, algorithm)
+    for params in [*first_trials(family, algorithm), *([borrowed] if borrowed else [])]:
         study.enqueue_trial(params, skip_if_exists=True)
     # A process that goes on must not draw what it drew before.
     study.sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=12, seed=len(study.trials))

@@ -211,10 +211,10 @@ class TestStudies:
         tune.storage_in.cache_clear()
         study = tune.open_study(tmp_path, "discrete", "ppo")
         rows = list(tune.rows_of(tune.finished_trials(tmp_path), "discrete", "ppo"))
-        assert [trial.params for trial in study.trials] == [row.params for row in rows]
+        assert [trial.params for trial in study.trials if trial.state.is_finished()] == [row.params for row in rows]
         assert study.best_trial.number == 8 and study.trials[9].state.name == "PRUNED"
         assert study.trials[9].intermediate_values == {0: -10} and study.trials[8].intermediate_values == {0: 8, 1: 8}
-        assert len(tune.open_study(tmp_path, "discrete", "ppo").trials) == 10
+        assert len(tune.open_study(tmp_path, "discrete", "ppo").trials) == len(study.trials)
         tune.main([*arguments, "11"])
         assert [row.number for row in tune.finished_trials(tmp_path)[-2:]] == [10, 10]
 
@@ -222,9 +222,23 @@ class TestStudies:
         arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
         tune.main([*arguments, "2"])
         tune.storage_in.cache_clear()
-        tune.main([*arguments, "6"])
+        tune.main([*arguments, "7"])
         rows = list(tune.rows_of(tune.finished_trials(tmp_path), "discrete", "ppo"))
         assert [row.params for row in rows] == tune.first_trials("discrete", "ppo")
+
+    def test_each_algorithm_tries_what_the_other_has_found(self, tune, tmp_path):
+        arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
+        tune.main([*arguments, "10"])
+        rows = tune.finished_trials(tmp_path)
+        best = {
+            name: max((row for row in rows if row.algorithm == name and row.state == "complete"), key=lambda row: row.value)
+            for name in ("ppo", "hybrid_grpo")
+        }
+        for algorithm, other in (("ppo", "hybrid_grpo"), ("hybrid_grpo", "ppo")):
+            borrowed = tune.borrowed_params(rows, "discrete", algorithm)
+            assert borrowed == {**best[algorithm].params, **{k: v for k, v in best[other].params.items() if k in borrowed}}
+            assert tune.open_study(tmp_path, "discrete", algorithm).trials[-1].system_attrs["fixed_params"] == borrowed
+        assert tune.borrowed_params(rows[:11], "discrete", "ppo") is None
 
     def test_a_killed_tuning_goes_on(self, tune, tmp_path, monkeypatch):
         monkeypatch.setattr(tune, "storage_in", self.storage_in)
@@ -246,7 +260,7 @@ class TestStudies:
         rows = tune.finished_trials(tmp_path)
         assert len(rows) == 3 and rows[-1].number == 1
         study = tune.open_study(tmp_path, "discrete", "hybrid_grpo")
-        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", *["WAITING"] * 4]
+        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", *["WAITING"] * 5]
         waiting = [trial.system_attrs["fixed_params"] for trial in study.trials[3:]]
         done = [row.params for row in tune.rows_of(rows, "discrete", "hybrid_grpo")]
         first = tune.first_trials("discrete", "hybrid_grpo")
