@@ -53,12 +53,14 @@ class Snapshot:
     :raises UnbranchableEnvError: if it meets an object that no codec serves; the message says how to get there
     """
 
-    __slots__ = ("_records", "_roots", "visits")
+    __slots__ = ("_others", "_roots", "states", "visits")
 
     def __init__(self, *roots: Any) -> None:
         self._roots = roots
-        self._records: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        # Two lists and no tuple for each object: what is alive for long keeps Python's garbage collector busy.
         self.visits: list[_Visit] = []
+        self.states: list[Any] = []
+        self._others: list[Snapshot] = []
         self._walk(list(roots), set())
 
     def _walk(self, pending: list[Any], seen: set[int]) -> None:
@@ -92,7 +94,7 @@ class Snapshot:
                 continue
             refer = None if type(codec) is LeafCodec else codec.children
             self.visits.append(_Visit(obj, codec.save, codec.restore, refer, referents))
-            self._records.append((codec.restore, obj, state))
+            self.states.append(state)
 
     def again(self) -> "tuple[Snapshot, int] | None":
         """
@@ -103,11 +105,11 @@ class Snapshot:
         """
         snapshot = Snapshot()
         snapshot._roots = self._roots
-        records, visits, pending, n_gone = snapshot._records, self.visits, [], 0
+        states, visits, pending, n_gone = snapshot.states, self.visits, [], 0
         try:
             for idx, (obj, save, restore, refer, known_referents) in enumerate(self.visits):
                 state = save(obj)
-                records.append((restore, obj, state))
+                states.append(state)
                 if refer is None:
                     continue
                 referents = [*refer(state)]
@@ -133,7 +135,7 @@ class Snapshot:
 
         :param other: a snapshot of other objects
         """
-        self._records += other._records
+        self._others.append(other)
 
     def restore(self) -> None:
         """
@@ -142,14 +144,17 @@ class Snapshot:
         :raises UnrestorableStateError: if that is impossible for one of them; all others are restored
         """
         try:
-            for restore, obj, state in self._records:
+            for (obj, _, restore, _, _), state in zip(self.visits, self.states, strict=True):
                 restore(obj, state)
         except Exception:
             self._restore_one_by_one()
+        finally:
+            for other in self._others:
+                other.restore()
 
     def _restore_one_by_one(self) -> None:
         failure: tuple[Any, Exception] | None = None
-        for restore, obj, state in self._records:
+        for (obj, _, restore, _, _), state in zip(self.visits, self.states, strict=True):
             try:
                 restore(obj, state)
             except Exception as error:
@@ -163,7 +168,8 @@ class Snapshot:
 
     def differs(self) -> bool:
         """Tell whether any object is in another state now."""
-        return not all(_same(codec_of(type(obj)).save(obj), state) for _, obj, state in self._records)  # type: ignore[union-attr]
+        is_same = (_same(visit.save(visit.obj), state) for visit, state in zip(self.visits, self.states, strict=True))
+        return not all(is_same) or any(other.differs() for other in self._others)
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -170,11 +170,13 @@ def _codec_of_random_states() -> Any:
 
 def _codec_of_python() -> Any:
     # Tried without the attribute that keeps the second of a pair of normal numbers: attributes have a codec of their own.
-    memory = LeafCodec[Any, bytes](
-        lambda obj: ctypes.string_at(id(obj) + _HEADER, _TWISTER_BYTES),
-        lambda obj, state: ctypes.memmove(id(obj) + _HEADER, state, _TWISTER_BYTES),
-    )
-    if _is_exact(memory, _Twister(0), _Twister.getstate, _Twister.random, lambda obj: obj.getrandbits(32 * 700).to_bytes(2800, "big")):
+    def restore(obj: Any, state: bytes) -> None:
+        ctypes.memmove(id(obj) + _HEADER, state, _TWISTER_BYTES)
+
+    memory = LeafCodec[Any, bytes](lambda obj: ctypes.string_at(id(obj) + _HEADER, _TWISTER_BYTES), restore)
+    if _is_exact(
+        memory, _Twister(0), _Twister.getstate, _Twister.random, lambda obj: obj.getrandbits(32 * 700).to_bytes(2800, "big")
+    ):
         return memory
     return LeafCodec[Any, Any](lambda obj: obj.getstate(), lambda obj, state: obj.setstate(state))
 
