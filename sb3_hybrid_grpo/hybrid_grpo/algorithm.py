@@ -35,7 +35,9 @@ from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
 from sb3_hybrid_grpo.hybrid_grpo.policies import ALIASES
 from sb3_hybrid_grpo.policies import check_common_noise, check_entropies, has_linear_head, is_maskable, masking, without_sde
 from sb3_hybrid_grpo.rollout import (
+    BranchPace,
     MultiSampleMixin,
+    check_pace,
     check_selection,
     multi_sample_buffer_class,
 )
@@ -121,7 +123,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         targets then come from branches alone, N of them, and are the policy's own in the states that are visited; which
         states these are is a bias.
     :param branch_fraction: Share of states that are branched, chosen at random; the others carry PPO's advantage, and count as
-        much less as it is noisier
+        much less as it is noisier. With ``"auto"`` it follows the clock, see ``branch_time_limit``
+    :param branch_time_limit: How many times as long as without branches a step may take with ``branch_fraction="auto"``
     :param soft_values: Whether ``ent_coef`` times the entropy of the policy is part of the reward in each state, so that
         actions count by the entropies of the states they lead to as well; otherwise it is a term of the loss only, as in PPO
     :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout
@@ -189,7 +192,8 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         reward_transform_kwargs: dict[str, Any] | None = None,
         branch_horizon: int = 8,
         branch_lambda: float = 1.0,
-        branch_fraction: float = 1.0,
+        branch_fraction: float | str = 1.0,
+        branch_time_limit: float = 1.5,
         action_sampling: str = "auto",
         sampling_temperature: float = 1.0,
         action_selection: str = "first",
@@ -238,6 +242,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self.branch_horizon = branch_horizon
         self.branch_lambda = branch_lambda
         self.branch_fraction = branch_fraction
+        self.branch_time_limit = branch_time_limit
         self.action_sampling = action_sampling
         self.sampling_temperature = sampling_temperature
         self.action_selection = action_selection
@@ -274,7 +279,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         if self.tail_coef is not None:
             check_number("tail_coef", self.tail_coef)
         check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
-        check_number("branch_fraction", self.branch_fraction, above=0, at_most=1)
+        check_pace(self.branch_fraction, self.branch_time_limit)
         check_number("sampling_temperature", self.sampling_temperature, above=0)
         check_selection(
             self.action_selection,
@@ -287,10 +292,9 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         if self.soft_values and not ent_coef > 0:
             raise InvalidArgumentError(f"soft_values=True needs an `ent_coef` above 0, not {self.ent_coef!r}.")
         check_desired_kl(self.desired_kl, self.target_kl, self.learning_rate_bounds)
-        if self.max_actor_grad_norm is not None:
-            check_number("max_actor_grad_norm", self.max_actor_grad_norm, above=0)
-        if self.branch_timeout is not None:
-            check_number("branch_timeout", self.branch_timeout, above=0)
+        for name in ("max_actor_grad_norm", "branch_timeout"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
         if isinstance(self.clip_range_vf, float | int):
             assert self.clip_range_vf > 0, "`clip_range_vf` must be positive, pass `None` to deactivate vf clipping"
         n_envs = None if self.env is None else self.n_envs
@@ -331,7 +335,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self._has_linear_head = has_linear_head(self.policy)
         if self.refit_critic and not self._has_linear_head:
             warn(f"`refit_critic` has no effect: the values of {self.policy_class.__name__} are no outputs of a linear layer.")
-        self._watch = Watch()
+        self._watch, self._pace = Watch(), BranchPace(self.branch_time_limit)
         self._branch_rng = np.random.default_rng(self.seed)
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -382,6 +386,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
             self.num_simulator_steps = 0
         # Before the environments are reset: some branchers write down what happens from then on.
         self._branch(self.env)
+        self._pace.forget()
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -392,4 +397,4 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_watch"]
+        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_pace", "_watch"]

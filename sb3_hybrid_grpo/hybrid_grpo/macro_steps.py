@@ -1,6 +1,7 @@
 """Macro-steps: N actions at each state, all of them evaluated in branches of the environment, one of them committed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -28,11 +29,13 @@ from sb3_hybrid_grpo.common import (
 )
 from sb3_hybrid_grpo.diagnostics import Watch, rollout_statistics
 from sb3_hybrid_grpo.estimation import AnyRewardTransform, RewardTransform
-from sb3_hybrid_grpo.policies import first_occurrences, make_actor, masking, to_env_actions
+from sb3_hybrid_grpo.policies import Actor, first_occurrences, make_actor, masking, to_env_actions
 from sb3_hybrid_grpo.rollout import (
+    FIRST_SHARE,
     SELECTIONS,
     ActionSampling,
     AwaitedBranches,
+    BranchPace,
     BranchPaths,
     DeferredEntropies,
     DeferredValues,
@@ -41,6 +44,7 @@ from sb3_hybrid_grpo.rollout import (
     NoiseAhead,
     RolloutBranches,
     RolloutCallback,
+    TimedBranches,
     committed_transitions,
     estimates_before_the_step,
     evaluate_rollout,
@@ -59,8 +63,9 @@ class MacroSteps(OnPolicyAlgorithm):
     action_sampling: str
     action_selection: str
     advantage: str
-    branch_fraction: float
+    branch_fraction: float | str
     branch_lambda: float
+    branch_share: float = FIRST_SHARE
     branch_timeout: float | None
     brancher: str | BrancherFactory
     n_samples: int
@@ -78,6 +83,7 @@ class MacroSteps(OnPolicyAlgorithm):
     _is_maskable: bool
     _is_modelled: bool
     _model_state: dict[str, Any] | None
+    _pace: BranchPace
     _selection_scale: float
     _watch: Watch
 
@@ -111,10 +117,9 @@ class MacroSteps(OnPolicyAlgorithm):
         noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
         is_selected = rollout_buffer.is_selected
         self._branch(env)
-        prepare = partial(
-            AwaitedBranches if is_selected else make_rollout_branches, actor, buffer=rollout_buffer, deferred=deferred
-        )
-        branches = prepare(self._brancher)
+        prepare = partial(self._prepare, actor, rollout_buffer, deferred)
+        self._choose_share()
+        branches = prepare()
 
         callback.on_rollout_start()
 
@@ -163,7 +168,7 @@ class MacroSteps(OnPolicyAlgorithm):
                 *(self.policy, self._last_obs, committed, action_masks, values, log_probs),
             )
             callback.update_locals(shown)
-            if not callback.on_step():
+            if not self._goes_on(callback):
                 return False
 
             self._update_info_buffer(infos, dones)
@@ -229,11 +234,28 @@ class MacroSteps(OnPolicyAlgorithm):
         elif getattr(self._brancher, "is_outdated", False):
             cast(RenewableBrancher, self._brancher).renew()
 
-    def _renew(self, branches: RolloutBranches, prepare: Callable[[Brancher | None], RolloutBranches]) -> RolloutBranches:
+    def _prepare(self, actor: Actor, rollout_buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]) -> RolloutBranches:
+        make = AwaitedBranches if rollout_buffer.is_selected else make_rollout_branches
+        branches: RolloutBranches = make(actor, self._brancher, rollout_buffer, deferred)
+        return TimedBranches(branches, self._pace) if self.branch_fraction == "auto" else branches
+
+    def _choose_share(self) -> None:
+        """Decide which share of the states of a rollout is branched."""
+        if self.branch_fraction == "auto":
+            self.branch_share = self._pace.begin(self.branch_share)
+            self.logger.record("rollout/branch_share", self.branch_share)
+        else:
+            self.branch_share = float(self.branch_fraction)
+
+    def _goes_on(self, callback: BaseCallback) -> bool:
+        with self._pace.elsewhere() if self.branch_fraction == "auto" else nullcontext():
+            return callback.on_step()
+
+    def _renew(self, branches: RolloutBranches, prepare: Callable[[], RolloutBranches]) -> RolloutBranches:
         """Complete what is to be branched in environments that were exchanged, and go on with those that there are now."""
         self.num_simulator_steps += branches.finish_all()
         cast(RenewableBrancher, self._brancher).renew()
-        return prepare(self._brancher)
+        return prepare()
 
     def _hand_over_settings(self, rollout_buffer: MultiSampleMixin) -> None:
         """Tell the buffer what callbacks may have changed since it was made, as PPO looks up ``ent_coef`` at each update."""
@@ -262,8 +284,8 @@ class MacroSteps(OnPolicyAlgorithm):
         alive = sources == own
         if self._is_modelled and not cast(LearningBrancher, self._brancher).is_ready:
             alive[:] = False
-        if self.branch_fraction < 1:
-            skipped = self._branch_rng.random(n_envs) >= self.branch_fraction
+        if self.branch_share < 1:
+            skipped = self._branch_rng.random(n_envs) >= self.branch_share
             alive[skipped] = False
             sources[skipped] = own
         return sources, alive

@@ -2,6 +2,7 @@
 
 from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling, make_action_sampling, make_modelled_sampling
 from sb3_hybrid_grpo.rollout.action_selection import SELECTIONS, check_selection, estimates_before_the_step, to_front
+from sb3_hybrid_grpo.rollout.branch_pace import FIRST_SHARE, BranchPace, TimedBranches, check_pace
 from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
 from sb3_hybrid_grpo.rollout.buffers import multi_sample_buffer_class
 from sb3_hybrid_grpo.rollout.callback_locals import CommittedStep, RolloutCallback, locals_of
@@ -11,9 +12,11 @@ from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.rollout.values import DeferredEntropies, DeferredValues, evaluate_rollout
 
 __all__ = [
+    "FIRST_SHARE",
     "SELECTIONS",
     "ActionSampling",
     "AwaitedBranches",
+    "BranchPace",
     "BranchPaths",
     "CommittedStep",
     "DeferredEntropies",
@@ -23,6 +26,8 @@ __all__ = [
     "NoiseAhead",
     "RolloutBranches",
     "RolloutCallback",
+    "TimedBranches",
+    "check_pace",
     "check_selection",
     "committed_transitions",
     "estimates_before_the_step",

@@ -96,7 +96,7 @@ def to_front(chosen: np.ndarray, n_samples: int) -> np.ndarray:
 
 
 def check_selection(
-    name: str, n_samples: int, advantage: str, branch_fraction: float, policy_class: type[ActorCriticPolicy]
+    name: str, n_samples: int, advantage: str, branch_fraction: float | str, policy_class: type[ActorCriticPolicy]
 ) -> None:
     """
     Check that the committed action can be selected.
@@ -104,7 +104,7 @@ def check_selection(
     :param name: ``"first"`` or one of ``SELECTIONS``
     :param n_samples: number of samples N
     :param advantage: name of the estimator
-    :param branch_fraction: share of states that are branched
+    :param branch_fraction: share of states that are branched, or ``"auto"``
     :param policy_class: class of the policy
     :raises InvalidArgumentError: if the name is unknown or something stands in the way
     """
@@ -116,8 +116,8 @@ def check_selection(
         obstacle = "with n_samples=1 there is nothing to choose from"
     elif advantage not in RELATIVE_ESTIMATORS:
         obstacle = f"advantage={advantage!r} would credit the chosen action as if it had been sampled"
-    elif branch_fraction < 1:
-        obstacle = f"with branch_fraction={branch_fraction} not all states are branched"
+    elif branch_fraction != 1:
+        obstacle = f"with branch_fraction={branch_fraction!r} not all states are branched"
     elif overrides_forward(policy_class):
         obstacle = f"{policy_class.__name__} samples in a `forward` of its own"
     if obstacle is not None:

@@ -156,7 +156,6 @@ class LateBranches:
         self._deferred = deferred
         self._waiting: list[_Waiting] = []
         self._came_too_late: np.ndarray | None = None
-        self._most_branches: int = getattr(brancher, "branches_at_once", _BRANCHES_AT_ONCE)
         brancher.forget()
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
@@ -177,7 +176,7 @@ class LateBranches:
             self._waiting[-1].alive[self._came_too_late] = False
             self._buffer.sources[self._buffer.pos - 1, self._came_too_late] = np.arange(self._buffer.n_samples)
         n_waiting = len(self._waiting) * self._waiting[0].alive.size
-        return self.finish_all() if n_waiting >= self._most_branches else 0
+        return self.finish_all() if n_waiting >= getattr(self._brancher, "branches_at_once", _BRANCHES_AT_ONCE) else 0
 
     def finish_all(self) -> int:
         """Follow all branches that wait."""

@@ -17,6 +17,10 @@ class RememberedStates(Protocol):
     from its first state, and so on.
     """
 
+    @property
+    def branches_at_once(self) -> int:
+        """Number of branches that are to be opened together at most."""
+
     def remember(self) -> None:
         """Keep the present states; workers need not have done so before ``confirm``."""
 
@@ -59,6 +63,8 @@ class TaskStates:
     :param is_worker: whether this process is one of many, with the precision of ``SubprocVecEnv`` and a thread for each; else
         branches run in as many threads as PyTorch uses
     """
+
+    branches_at_once = 2048
 
     def __init__(self, tasks: Sequence[TaskSimulator], observation_space: spaces.Space[Any], is_worker: bool = False) -> None:
         self._tasks = tasks

@@ -1,8 +1,9 @@
 """Branching of environments that live in this process."""
 
+import gc
 from collections import deque
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.simulator.layers import Composition, layers_of
 from sb3_hybrid_grpo.branching.simulator.simulator import Simulator
 from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit
-from sb3_hybrid_grpo.branching.snapshots import Cost, PrivateAttributes, randomness
+from sb3_hybrid_grpo.branching.snapshots import Cost, PrivateAttributes, SavedStates, randomness
 from sb3_hybrid_grpo.common import BranchOutcome, warn
 
 _MAX_VISITED = 32
@@ -87,8 +88,10 @@ class LocalBrancher(InProcessBrancher):
         tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
         if len(tasks) == len(self._simulators):
             return TaskStates(tasks, self._observation_space, is_worker=self._as_returned)
-        memories = [simulator.memory for simulator in self._simulators if simulator.memory is not None]
-        return _RememberedAttributes(self, self._simulators, memories) if len(memories) == len(self._simulators) else None
+        # In a worker a snapshot can come too late, if a callback exchanges its environment, and is seldom worth it.
+        kinds: Any = PrivateAttributes if self._as_returned else PrivateAttributes | SavedStates
+        memories = [simulator.memory for simulator in self._simulators if isinstance(simulator.memory, kinds)]
+        return _RememberedHere(self, self._simulators, memories) if len(memories) == len(self._simulators) else None
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """
@@ -125,7 +128,9 @@ class LocalBrancher(InProcessBrancher):
                 "torch). From now on these are saved with every branch, which is slower; self.np_random would not be."
             )
             self._include_generators()
-            outcome = self._step_all(actions, alive)
+            for env_idx, simulator in enumerate(self._simulators):
+                if simulator.may_use_global_generators:
+                    self._step_one(env_idx, actions.copy(), alive, outcome)
         return outcome
 
     def _include_generators(self) -> None:
@@ -138,12 +143,15 @@ class LocalBrancher(InProcessBrancher):
         outcome = self._empty_outcome(alive.shape, is_filled)
         # Environments may change the actions that they get.
         actions = actions.copy()
-        for env_idx, simulator in enumerate(self._simulators):
-            branches = np.flatnonzero(alive[env_idx]).tolist()
-            if branches:
-                with nullcontext() if self._timeout is None else time_limit(self._timeout):
-                    simulator.step(actions, env_idx, branches, outcome, self._steps_left == 0)
+        for env_idx in range(len(self._simulators)):
+            self._step_one(env_idx, actions, alive, outcome)
         return outcome
+
+    def _step_one(self, env_idx: int, actions: np.ndarray, alive: np.ndarray, outcome: BranchOutcome) -> None:
+        branches = np.flatnonzero(alive[env_idx]).tolist()
+        if branches:
+            with nullcontext() if self._timeout is None else time_limit(self._timeout):
+                self._simulators[env_idx].step(actions, env_idx, branches, outcome, self._steps_left == 0)
 
 
 def _kinds(env: gym.Env[Any, Any]) -> tuple[type, ...]:
@@ -154,21 +162,26 @@ def _seconds_of(cost: Cost) -> float:
     return cost.seconds
 
 
-class _RememberedAttributes:
+class _RememberedHere:
     """
-    Keeps the attributes of the environments of a brancher, see ``RememberedStates``.
+    Keeps the states of the environments of a brancher, see ``RememberedStates``.
 
     :param brancher: the brancher
     :param simulators: its environments
-    :param memories: where their attributes are kept
+    :param memories: where their states are kept
     """
 
     def __init__(
-        self, brancher: LocalBrancher, simulators: Sequence[Simulator], memories: Sequence[PrivateAttributes]
+        self, brancher: LocalBrancher, simulators: Sequence[Simulator], memories: Sequence[PrivateAttributes | SavedStates]
     ) -> None:
         self._brancher = brancher
         self._simulators = simulators
         self._memories = memories
+
+    @property
+    def branches_at_once(self) -> int:
+        """Number of branches that are to be opened together at most."""
+        return min(memory.branches_at_once for memory in self._memories)
 
     def remember(self) -> None:
         """Keep the present states."""
@@ -188,8 +201,22 @@ class _RememberedAttributes:
         """Open branches, see ``RememberedStates``."""
         for memory in self._memories:
             memory.recall(alive.shape[1])
-        return self._brancher.begin(actions, alive, horizon)
+        with _without_collections():
+            return self._brancher.begin(actions, alive, horizon)
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         """Take a further step in the open branches, see ``RememberedStates``."""
-        return self._brancher.advance(actions, alive)
+        with _without_collections():
+            return self._brancher.advance(actions, alive)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Keep the garbage collector from looking through thousands of snapshots, again and again, none of which is garbage."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()

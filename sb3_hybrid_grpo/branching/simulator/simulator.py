@@ -33,6 +33,7 @@ from sb3_hybrid_grpo.common import (
     BranchTimeoutError,
     UnbranchableEnvError,
     UnrestorableStateError,
+    difference,
     empty_outcome,
     identical,
     store_observation,
@@ -139,8 +140,9 @@ class Simulator:
     One environment, without the wrappers that only watch it.
 
     ``notice`` has noticed what its steps do outside the process; ``may_use_global_generators`` tells whether a step may draw
-    from random generators that the whole process shares; ``task`` steps from many of its states at once, where that was found
-    to be the same; ``n_masks`` is the number of masks of invalid actions that are asked for.
+    from random generators that the whole process shares; ``task`` steps from many of its states at once, and ``memory`` keeps
+    states for branches to come, where that was found to be the same; ``n_masks`` is the number of masks of invalid actions
+    that are asked for.
 
     :param env: the environment as a vectorised environment holds it
     """
@@ -163,6 +165,7 @@ class Simulator:
         self.task: TaskSimulator | None = None
         self.n_masks = 0
         self.cost: Cost | None = None
+        self.memory: PrivateAttributes | SavedStates | None = None
         self._includes_generators = False
 
     def unwatched(self) -> _Detours:
@@ -212,16 +215,13 @@ class Simulator:
         """Ask for masks of invalid actions from now on, wherever a branch goes on."""
         self.n_masks = number_of_masks(self.env.action_space)
 
-    @property
-    def memory(self) -> PrivateAttributes | None:
-        """What keeps states for branches to come, where that is possible."""
-        return self._states if isinstance(self._states, PrivateAttributes) else None
-
     def include_generators(self) -> None:
         """Save the global random generators as well from now on, and with the open branches, which have not used them yet."""
-        if not self._includes_generators:
-            self._includes_generators = True
-            self._states.include(randomness.GLOBAL_GENERATORS)
+        if self._includes_generators or not self.may_use_global_generators:
+            return
+        assert isinstance(self._states, SavedStates)
+        self._includes_generators = True
+        self._states.take_again(randomness.GLOBAL_GENERATORS)
 
     def close(self) -> None:
         """Forget the open branches."""
@@ -257,12 +257,10 @@ class Simulator:
                     self._settle(hidden)
                     # In play: some states, as of an emulator that was just reset, are dearer than others.
                     self.cost = self._cost_of_states(action_space)
+                    if not uses_global_generators:
+                        self._specialize(action_space)
                 finally:
                     untouched.restore()
-                if not uses_global_generators:
-                    self.may_use_global_generators = known_layers(self.root) is None
-                    private = codecs.mujoco.PrivateStates.of(self.root) or PrivateAttributes.of(self.root)
-                    self._states = private or self._states
             except ResetError:
                 raise
             except UnbranchableEnvError as error:
@@ -284,6 +282,44 @@ class Simulator:
         saved, watched = hidden.settle()
         self.roots = self.attributes + saved
         self._states = WatchedStates(self.roots, watched, str(self.env)) if watched else SavedStates(*self.roots)
+
+    def _specialize(self, action_space: spaces.Space[Any]) -> None:
+        """Find out what allows for more, in an environment that draws from no random generator of the whole process so far."""
+        self.may_use_global_generators = known_layers(self.root) is None
+        private = codecs.mujoco.PrivateStates.of(self.root) or PrivateAttributes.of(self.root)
+        if private is not None:
+            self._states = private
+            self.memory = private if isinstance(private, PrivateAttributes) else None
+        elif self._can_wait(action_space):
+            assert isinstance(self._states, SavedStates)
+            self.memory = self._states
+            if self.may_use_global_generators:
+                self.memory.set_aside(randomness.GLOBAL_GENERATORS)
+
+    def _can_wait(self, action_space: spaces.Space[Any]) -> bool:
+        """Try whether snapshots are as exact when the episode has ended, and the next one begun."""
+        states = self._states
+        if not isinstance(states, SavedStates) or self.notice.effects:
+            return False
+        states.remember()
+        if states.branches_at_once == 0:
+            states.forget()
+            return False
+        try:
+            once, _ = self.try_actions(action_space, PROBE_STEPS, PROBE_STEPS)
+            self.reset()
+            self.try_actions(action_space, PROBE_STEPS, 0)
+            states.recall(1)
+            states.begin()
+            states.enter(0, is_last=True)
+            again, _ = self.try_actions(action_space, PROBE_STEPS, PROBE_STEPS)
+            states.leave()
+        except Exception:
+            return False
+        finally:
+            states.forget()
+            states.close()
+        return difference(once, again) is None
 
     def _cost_of_states(self, action_space: spaces.Space[Any]) -> Cost | None:
         if known_layers(self.root) is not None:

@@ -8,12 +8,16 @@ import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.snapshots.costs import COSTLY_SECONDS, cost_of
 from sb3_hybrid_grpo.branching.snapshots.recorder import Recorder
+from sb3_hybrid_grpo.branching.snapshots.sizes import bytes_of
 from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot
 from sb3_hybrid_grpo.common import warn
 
 _START = -1
 _STARTS_BETWEEN_MEASUREMENTS = 256
 _KNOWN_PACKAGES = ("gymnasium.envs.", "ale_py.")
+# Further ones would share what the policy costs among more branches, but keep Python's garbage collector busy.
+_MOST_BRANCHES = 64
+_MOST_BYTES = 1 << 25
 
 
 def known_layers(root: gym.Env[Any, Any]) -> tuple[Any, ...] | None:
@@ -84,13 +88,21 @@ class SavedStates:
         self._recorders: dict[int, Recorder] = {}
         self._start: Snapshot | None = None
         self._branches: dict[int, Snapshot] = {}
+        self._kept: dict[int, Snapshot] = {}
         self._is_at_start = False
         self._n_starts = 0
         self._is_announced = False
+        self._is_recalled = False
+        self._remembered: list[tuple[Snapshot, Snapshot]] = []
+        self._aside: Recorder | None = None
+        self._asides: dict[int, Snapshot] = {}
+        self.branches_at_once = _MOST_BRANCHES
 
     def begin(self) -> None:
         """Take a snapshot of the start, see ``BranchStates``."""
-        self._is_at_start = self._start is None
+        self._branches.update(self._kept)
+        self._kept = {}
+        self._is_at_start = self._start is None and not self._is_recalled
         if self._start is None:
             self._n_starts += 1
             if self._n_starts % _STARTS_BETWEEN_MEASUREMENTS == 0 and not self._is_announced:
@@ -115,7 +127,7 @@ class SavedStates:
 
     def keep(self, idx: int) -> None:
         """Take a snapshot of a branch, see ``BranchStates``."""
-        self._branches[idx] = self._take(idx)
+        self._kept[idx] = self._take(_START if self._is_recalled else idx)
 
     def _take(self, key: int) -> Snapshot:
         recorder = self._recorders.get(key)
@@ -129,13 +141,59 @@ class SavedStates:
             self._start.restore()
 
     def close(self) -> None:
-        """Forget all snapshots."""
+        """Forget all snapshots of branches."""
         self._start = None
-        self._branches.clear()
+        self._is_recalled = False
+        self._branches, self._kept, self._asides = {}, {}, {}
 
     def include(self, shared_roots: tuple[Any, ...]) -> None:
         """Save further objects, see ``BranchStates``."""
         self._roots += shared_roots
         self._recorders.clear()
-        for snapshot in filter(None, (self._start, *self._branches.values())):
+        for snapshot in filter(None, (self._start, *self._branches.values(), *self._kept.values())):
             snapshot.include(Snapshot(*shared_roots))
+
+    def take_again(self, shared_roots: tuple[Any, ...]) -> None:
+        """
+        Forget the last round of steps, in which shared objects changed that were not saved, and save them from now on.
+
+        :param shared_roots: the objects, which were brought back to where they were before this round
+        """
+        self._kept = {}
+        self.include(shared_roots)
+        for idx, snapshot in self._branches.items():
+            if idx in self._asides:
+                snapshot.include(self._asides[idx])
+
+    def set_aside(self, shared_roots: tuple[Any, ...]) -> None:
+        """
+        Keep what branches have not been seen to change with each state that is remembered, in case that they do.
+
+        :param shared_roots: the objects
+        """
+        self._aside = Recorder(*shared_roots)
+
+    def remember(self) -> None:
+        """Keep the present state, for branches to come."""
+        snapshot = self._take(_START)
+        if not self._remembered:
+            n_bytes = bytes_of(snapshot)
+            self.branches_at_once = 0 if n_bytes is None else min(_MOST_BRANCHES, _MOST_BYTES // n_bytes)
+        self._remembered.append((snapshot, self._aside.take() if self._aside is not None else Snapshot()))
+
+    def forget(self) -> None:
+        """Forget the states that were kept."""
+        self._remembered = []
+
+    def recall(self, n_branches: int) -> None:
+        """
+        Have branches start from the states that were kept, and forget these.
+
+        :param n_branches: number of branches: of T states each is where ``n_branches`` / T of them start, in their order
+        """
+        self.close()
+        n_states = len(self._remembered)
+        for idx in range(n_branches):
+            self._branches[idx], self._asides[idx] = self._remembered[idx * n_states // n_branches]
+        self._is_recalled = True
+        self.forget()

@@ -32,6 +32,8 @@ class PrivateAttributes:
     :param layers: time limits and the environment, outermost first
     """
 
+    branches_at_once = 2048
+
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = tuple(layers)
         self._start: _Place | None = None

@@ -58,7 +58,10 @@ _NUMPY_BODY, _PYTHON_BODY = _body(_NUMPY), _body(_PYTHON)
 
 
 def _memory() -> tuple[Any, ...]:
-    return _NUMPY_BODY.raw, _body(_NUMPY._bit_generator).raw, _PYTHON_BODY.raw, _PYTHON.gauss_next
+    bit_generator = _NUMPY._bit_generator
+    # A snapshot asks for its address, which it keeps from the first time on.
+    _ = bit_generator.ctypes
+    return _NUMPY_BODY.raw, _body(bit_generator).raw, _PYTHON_BODY.raw, _PYTHON.gauss_next
 
 
 def _bytes(state: th.Tensor) -> bytes:

@@ -6,13 +6,12 @@ dictionaries, containers, arrays, random generators, simulator handles) and lets
 content. Restoring writes the content back into the same objects, so that references between them stay valid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, NamedTuple
 
 from sb3_hybrid_grpo.branching.snapshots.registry import (
     CONSTANT,
-    Codec,
     LeafCodec,
     Mark,
     ReferencesCodec,
@@ -29,13 +28,21 @@ class _Visit(NamedTuple):
     An object that a walk came by and that may change itself.
 
     :param obj: the object
-    :param codec: its codec
-    :param children: those that it refers to and that may change
+    :param save: returns its state
+    :param restore: writes a state back
+    :param refer: returns what a state refers to; ``None`` if that is nothing
+    :param referents: what it referred to
     """
 
     obj: Any
-    codec: Codec
-    children: list[Any]
+    save: Callable[[Any], Any]
+    restore: Callable[[Any, Any], None]
+    refer: Callable[[Any], Iterable[Any]] | None
+    referents: list[Any]
+
+
+def _changeable(referents: list[Any]) -> list[Any]:
+    return [obj for obj in referents if type(obj) not in constant_types]
 
 
 class Snapshot:
@@ -46,12 +53,14 @@ class Snapshot:
     :raises UnbranchableEnvError: if it meets an object that no codec serves; the message says how to get there
     """
 
-    __slots__ = ("_records", "_roots", "visits")
+    __slots__ = ("_others", "_roots", "states", "visits")
 
     def __init__(self, *roots: Any) -> None:
         self._roots = roots
-        self._records: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        # Two lists and no tuple for each object: what is alive for long keeps Python's garbage collector busy.
         self.visits: list[_Visit] = []
+        self.states: list[Any] = []
+        self._others: list[Snapshot] = []
         self._walk(list(roots), set())
 
     def _walk(self, pending: list[Any], seen: set[int]) -> None:
@@ -76,15 +85,16 @@ class Snapshot:
                 raise UnbranchableEnvError(_describe_unknown(self._roots, obj))
             try:
                 state = codec.save(obj)
-                children = [child for child in codec.children(state) if type(child) not in constant_types]
+                referents = [*codec.children(state)]
             except Exception as error:
                 raise UnbranchableEnvError(_describe_failure(self._roots, obj, error)) from error
-            pending += children
+            pending += _changeable(referents)
             if type(codec) is ReferencesCodec:
                 passed.append(obj)
                 continue
-            self.visits.append(_Visit(obj, codec, children))
-            self._records.append((codec.restore, obj, state))
+            refer = None if type(codec) is LeafCodec else codec.children
+            self.visits.append(_Visit(obj, codec.save, codec.restore, refer, referents))
+            self.states.append(state)
 
     def again(self) -> "tuple[Snapshot, int] | None":
         """
@@ -95,20 +105,23 @@ class Snapshot:
         """
         snapshot = Snapshot()
         snapshot._roots = self._roots
-        records, visits, pending, n_gone = snapshot._records, self.visits, [], 0
+        states, visits, pending, n_gone = snapshot.states, self.visits, [], 0
         try:
-            for idx, (obj, codec, known_children) in enumerate(self.visits):
-                state = codec.save(obj)
-                if type(codec) is not LeafCodec:
-                    children = [child for child in codec.children(state) if type(child) not in constant_types]
-                    if len(children) != len(known_children) or not all(map(is_, children, known_children)):
-                        if visits is self.visits:
-                            visits = self.visits.copy()
-                        visits[idx] = _Visit(obj, codec, children)
-                        known = set(map(id, known_children))
-                        pending += [child for child in children if id(child) not in known]
-                        n_gone += len(known.difference(map(id, children)))
-                records.append((codec.restore, obj, state))
+            for idx, (obj, save, restore, refer, known_referents) in enumerate(self.visits):
+                state = save(obj)
+                states.append(state)
+                if refer is None:
+                    continue
+                referents = [*refer(state)]
+                if len(referents) == len(known_referents) and all(map(is_, referents, known_referents)):
+                    continue
+                if visits is self.visits:
+                    visits = self.visits.copy()
+                visits[idx] = _Visit(obj, save, restore, refer, referents)
+                children, known_children = _changeable(referents), _changeable(known_referents)
+                known = set(map(id, known_children))
+                pending += [child for child in children if id(child) not in known]
+                n_gone += len(known.difference(map(id, children)))
             snapshot.visits = visits
             if pending:
                 snapshot._walk(pending, {id(visit.obj) for visit in visits})
@@ -122,7 +135,7 @@ class Snapshot:
 
         :param other: a snapshot of other objects
         """
-        self._records += other._records
+        self._others.append(other)
 
     def restore(self) -> None:
         """
@@ -131,14 +144,17 @@ class Snapshot:
         :raises UnrestorableStateError: if that is impossible for one of them; all others are restored
         """
         try:
-            for restore, obj, state in self._records:
+            for (obj, _, restore, _, _), state in zip(self.visits, self.states, strict=True):
                 restore(obj, state)
         except Exception:
             self._restore_one_by_one()
+        finally:
+            for other in self._others:
+                other.restore()
 
     def _restore_one_by_one(self) -> None:
         failure: tuple[Any, Exception] | None = None
-        for restore, obj, state in self._records:
+        for (obj, _, restore, _, _), state in zip(self.visits, self.states, strict=True):
             try:
                 restore(obj, state)
             except Exception as error:
@@ -152,7 +168,8 @@ class Snapshot:
 
     def differs(self) -> bool:
         """Tell whether any object is in another state now."""
-        return not all(_same(codec_of(type(obj)).save(obj), state) for _, obj, state in self._records)  # type: ignore[union-attr]
+        is_same = (_same(visit.save(visit.obj), state) for visit, state in zip(self.visits, self.states, strict=True))
+        return not all(is_same) or any(other.differs() for other in self._others)
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.snapshots import Mark, ReferencesCodec, SavedStates, Snapshot, codec_of, find, known_layers
+from sb3_hybrid_grpo.branching.snapshots import Mark, SavedStates, Snapshot, codec_of, find, known_layers
 from sb3_hybrid_grpo.branching.surroundings.hidden_places import Place, hidden_places
 from sb3_hybrid_grpo.branching.surroundings.namespaces import ClassVariables, GlobalVariables
 from sb3_hybrid_grpo.branching.surroundings.side_effects import is_outlet
@@ -90,7 +90,7 @@ class HiddenState:
                 return
             self._unsaveable.append(_Unsaveable(place, _fingerprint(place.root), reason))
             return
-        if any(type(visit.codec) is not ReferencesCodec for visit in snapshot.visits):
+        if snapshot.visits:
             found.append(_Saveable(place, snapshot, seconds))
 
     @property

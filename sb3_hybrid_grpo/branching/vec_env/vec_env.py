@@ -50,8 +50,6 @@ class VecEnvBrancher:
         self._source = self._branch_simulators(base)
         self.has_workers = isinstance(self._source, SubprocBrancher)
         self.takes_tensors = isinstance(self._source, FunctionalBranches)
-        if isinstance(self._source, FunctionalBranches):
-            self.branches_at_once = self._source.most_rows
         self._announce(self._source.announcement)
         if self._has_masks:
             self._source.include_masks()
@@ -184,6 +182,14 @@ class VecEnvBrancher:
     def side_effects(self) -> list[str]:
         """What steps of environments in this process were noticed to do outside it."""
         return getattr(self._simulators, "side_effects", [])
+
+    @property
+    def branches_at_once(self) -> int:
+        """Number of branches that are to be opened together at most, of states that were remembered."""
+        if isinstance(self._source, FunctionalBranches):
+            return self._source.most_rows
+        assert self._remembered is not None
+        return self._remembered.branches_at_once
 
     def include_masks(self) -> None:
         """Have outcomes include masks of invalid actions, which the environments offer, from now on."""

@@ -256,6 +256,8 @@ class SubprocBrancher:
 class _WorkerStates:
     """Has workers remember their states, see ``RememberedStates``."""
 
+    branches_at_once = 2048
+
     def __init__(self, workers: SubprocBrancher) -> None:
         self._workers = workers
 

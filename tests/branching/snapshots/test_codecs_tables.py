@@ -132,7 +132,7 @@ def test_large_table_is_copied_once():
     copies = {
         id(state[0].memory)
         for s in snapshots
-        for *_, state in s._records
+        for state in s.states
         if isinstance(state, tuple) and isinstance(state[0], arrays._Copy)
     }
     assert len(copies) == 1
