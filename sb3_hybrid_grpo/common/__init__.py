@@ -13,6 +13,8 @@ from sb3_hybrid_grpo.common.errors import (
     RewardTransformError,
     UnbranchableEnvError,
     UnrestorableStateError,
+    WorkerLostError,
+    WorkerTimeoutError,
 )
 from sb3_hybrid_grpo.common.notices import warn
 from sb3_hybrid_grpo.common.outcomes import copy_environments, difference, empty_outcome, identical, join, store_observation
@@ -61,6 +63,8 @@ __all__ = [
     "Transitions",
     "UnbranchableEnvError",
     "UnrestorableStateError",
+    "WorkerLostError",
+    "WorkerTimeoutError",
     "check_batches",
     "check_desired_kl",
     "check_name",

@@ -15,10 +15,10 @@ from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
 from sb3_hybrid_grpo.branching.vec_env.recalled import RecalledBranches
 from sb3_hybrid_grpo.branching.vec_env.subclasses import stock_class_of, watch_steps
 from sb3_hybrid_grpo.branching.vec_env.views import recallable, view_of
-from sb3_hybrid_grpo.branching.vec_env.workers import SubprocBrancher
+from sb3_hybrid_grpo.branching.vec_env.workers import StockTransport, WorkersBrancher
 from sb3_hybrid_grpo.common import BranchOutcome, Committed, Observations, UnbranchableEnvError, warn
 
-_Source: TypeAlias = CurrentBrancher | SubprocBrancher | FunctionalBranches
+_Source: TypeAlias = CurrentBrancher | WorkersBrancher | FunctionalBranches
 
 
 class VecEnvBrancher:
@@ -48,7 +48,7 @@ class VecEnvBrancher:
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
         self._has_memory = any(view.has_memory for view in self._views)
         self._source = self._branch_simulators(base)
-        self.has_workers = isinstance(self._source, SubprocBrancher)
+        self.has_workers = isinstance(self._source, WorkersBrancher)
         self.takes_tensors = isinstance(self._source, FunctionalBranches)
         if isinstance(self._source, FunctionalBranches):
             self.branches_at_once = self._source.most_rows
@@ -69,7 +69,7 @@ class VecEnvBrancher:
             )
         watch_steps(venv, stock, user=self)
         if isinstance(venv, SubprocVecEnv):
-            return SubprocBrancher(venv, self._timeout, self._name)
+            return WorkersBrancher(StockTransport(venv), self._name, self._timeout, as_returned=True, options=venv._options)
         assert isinstance(venv, DummyVecEnv)
         return CurrentBrancher(venv, self._name, timeout=self._timeout, options=venv._options)
 
@@ -81,7 +81,7 @@ class VecEnvBrancher:
             warn(announcement)
 
     @property
-    def _simulators(self) -> InProcessBrancher | SubprocBrancher | FunctionalBranches:
+    def _simulators(self) -> InProcessBrancher | WorkersBrancher | FunctionalBranches:
         return self._source.brancher if isinstance(self._source, CurrentBrancher) else self._source
 
     @property
@@ -136,7 +136,7 @@ class VecEnvBrancher:
         """
         for view in self._views:
             view.before_step()
-        assert isinstance(self._simulators, SubprocBrancher)
+        assert isinstance(self._simulators, WorkersBrancher)
         self._simulators.start(actions, alive, horizon)
 
     def wait(self) -> BranchOutcome:
@@ -146,7 +146,7 @@ class VecEnvBrancher:
         :return: the outcomes as the simulators return them, zero where not ``alive``
         :raises BranchError: if an environment raised
         """
-        assert isinstance(self._simulators, SubprocBrancher)
+        assert isinstance(self._simulators, WorkersBrancher)
         return self._simulators.wait()
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:

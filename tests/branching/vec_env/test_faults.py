@@ -116,7 +116,7 @@ def test_worker_that_dies():
     vec_env, brancher = make(SubprocVecEnv)
     vec_env.reset()
     vec_env.env_method("break_by", "sigkill")
-    with pytest.raises(BranchError, match=r"died in a branch: environment 1 \(exit code -9\).*last checkpoint"):
+    with pytest.raises(BranchError, match=r"died in a branch: environment 1 \(process \d+, exit code -9\).*last checkpoint"):
         step(brancher, [HARMLESS], [HARMFUL])
     assert not [process for process in vec_env.processes if process.is_alive()]
     vec_env.close()

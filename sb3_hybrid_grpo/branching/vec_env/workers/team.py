@@ -1,0 +1,114 @@
+"""All workers of a vectorised environment: they are asked at the same time, and end together."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Raised
+from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
+from sb3_hybrid_grpo.common import WorkerLostError, WorkerTimeoutError
+
+_GRACE_SECONDS = 5.0
+
+
+class Team:
+    """
+    Asks all workers.
+
+    :param transport: the way to them
+    :param task: what they are asked for, for messages
+    :param timeout: seconds after which a worker that does not answer is lost
+    :param limit: the argument that says so, for messages
+    """
+
+    def __init__(self, transport: Transport, task: str, timeout: float | None = None, limit: str = "") -> None:
+        self.transport = transport
+        self._task = task
+        self._timeout = timeout
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return len(self.transport.groups)
+
+    def call(self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
+        """
+        Call a method in every worker.
+
+        :param method: its name, see ``Dispatcher``
+        :param arguments: its arguments for each worker
+        :return: the answers
+        :raises HybridGRPOError: if a worker raised
+        :raises WorkerLostError: if a worker is lost; all others have been ended then
+        """
+        self.send(method, arguments)
+        return self.receive()
+
+    def broadcast(self, method: str, value: Any) -> list[Any]:
+        """
+        Call a method in every worker with one value that all of them get.
+
+        :param method: its name, see ``Dispatcher``
+        :param value: its argument
+        :return: the answers
+        :raises HybridGRPOError: if a worker raised, or is lost
+        """
+        return self.call(method, [(self.transport.share(value),)] * len(self))
+
+    def send(self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> None:
+        """
+        Call a method in every worker, without waiting for the answers.
+
+        :param method: its name
+        :param arguments: its arguments for each worker
+        :raises WorkerLostError: if a worker is lost
+        """
+        for worker, row in enumerate(arguments or [()] * len(self)):
+            try:
+                self.transport.send(worker, method, *row)
+            except OSError as error:
+                raise WorkerLostError(self._give_up(worker, f"died {self._task}")) from error
+
+    def receive(self, workers: Sequence[int] | None = None) -> list[Any]:
+        """
+        Wait for the answers to ``send``.
+
+        :param workers: the workers that were asked, ``None`` for all
+        :return: an answer of each
+        :raises HybridGRPOError: if a worker raised, or is lost
+        """
+        waiting = list(range(len(self)) if workers is None else workers)
+        answers: list[Any] = []
+        for n_received, worker in enumerate(waiting):
+            try:
+                answers.append(self.transport.receive(worker, self._timeout))
+            except TimeoutError as error:
+                raise WorkerTimeoutError(self._give_up(worker, f"did not answer within {self._limit}")) from error
+            except (EOFError, OSError) as error:
+                raise WorkerLostError(self._give_up(worker, f"died {self._task}")) from error
+            except KeyboardInterrupt:
+                self._drain(waiting[n_received:])
+                raise
+        for worker, answer in zip(waiting, answers, strict=True):
+            if isinstance(answer, Raised):
+                raise answer.error_class(f"In the worker of {self._environments_of(worker)}: {answer.message}")
+        return answers
+
+    def _environments_of(self, worker: int) -> str:
+        group = self.transport.groups[worker]
+        return f"environment {group[0]}" if len(group) == 1 else f"environments {group[0]} to {group[-1]}"
+
+    def _give_up(self, culprit: int, problem: str) -> str:
+        """End all workers, since one of them is lost, and return a description."""
+        lost = [worker for worker in range(len(self)) if self.transport.is_lost(worker) or worker == culprit]
+        who = "; ".join(f"{self._environments_of(worker)} ({self.transport.describe(worker)})" for worker in lost)
+        self.transport.kill()
+        return (
+            f"A worker of the vectorised environment {problem}: {who}. All workers were ended and the vectorised environment "
+            "is closed. Make it anew and go on from the last checkpoint."
+        )
+
+    def _drain(self, workers: Sequence[int]) -> None:
+        """Take the answers that are still due, so that the next command gets its own."""
+        for worker in workers:
+            with contextlib.suppress(EOFError, OSError):
+                self.transport.receive(worker, _GRACE_SECONDS)

@@ -1,0 +1,71 @@
+"""How calls get to workers and answers come back."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+
+class Transport(ABC):
+    """
+    Carries calls to workers, each of which holds some environments, and does one thing after the other.
+
+    :param groups: the environments of each worker: all of them together are 0, ..., E - 1
+    """
+
+    def __init__(self, groups: Sequence[range]) -> None:
+        self.groups = groups
+
+    @abstractmethod
+    def send(self, worker: int, method: str, *arguments: Any) -> None:
+        """
+        Call a method in a worker, without waiting for the answer.
+
+        :param worker: number of the worker
+        :param method: name of the method, see ``Dispatcher``
+        :param arguments: its arguments, some of which ``share`` may have returned
+        :raises OSError: if the worker is lost
+        """
+
+    @abstractmethod
+    def receive(self, worker: int, timeout: float | None = None) -> Any:
+        """
+        Wait for the first answer that a worker still owes.
+
+        :param worker: number of the worker
+        :param timeout: how many seconds to wait
+        :return: the answer
+        :raises TimeoutError: if there is none by then
+        :raises OSError: if the worker is lost
+        :raises EOFError: if the worker is lost
+        """
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End all workers, whatever they do, and let go of them."""
+
+    @abstractmethod
+    def is_lost(self, worker: int) -> bool:
+        """
+        Tell whether a worker has ended.
+
+        :param worker: its number
+        :return: whether that is known
+        """
+
+    @abstractmethod
+    def describe(self, worker: int) -> str:
+        """
+        Say what and where a worker is, for messages.
+
+        :param worker: its number
+        :return: its process, and how that ended
+        """
+
+    def share(self, value: Any) -> Any:
+        """
+        Prepare a value that all workers are to get, such as the weights of a policy.
+
+        :param value: the value
+        :return: what to give to ``send`` in its place: the value travels as seldom as possible
+        """
+        return value
