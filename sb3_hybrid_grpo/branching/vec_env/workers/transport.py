@@ -10,10 +10,12 @@ class Transport(ABC):
     Carries calls to workers, each of which holds some environments, and does one thing after the other.
 
     :param groups: the environments of each worker: all of them together are 0, ..., E - 1
+    :param timeout: seconds after which a worker that does not answer is lost, whatever it was asked for
     """
 
-    def __init__(self, groups: Sequence[range]) -> None:
+    def __init__(self, groups: Sequence[range], timeout: float | None = None) -> None:
         self.groups = groups
+        self.timeout = timeout
 
     @abstractmethod
     def send(self, worker: int, method: str, *arguments: Any) -> None:
@@ -41,7 +43,7 @@ class Transport(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """End all workers, whatever they do, and let go of them."""
+        """End all workers, whatever they do, and let go of them. The second time there is nothing to do."""
 
     @abstractmethod
     def is_lost(self, worker: int) -> bool:
@@ -67,5 +69,6 @@ class Transport(ABC):
 
         :param value: the value
         :return: what to give to ``send`` in its place: the value travels as seldom as possible
+        :raises MemoryError: if there is no room for it where workers would find it
         """
         return value
