@@ -19,6 +19,7 @@ What takes the place of PPO is a subclass of ``HybridGRPO`` that differs in its 
 
 import argparse
 import inspect
+import multiprocessing
 import os
 import re
 import shutil
@@ -105,6 +106,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--vec-env")
     if name is not None:
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            multiprocessing.set_forkserver_preload(["sb3_hybrid_grpo"])
         vec_env.SubprocVecEnv = getattr(sb3_hybrid_grpo, VEC_ENVS[name])
         return
     ppo = stand_in(ALGORITHMS[config.getoption("algo")])
