@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -14,12 +13,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import GroupedSubprocVecEnv, HybridGRPO, InvalidArgumentError, UnbranchableEnvError, WorkerLostError
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
 from sb3_hybrid_grpo.branching.vec_env.workers import processes
-from tests.envs import Walk, limited
+from tests.envs import limited
 from tests.lockstep import assert_laws, describe, reporting, sample_actions
 
 QUICK = "fork" if CAN_FORK else None
