@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ class ProcessTransport(Transport):
         super().__init__(groups, timeout)
         if start_method is None:
             start_method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+        if hasattr(os, "fork"):
+            # Workers that are forked before would each have a tracker that ends the shared memory with them.
+            resource_tracker.ensure_running()
         context: Any = mp.get_context(start_method)
         self.processes: list[Any] = []
         self._pipes: list[Connection] = []
