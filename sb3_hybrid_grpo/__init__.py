@@ -4,7 +4,7 @@ from importlib.resources import files
 
 from sb3_hybrid_grpo import moved as _moved
 from sb3_hybrid_grpo.branching.functional import FunctionalVecEnv
-from sb3_hybrid_grpo.branching.vec_env import GroupedSubprocVecEnv
+from sb3_hybrid_grpo.branching.vec_env import GroupedSubprocVecEnv, RayVecEnv
 from sb3_hybrid_grpo.check import check_branchable
 from sb3_hybrid_grpo.common import (
     BranchError,
@@ -40,6 +40,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidOutcomeError",
     "MissingExtraError",
+    "RayVecEnv",
     "RewardTransformError",
     "UnbranchableEnvError",
     "WorkerLostError",

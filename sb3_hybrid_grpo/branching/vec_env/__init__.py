@@ -2,10 +2,11 @@
 
 from sb3_hybrid_grpo.branching.vec_env.vec_env import VecEnvBrancher
 from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView, register_vec_wrapper
-from sb3_hybrid_grpo.branching.vec_env.workers import GroupedSubprocVecEnv
+from sb3_hybrid_grpo.branching.vec_env.workers import GroupedSubprocVecEnv, RayVecEnv
 
 __all__ = [
     "GroupedSubprocVecEnv",
+    "RayVecEnv",
     "VecEnvBrancher",
     "VecWrapperView",
     "register_vec_wrapper",
