@@ -17,15 +17,25 @@ from sb3_hybrid_grpo.common.errors import (
     WorkerTimeoutError,
 )
 from sb3_hybrid_grpo.common.notices import warn
-from sb3_hybrid_grpo.common.outcomes import copy_environments, difference, empty_outcome, identical, join, store_observation
+from sb3_hybrid_grpo.common.outcomes import (
+    copy_environments,
+    difference,
+    empty_outcome,
+    identical,
+    join,
+    join_steps,
+    store_observation,
+)
 from sb3_hybrid_grpo.common.schedules import AdaptiveLearningRate, check_desired_kl, parse_schedule, value_at
 from sb3_hybrid_grpo.common.type_aliases import (
-    AsyncBrancher,
     Brancher,
     BrancherFactory,
     BranchOutcome,
+    BranchStep,
     Committed,
     Floats,
+    Follower,
+    FollowingBrancher,
     LearningBrancher,
     MaskingBrancher,
     MultiSampleRolloutBufferSamples,
@@ -38,9 +48,9 @@ from sb3_hybrid_grpo.common.validation import check_batches, check_name, check_n
 
 __all__ = [
     "AdaptiveLearningRate",
-    "AsyncBrancher",
     "BranchError",
     "BranchOutcome",
+    "BranchStep",
     "BranchTimeoutError",
     "Brancher",
     "BrancherFactory",
@@ -48,6 +58,8 @@ __all__ = [
     "CheckpointError",
     "Committed",
     "Floats",
+    "Follower",
+    "FollowingBrancher",
     "FunctionalEnvError",
     "HybridGRPOError",
     "InvalidArgumentError",
@@ -76,6 +88,7 @@ __all__ = [
     "empty_outcome",
     "identical",
     "join",
+    "join_steps",
     "parse_schedule",
     "store_observation",
     "value_at",

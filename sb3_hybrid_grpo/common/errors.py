@@ -41,7 +41,7 @@ class BranchError(HybridGRPOError):
     """
     An environment raised inside a branch. Its committed state was restored before this was raised.
 
-    Workers of a ``SubprocVecEnv`` may have taken the committed step after that, see ``AsyncBrancher``.
+    Workers of a ``SubprocVecEnv`` may have taken the committed step after that, see ``FollowingBrancher``.
     """
 
 

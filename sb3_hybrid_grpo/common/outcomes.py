@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, Observations
+from sb3_hybrid_grpo.common.type_aliases import BranchOutcome, BranchStep, Observations
 
 _SPACES_WITH_PARTS = (spaces.Dict, spaces.Tuple)
 
@@ -127,6 +127,34 @@ def join(outcomes: Sequence[BranchOutcome]) -> BranchOutcome:
         np.concatenate(truncated),
         None if masks[0] is None else np.concatenate(masks),
     )
+
+
+def join_steps(paths: Sequence[Sequence[BranchStep]]) -> list[BranchStep]:
+    """
+    Put branches of several environments together, of which some may have ended earlier than others.
+
+    :param paths: steps of branches, each of one environment or more
+    :return: the steps of all of them, zero where branches have ended
+    """
+    ended = [BranchStep(_zeros_like(path[0].outcome), np.zeros_like(path[0].alive)) for path in paths]
+    steps = []
+    for k in range(max(map(len, paths))):
+        outcomes, alive = zip(
+            *(path[k] if k < len(path) else end for path, end in zip(paths, ended, strict=True)), strict=True
+        )
+        steps.append(BranchStep(join(outcomes), np.concatenate(alive)))
+    return steps
+
+
+def _zeros_like(part: Any) -> Any:
+    if part is None:
+        return None
+    if isinstance(part, np.ndarray):
+        return np.zeros_like(part)
+    if isinstance(part, dict):
+        return {key: _zeros_like(value) for key, value in part.items()}
+    zeros = map(_zeros_like, part)
+    return BranchOutcome(*zeros) if isinstance(part, BranchOutcome) else tuple(zeros)
 
 
 def _concatenate(parts: Sequence[Observations]) -> Observations:

@@ -1,22 +1,24 @@
 """Branching of vectorised environments, as SB3's users build them."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_hybrid_grpo.branching.batched import RememberedStates
 from sb3_hybrid_grpo.branching.functional import FunctionalBranches, FunctionalVecEnv
 from sb3_hybrid_grpo.branching.simulator import InProcessBrancher
 from sb3_hybrid_grpo.branching.snapshots import CONSTANT, register_builtin
+from sb3_hybrid_grpo.branching.vec_env.behind_wrappers import RecalledBranches
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
-from sb3_hybrid_grpo.branching.vec_env.recalled import RecalledBranches
 from sb3_hybrid_grpo.branching.vec_env.subclasses import stock_class_of, watch_steps
-from sb3_hybrid_grpo.branching.vec_env.views import recallable, view_of
+from sb3_hybrid_grpo.branching.vec_env.views import recallable, see, sent, view_of
 from sb3_hybrid_grpo.branching.vec_env.workers import StockTransport, WorkersBrancher, WorkersVecEnv
-from sb3_hybrid_grpo.common import BranchOutcome, Committed, Observations, UnbranchableEnvError, warn
+from sb3_hybrid_grpo.common import BranchOutcome, BranchStep, Committed, Follower, Observations, UnbranchableEnvError, warn
 
 _Source: TypeAlias = CurrentBrancher | WorkersBrancher | FunctionalBranches
 
@@ -46,7 +48,6 @@ class VecEnvBrancher:
         self._layers = _layers_of(self._venv)
         *wrappers, base = self._layers
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
-        self._has_memory = any(view.has_memory for view in self._views)
         self._source = self._branch_simulators(base)
         self.has_workers = isinstance(self._source, WorkersBrancher)
         self.takes_tensors = isinstance(self._source, FunctionalBranches)
@@ -126,30 +127,53 @@ class VecEnvBrancher:
             view.before_step()
         return self._simulators.open(actions, alive, horizon)
 
-    def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
+    def teach(self, follower: Follower) -> str | None:
         """
-        Open branches as ``open`` does, without waiting for the workers of a ``SubprocVecEnv``.
+        Send workers what they are to follow branches of several steps with, see ``FollowingBrancher``.
 
-        Workers do one thing after the other: a step of the environments may be asked for before ``wait``.
+        :param follower: it
+        :return: why that is not possible; ``None`` if it is
+        """
+        assert isinstance(self._simulators, WorkersBrancher)
+        if sent(self._views, slice(0)) is None:
+            return "what register_vec_wrapper was given for a wrapper has no method `sent` that prepares it for workers"
+        return self._simulators.teach(follower)
 
-        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+    def follow(self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]) -> list[BranchStep]:
+        """
+        Have workers follow branches, see ``FollowingBrancher``.
+
+        :param actions: first actions for the environments, [E, n, \\*action_shape]
         :param alive: which of them are branched, [E, n]
-        :param horizon: number of steps that a branch may take in all
+        :param noise: the policy's noise in each further step
+        :return: their steps as the simulators return them
+        :raises BranchError: if an environment raises
         """
+        return self._workers.follow(actions, alive, noise, self._views)
+
+    def follow_and_step(
+        self, env: VecEnv, committed: np.ndarray, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]
+    ) -> tuple[VecEnvStepReturn, list[BranchStep]]:
+        """
+        Have workers follow branches and then take the committed step, with one message to each of them.
+
+        :param env: the training environment
+        :param committed: committed actions, [E, \\*action_shape]
+        :param actions: first actions of branches, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param noise: the policy's noise in each further step
+        :return: what the environment returns, and the steps of the branches as the simulators return them
+        :raises BranchError: if an environment raised in a branch; the committed step has been taken then
+        """
+        return self._workers.follow_and_step(partial(env.step, committed), actions, alive, noise, self._views)
+
+    @property
+    def _workers(self) -> WorkersBrancher:
+        """The workers, when they are to follow branches."""
         for view in self._views:
             view.before_step()
         assert isinstance(self._simulators, WorkersBrancher)
-        self._simulators.start(actions, alive, horizon)
-
-    def wait(self) -> BranchOutcome:
-        """
-        Return what ``start`` asked for.
-
-        :return: the outcomes as the simulators return them, zero where not ``alive``
-        :raises BranchError: if an environment raised
-        """
-        assert isinstance(self._simulators, WorkersBrancher)
-        return self._simulators.wait()
+        return self._simulators
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         """
@@ -177,10 +201,7 @@ class VecEnvBrancher:
         :param committed: not needed
         :return: what the wrappers would return for it
         """
-        path = [*earlier, outcome] if self._has_memory else [outcome]
-        for view in self._views:
-            path = view(path)
-        return path[-1]
+        return see(outcome, earlier, self._views)
 
     @property
     def side_effects(self) -> list[str]:
@@ -194,18 +215,34 @@ class VecEnvBrancher:
 
     def remember(self, obs: Observations | None = None) -> None:
         """
-        Keep the present states, before the committed step; workers need not have done so before ``confirm``.
+        Keep the present states, before the committed step.
 
         :param obs: not needed: the simulators know their states
         """
-        assert self._remembered is not None and self._recallable is not None
+        self._remember_views()
+        assert self._remembered is not None
+        self._remembered.remember()
+
+    def remember_and_step(self, env: VecEnv, committed: np.ndarray) -> VecEnvStepReturn:
+        """
+        Have workers keep the present states and then take the committed step, with one message to each of them.
+
+        :param env: the training environment
+        :param committed: committed actions, [E, \\*action_shape]
+        :return: what the environment returns
+        """
+        self._remember_views()
+        assert isinstance(self._simulators, WorkersBrancher)
+        return self._simulators.remember_and_step(partial(env.step, committed))
+
+    def _remember_views(self) -> None:
+        assert self._recallable is not None
         for view in self._recallable:
             view.remember()
-        self._remembered.remember()
 
     def confirm(self) -> np.ndarray | None:
         """
-        Wait until the states are kept.
+        Tell whether the states have been kept.
 
         :return: for which environments that came too late, since they are others than before, [E]; ``None`` if for none
         """

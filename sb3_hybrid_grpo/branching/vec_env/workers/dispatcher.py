@@ -1,16 +1,21 @@
 """The end of a transport that is in the worker: it answers for the worker's environments."""
 
+import pickle
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
+from sb3_hybrid_grpo.branching.batched import RememberedStates
 from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshots import register_codec, user_codecs
+from sb3_hybrid_grpo.branching.vec_env.behind_wrappers import BranchesBehindWrappers, Stepped
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher, Holder
-from sb3_hybrid_grpo.common import BranchError, BranchOutcome, HybridGRPOError, warn
+from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView
+from sb3_hybrid_grpo.common import BranchError, BranchOutcome, BranchStep, Follower, HybridGRPOError, warn
 
 
 class Setup(NamedTuple):
@@ -58,6 +63,36 @@ class Prepared(NamedTuple):
     can_remember: bool
 
 
+class Lesson(NamedTuple):
+    """
+    What branches are to be followed with.
+
+    :param version: number of this lesson
+    :param follower: a ``Follower`` in a ``CloudpickleWrapper``, pickled
+    """
+
+    version: int
+    follower: bytes
+
+
+class Task(NamedTuple):
+    """
+    Branches that a worker is to follow.
+
+    :param version: number of the lesson to do so with
+    :param actions: first actions for its environments, [E, n, \\*action_shape]
+    :param alive: which of them are branched, [E, n]
+    :param noise: the policy's noise in each further step: without any, no lesson is needed
+    :param views: what vectorised wrappers do to the outcomes
+    """
+
+    version: int
+    actions: np.ndarray
+    alive: np.ndarray
+    noise: list[np.ndarray]
+    views: list[VecWrapperView]
+
+
 class Dispatcher:
     """
     Branches the environments of a worker as it is told.
@@ -68,12 +103,17 @@ class Dispatcher:
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
         self._current: CurrentBrancher
+        self._follower: Follower
+        self._version = 0
         self._methods: Mapping[str, Callable[..., Any]] = {
             "prepare": self.prepare,
             "renew": self.renew,
             "include_masks": self.include_masks,
             "open": self.open,
             "remember": self.remember,
+            "learn": self.learn,
+            "follow": self.follow,
+            "follow_remembered": self.follow_remembered,
         }
 
     def __call__(self, method: str, *arguments: Any) -> Any:
@@ -149,3 +189,56 @@ class Dispatcher:
         """
         self._current.brancher.remembered.remember()  # type: ignore[attr-defined]
         return [self._current.is_outdated] * len(self._holder.envs)
+
+    def learn(self, lesson: Lesson) -> str | None:
+        """
+        Learn to follow branches of several steps.
+
+        :param lesson: how
+        :return: why that is not possible; ``None`` if it is
+        """
+        self._version = 0
+        try:
+            self._follower = pickle.loads(lesson.follower).var
+        except Exception as error:
+            return f"a worker cannot load it: {type(error).__name__}: {error}"
+        self._version = lesson.version
+        return None
+
+    def follow(self, task: Task) -> list[BranchStep]:
+        """
+        Follow branches from the present states.
+
+        :param task: the branches
+        :return: their steps
+        """
+        if not task.noise:
+            return [BranchStep(self.open(task.actions, task.alive, 1), task.alive)]
+        return self._follow(task, _Present(self.open, self._current))
+
+    def follow_remembered(self, task: Task) -> list[BranchStep]:
+        """
+        Follow branches from the states that were kept.
+
+        :param task: the branches
+        :return: their steps
+        """
+        states: RememberedStates = self._current.brancher.remembered  # type: ignore[attr-defined]
+        if not task.noise:
+            return [BranchStep(states.open(task.actions, task.alive, 1), task.alive)]
+        return self._follow(task, states)
+
+    def _follow(self, task: Task, source: Stepped) -> list[BranchStep]:
+        if task.version != self._version:
+            raise BranchError(f"Branches are to be followed with policy {task.version}, but there is policy {self._version}.")
+        return self._follower(BranchesBehindWrappers(source, task.views), task.actions, task.alive, task.noise)
+
+
+class _Present(NamedTuple):
+    """The states that the environments are in."""
+
+    open: Callable[..., BranchOutcome]
+    current: CurrentBrancher
+
+    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
+        return self.current.brancher.advance(actions, alive)

@@ -1,14 +1,17 @@
 """Branching inside the workers of a vectorised environment."""
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvStepReturn
 
-from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Prepared, Setup
+from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView, sent
+from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Lesson, Prepared, Setup, Task
 from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
-from sb3_hybrid_grpo.common import BranchOutcome, join
+from sb3_hybrid_grpo.common import BranchOutcome, BranchStep, Follower, join, join_steps
 
 _GRACE_SECONDS = 5.0
 
@@ -37,7 +40,10 @@ class WorkersBrancher:
         options: Sequence[dict[str, Any]],
     ) -> None:
         self.is_outdated = False
+        self.remembered: _WorkerStates | None
+        self._version = 0
         self._groups = transport.groups
+        self._rows = [slice(group.start, group.stop) for group in transport.groups]
         # The worker itself interrupts an environment that hangs, unless that never returns to Python.
         largest = max(map(len, self._groups))
         patience = None if timeout is None else 2 * largest * timeout + _GRACE_SECONDS
@@ -64,16 +70,78 @@ class WorkersBrancher:
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """Open branches and take their first steps, see ``VecEnvBrancher.open``."""
-        self.start(actions, alive, horizon)
-        return self.wait()
+        return self.step("open", actions, alive, horizon)
 
-    def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
-        """Open branches without waiting, see ``VecEnvBrancher.start``."""
-        self.team.send("open", self._split(actions, alive, horizon))
+    def teach(self, follower: Follower) -> str | None:
+        """
+        Send workers what they are to follow branches with.
 
-    def wait(self) -> BranchOutcome:
-        """Return what ``start`` asked for."""
-        return join(self.team.receive())
+        :param follower: it
+        :return: why that is not possible; ``None`` if it is
+        """
+        self._version += 1
+        try:
+            lesson = Lesson(self._version, pickle.dumps(CloudpickleWrapper(follower)))
+        except Exception as error:
+            return f"it cannot be pickled: {type(error).__name__}: {error}"
+        return next(filter(None, self.team.broadcast("learn", lesson)), None)
+
+    def follow(
+        self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray], views: Sequence[VecWrapperView]
+    ) -> list[BranchStep]:
+        """
+        Have workers follow branches, see ``FollowingBrancher``.
+
+        :param actions: first actions for the environments, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param noise: the policy's noise in each further step
+        :param views: views of all wrappers
+        :return: the steps of the branches
+        """
+        return join_steps(self.team.call("follow", self._tasks(actions, alive, noise, views)))
+
+    def follow_and_step(
+        self,
+        step: Callable[[], VecEnvStepReturn],
+        actions: np.ndarray,
+        alive: np.ndarray,
+        noise: Sequence[np.ndarray],
+        views: Sequence[VecWrapperView],
+    ) -> tuple[VecEnvStepReturn, list[BranchStep]]:
+        """
+        Have workers follow branches and then take the committed step, with one message to each of them.
+
+        :param step: takes the committed step
+        :param actions: see ``follow``
+        :param alive: see ``follow``
+        :param noise: see ``follow``
+        :param views: see ``follow``
+        :return: what the environment returns, and the steps of the branches
+        """
+        returned, answers = self.team.ride(step, "follow", self._tasks(actions, alive, noise, views))
+        return returned, join_steps(answers)
+
+    def remember_and_step(self, step: Callable[[], VecEnvStepReturn]) -> VecEnvStepReturn:
+        """
+        Have workers keep the present states and then take the committed step, with one message to each of them.
+
+        :param step: takes the committed step
+        :return: what the environment returns
+        """
+        assert self.remembered is not None
+        returned, self.remembered.answers = self.team.ride(step, "remember")
+        return returned
+
+    def _tasks(
+        self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray], views: Sequence[VecWrapperView]
+    ) -> list[tuple[Task]]:
+        tasks = []
+        for rows in self._rows:
+            # The states of an environment follow one another.
+            noise_of_group = [each[_scaled(rows, len(each) // len(actions))] for each in noise]
+            sendable = (sent(views, rows) if noise else None) or []
+            tasks.append((Task(self._version, actions[rows], alive[rows], noise_of_group, sendable),))
+        return tasks
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         """Take a further step in the open branches, see ``VecEnvBrancher.advance``."""
@@ -92,8 +160,7 @@ class WorkersBrancher:
         return join(self.team.call(method, self._split(actions, alive, *arguments)))
 
     def _split(self, actions: np.ndarray, alive: np.ndarray, *arguments: Any) -> list[tuple[Any, ...]]:
-        slices = [slice(group.start, group.stop) for group in self._groups]
-        return [(actions[rows], alive[rows], *arguments) for rows in slices]
+        return [(actions[rows], alive[rows], *arguments) for rows in self._rows]
 
     def include_masks(self) -> None:
         """Have outcomes include masks of invalid actions from now on."""
@@ -103,17 +170,23 @@ class WorkersBrancher:
         """Do nothing: a worker forgets its branches when the next ones are opened."""
 
 
+def _scaled(rows: slice, factor: int) -> slice:
+    return slice(rows.start * factor, rows.stop * factor)
+
+
 class _WorkerStates:
     """Has workers remember their states, see ``RememberedStates``."""
+
+    answers: list[list[bool]]
 
     def __init__(self, workers: WorkersBrancher) -> None:
         self._workers = workers
 
     def remember(self) -> None:
-        self._workers.team.send("remember")
+        self.answers = self._workers.team.call("remember")
 
     def confirm(self) -> np.ndarray:
-        came_too_late = np.concatenate(self._workers.team.receive())
+        came_too_late = np.concatenate(self.answers)
         self._workers.is_outdated |= bool(came_too_late.any())
         return came_too_late
 
@@ -125,3 +198,9 @@ class _WorkerStates:
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         return self._workers.step("remembered.advance", actions, alive)
+
+    def follow(
+        self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray], views: Sequence[VecWrapperView]
+    ) -> list[BranchStep]:
+        workers = self._workers
+        return join_steps(workers.team.call("follow_remembered", workers._tasks(actions, alive, noise, views)))

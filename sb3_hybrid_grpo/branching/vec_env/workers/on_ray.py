@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
+from sb3_hybrid_grpo.branching.vec_env.workers.own import OwnTransport
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
 from sb3_hybrid_grpo.branching.vec_env.workers.vec_env import WorkersVecEnv
 from sb3_hybrid_grpo.branching.vec_env.workers.worker import Worker
@@ -61,7 +62,7 @@ class RayVecEnv(WorkersVecEnv):
         return RayTransport(env_fns, groups, timeout, self._ray_options, self._start_timeout), False
 
 
-class RayTransport(Transport):
+class RayTransport(OwnTransport):
     """
     Actors, and the answers that they owe.
 
@@ -106,14 +107,12 @@ class RayTransport(Transport):
                 "(n_workers) with more environments each, for less (ray_options), or add nodes."
             )
 
-    def send(self, worker: int, method: str, *arguments: Any) -> None:
-        """Call a method in an actor, see ``Transport``."""
+    def _post(self, worker: int, method: str, *arguments: Any) -> None:
         if not self.actors:
             raise ConnectionError("the actors have been ended")
         self._owed[worker].append(self.actors[worker].answer.remote(method, *arguments))
 
-    def receive(self, worker: int, timeout: float | None = None) -> Any:
-        """Wait for an answer, see ``Transport``."""
+    def _fetch(self, worker: int, timeout: float | None) -> Any:
         if not self._owed[worker]:
             raise ConnectionError("the actors have been ended")
         answer = self._owed[worker][0]

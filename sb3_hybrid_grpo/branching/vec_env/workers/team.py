@@ -1,8 +1,9 @@
 """All workers of a vectorised environment: they are asked at the same time, and end together."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Raised
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
@@ -13,6 +14,7 @@ _GRACE_SECONDS = 5.0
 _AFTERWARDS = (
     "All workers were ended and the vectorised environment is closed. Make it anew and go on from the last checkpoint."
 )
+_Returned = TypeVar("_Returned")
 
 
 class Team:
@@ -91,7 +93,7 @@ class Team:
         try:
             self.transport.send(worker, method, *arguments)
         except OSError as error:
-            raise WorkerLostError(self._give_up(worker, f"died {self._task}")) from error
+            self._lose(worker, error)
 
     def receive(self, workers: Sequence[int] | None = None) -> list[Any]:
         """
@@ -107,10 +109,8 @@ class Team:
         for n_received, worker in enumerate(waiting):
             try:
                 answers.append(self.transport.receive(worker, self._timeout))
-            except TimeoutError as error:
-                raise WorkerTimeoutError(self._give_up(worker, f"did not answer within {self._limit}")) from error
             except (EOFError, OSError) as error:
-                raise WorkerLostError(self._give_up(worker, f"died {self._task}")) from error
+                self._lose(worker, error)
             except KeyboardInterrupt:
                 self._drain(waiting[n_received:])
                 raise
@@ -118,13 +118,40 @@ class Team:
                 # The answer has come, but cannot be read.
                 self._drain(waiting[n_received + 1 :])
                 raise
-        for worker, answer in zip(waiting, answers, strict=True):
+        self._raise_what_workers_raised(waiting, answers)
+        return answers
+
+    def ride(
+        self, step: Callable[[], _Returned], method: str, arguments: Sequence[tuple[Any, ...]] | None = None
+    ) -> tuple[_Returned, list[Any]]:
+        """
+        Take a step of the vectorised environment, of which each message takes a call along.
+
+        :param step: takes it
+        :param method: name of the method that workers call before the step
+        :param arguments: its arguments for each worker
+        :return: what ``step`` returns, and an answer of each worker
+        :raises HybridGRPOError: if a worker raised, or is lost
+        """
+        calls = [(method, *row) for row in arguments or [()] * len(self)]
+        lose = partial(self._lose, task=f"{self._task} or in the committed step after it")
+        with self.transport.ride(calls, self._timeout, lose) as answers:
+            returned = step()
+        self._raise_what_workers_raised(range(len(self)), answers)
+        return returned, answers
+
+    def _raise_what_workers_raised(self, workers: Sequence[int], answers: Sequence[Any]) -> None:
+        for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, Raised):
                 raise answer.error_class(f"In the worker of {self._environments_of(worker)}: {answer.message}")
             if isinstance(answer, Failed):
                 where = f"In the worker of {self._environments_of(worker)} ({self.transport.describe(worker)})"
                 raise answer.error from RuntimeError(f"{where}:\n{answer.trace}")
-        return answers
+
+    def _lose(self, worker: int, error: Exception, task: str = "") -> NoReturn:
+        if isinstance(error, TimeoutError):
+            raise WorkerTimeoutError(self._give_up(worker, f"did not answer within {self._limit}")) from error
+        raise WorkerLostError(self._give_up(worker, f"died {task or self._task}")) from error
 
     def _environments_of(self, worker: int) -> str:
         group = self.transport.groups[worker]

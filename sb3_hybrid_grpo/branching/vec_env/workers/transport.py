@@ -1,8 +1,9 @@
 """How calls get to workers and answers come back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
 
 
 class Transport(ABC):
@@ -39,6 +40,20 @@ class Transport(ABC):
         :raises TimeoutError: if there is none by then
         :raises OSError: if the worker is lost
         :raises EOFError: if the worker is lost
+        """
+
+    @abstractmethod
+    def ride(
+        self, calls: Sequence[tuple[Any, ...]], timeout: float | None, lose: Callable[[int, Exception], NoReturn]
+    ) -> AbstractContextManager[list[Any]]:
+        """
+        Have one step of the vectorised environment take calls along: each worker gets its call in the message that asks for
+        the step, and answers both at once.
+
+        :param calls: a method and its arguments for each worker, done before the step
+        :param timeout: how many seconds to wait for each worker
+        :param lose: raises what is to be raised if a worker is lost or does not answer
+        :return: a context for the step, which gives the list that has the answers afterwards
         """
 
     @abstractmethod

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env.util import dict_to_obs
 from sb3_hybrid_grpo.branching.vec_env.workers.observations import ObservationArrays, SharedObservations, can_share
 from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
-from sb3_hybrid_grpo.branching.vec_env.workers.worker import OF_ENVIRONMENTS, Introduction, Stepped
+from sb3_hybrid_grpo.branching.vec_env.workers.worker import OF_ENVIRONMENTS, STEP, Introduction, Stepped
 from sb3_hybrid_grpo.common import InvalidArgumentError, check_positive_integer, warn
 
 _SECONDS_TO_CLOSE = 5.0
@@ -142,7 +142,7 @@ class WorkersVecEnv(VecEnv):
         :param actions: an action for each environment
         """
         rows = [(actions[group.start : group.stop],) for group in self._groups]
-        self._team.send(f"{OF_ENVIRONMENTS}take_step", rows)
+        self._team.send(STEP, rows)
         self.waiting = True
 
     def step_wait(self) -> VecEnvStepReturn:

@@ -16,6 +16,8 @@ from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Dispatcher
 from sb3_hybrid_grpo.branching.vec_env.workers.observations import ObservationArrays, SharedObservations
 
 OF_ENVIRONMENTS = "envs."
+STEP = f"{OF_ENVIRONMENTS}take_step"
+BOTH = "both"
 
 
 class Introduction(NamedTuple):
@@ -186,11 +188,13 @@ class Worker:
         """
         Answer a call.
 
-        :param method: ``"introduce"``; the name of a method of the environments, after ``OF_ENVIRONMENTS``; or one of the
-            dispatcher's
+        :param method: ``"introduce"``; ``BOTH`` for two calls; the name of a method of the environments, after
+            ``OF_ENVIRONMENTS``; or one of the dispatcher's
         :param arguments: its arguments
         :return: its result; ``Raised`` or ``Failed`` if it raised
         """
+        if method == BOTH:
+            return tuple(self.answer(*call) for call in arguments)
         try:
             if method == "introduce":
                 return self.introduce()
