@@ -6,4 +6,12 @@ from sb3_hybrid_grpo.branching.vec_env.workers.processes import GroupedSubprocVe
 from sb3_hybrid_grpo.branching.vec_env.workers.stock import StockTransport
 from sb3_hybrid_grpo.branching.vec_env.workers.vec_env import WorkersVecEnv
 
-__all__ = ["GroupedSubprocVecEnv", "RayVecEnv", "StockTransport", "WorkersBrancher", "WorkersVecEnv"]
+__all__ = [
+    "ENGINES",
+    "GroupedSubprocVecEnv",
+    "RayVecEnv",
+    "StockTransport",
+    "WorkersBrancher",
+    "WorkersVecEnv",
+    "make_parallel_env",
+]

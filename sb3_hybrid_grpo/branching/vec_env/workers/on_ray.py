@@ -26,8 +26,8 @@ class RayVecEnv(WorkersVecEnv):
     Actors are spread over the nodes of the cluster that this process is connected to. If there is none, ``ray.init()``
     connects it to the one that ``RAY_ADDRESS`` names or that runs on this machine, or starts one here.
 
-    :param env_fns: functions that make the environments, shipped by cloudpickle: what they import must be installed on all
-        nodes, but ids of Gymnasium that were registered in this process alone must be registered in the functions
+    :param env_fns: functions that make the environments, shipped by cloudpickle as what is registered in Gymnasium: what they
+        import must be installed on all nodes
     :param n_workers: number of actors, by default one for each CPU of the cluster, and never more than environments
     :param ray_options: options of the actors, such as ``num_cpus``, ``resources`` or ``runtime_env``
     :param timeout: seconds after which an actor that does not answer is given up; ``None`` to wait forever

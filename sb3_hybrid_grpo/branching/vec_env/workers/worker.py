@@ -2,7 +2,7 @@
 
 import pickle
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvObs
 
 from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Dispatcher
+from sb3_hybrid_grpo.branching.vec_env.workers.ids import register_ids
 from sb3_hybrid_grpo.branching.vec_env.workers.observations import ObservationArrays, SharedObservations
 
 OF_ENVIRONMENTS = "envs."
@@ -197,7 +198,7 @@ class Worker:
             return tuple(self.answer(*call) for call in arguments)
         try:
             if method == "introduce":
-                return self.introduce()
+                return self.introduce(*arguments)
             name = method.removeprefix(OF_ENVIRONMENTS)
             if name == method:
                 return self._dispatcher(method, *arguments)
@@ -205,14 +206,16 @@ class Worker:
         except Exception as error:
             return Failed.of(error)
 
-    def introduce(self) -> Introduction:
+    def introduce(self, ids: Mapping[str, bytes]) -> Introduction:
         """
         Make the environments.
 
+        :param ids: what the main process has registered in Gymnasium
         :return: what there is to know of them
         """
         # Its siblings have the other cores.
         th.set_num_threads(1)
+        register_ids(ids)
         env_fns: Sequence[Callable[[], gym.Env[Any, Any]]] = self._env_fns.var
         self._environments = _Environments([*env_fns])
         self._dispatcher = Dispatcher(self._environments)
