@@ -17,7 +17,7 @@ from sb3_hybrid_grpo.branching.vec_env.behind_wrappers import RecalledBranches
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
 from sb3_hybrid_grpo.branching.vec_env.subclasses import stock_class_of, watch_steps
 from sb3_hybrid_grpo.branching.vec_env.views import recallable, see, sent, view_of
-from sb3_hybrid_grpo.branching.vec_env.workers import StockTransport, WorkersBrancher
+from sb3_hybrid_grpo.branching.vec_env.workers import StockTransport, WorkersBrancher, WorkersVecEnv
 from sb3_hybrid_grpo.common import BranchOutcome, BranchStep, Committed, Follower, Observations, UnbranchableEnvError, warn
 
 _Source: TypeAlias = CurrentBrancher | WorkersBrancher | FunctionalBranches
@@ -25,8 +25,8 @@ _Source: TypeAlias = CurrentBrancher | WorkersBrancher | FunctionalBranches
 
 class VecEnvBrancher:
     """
-    Branches a ``DummyVecEnv`` in place, a ``SubprocVecEnv`` inside its workers and the rows of a ``FunctionalVecEnv``, below
-    all vectorised wrappers.
+    Branches a ``DummyVecEnv`` in place, ``SubprocVecEnv``, ``GroupedSubprocVecEnv`` and ``RayVecEnv`` inside their workers and
+    the rows of a ``FunctionalVecEnv``, below all vectorised wrappers.
 
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step
@@ -63,14 +63,16 @@ class VecEnvBrancher:
         stock = stock_class_of(venv)
         if stock is None:
             raise UnbranchableEnvError(
-                f"{type(venv).__name__} is none of SB3's DummyVecEnv and SubprocVecEnv and no FunctionalVecEnv, so its "
-                "environments cannot be reached for branching.\n"
+                f"{type(venv).__name__} is none of SB3's DummyVecEnv and SubprocVecEnv and no GroupedSubprocVecEnv, "
+                "RayVecEnv or FunctionalVecEnv, so its environments cannot be reached for branching.\n"
                 "Ways out: (1) build the environment with stable_baselines3.common.env_util.make_vec_env; (2) pass a brancher "
                 "of your own, brancher=lambda venv: MyBrancher(venv); (3) train without branching, with n_samples=1."
             )
         watch_steps(venv, stock, user=self)
         if isinstance(venv, SubprocVecEnv):
             return WorkersBrancher(StockTransport(venv), self._name, self._timeout, as_returned=True, options=venv._options)
+        if isinstance(venv, WorkersVecEnv):
+            return WorkersBrancher(venv.transport, self._name, self._timeout, as_returned=False, options=venv._options)
         assert isinstance(venv, DummyVecEnv)
         return CurrentBrancher(venv, self._name, timeout=self._timeout, options=venv._options)
 

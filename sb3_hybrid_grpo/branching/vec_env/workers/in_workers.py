@@ -47,7 +47,7 @@ class WorkersBrancher:
         # The worker itself interrupts an environment that hangs, unless that never returns to Python.
         largest = max(map(len, self._groups))
         patience = None if timeout is None else 2 * largest * timeout + _GRACE_SECONDS
-        self.team = Team(transport, "in a branch", patience, f"branch_timeout={timeout} s")
+        self.team = Team(transport, "in a branch", patience, None if timeout is None else f"branch_timeout={timeout} s")
         setup = Setup.here(name, timeout, as_returned)
         self.announcement = self._prepare(
             self.team.call("prepare", [(setup, [options[idx] for idx in group]) for group in self._groups])

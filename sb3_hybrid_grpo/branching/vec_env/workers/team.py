@@ -1,15 +1,19 @@
 """All workers of a vectorised environment: they are asked at the same time, and end together."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Raised
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
+from sb3_hybrid_grpo.branching.vec_env.workers.worker import Failed
 from sb3_hybrid_grpo.common import WorkerLostError, WorkerTimeoutError
 
 _GRACE_SECONDS = 5.0
+_AFTERWARDS = (
+    "All workers were ended and the vectorised environment is closed. Make it anew and go on from the last checkpoint."
+)
 _Returned = TypeVar("_Returned")
 
 
@@ -19,15 +23,15 @@ class Team:
 
     :param transport: the way to them
     :param task: what they are asked for, for messages
-    :param timeout: seconds after which a worker that does not answer is lost
+    :param timeout: seconds after which a worker that does not answer is lost; the transport's if ``None``
     :param limit: the argument that says so, for messages
     """
 
-    def __init__(self, transport: Transport, task: str, timeout: float | None = None, limit: str = "") -> None:
+    def __init__(self, transport: Transport, task: str, timeout: float | None = None, limit: str | None = None) -> None:
         self.transport = transport
         self._task = task
-        self._timeout = timeout
-        self._limit = limit
+        self._timeout = transport.timeout if timeout is None else timeout
+        self._limit = limit or f"timeout={transport.timeout} s"
 
     def __len__(self) -> int:
         return len(self.transport.groups)
@@ -54,7 +58,25 @@ class Team:
         :return: the answers
         :raises HybridGRPOError: if a worker raised, or is lost
         """
-        return self.call(method, [(self.transport.share(value),)] * len(self))
+        try:
+            shared = self.transport.share(value)
+        except MemoryError as error:
+            self.transport.kill()
+            raise WorkerLostError(f"{error} {_AFTERWARDS}") from error
+        return self.call(method, [(shared,)] * len(self))
+
+    def call_some(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """
+        Call a method in some workers.
+
+        :param method: its name
+        :param arguments: its arguments for each of these workers
+        :return: an answer of each
+        :raises HybridGRPOError: if a worker raised, or is lost
+        """
+        for worker, row in arguments.items():
+            self._send(worker, method, row)
+        return dict(zip(arguments, self.receive([*arguments]), strict=True))
 
     def send(self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> None:
         """
@@ -65,10 +87,13 @@ class Team:
         :raises WorkerLostError: if a worker is lost
         """
         for worker, row in enumerate(arguments or [()] * len(self)):
-            try:
-                self.transport.send(worker, method, *row)
-            except OSError as error:
-                self._lose(worker, error)
+            self._send(worker, method, row)
+
+    def _send(self, worker: int, method: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            self.transport.send(worker, method, *arguments)
+        except OSError as error:
+            self._lose(worker, error)
 
     def receive(self, workers: Sequence[int] | None = None) -> list[Any]:
         """
@@ -76,7 +101,8 @@ class Team:
 
         :param workers: the workers that were asked, ``None`` for all
         :return: an answer of each
-        :raises HybridGRPOError: if a worker raised, or is lost
+        :raises HybridGRPOError: if a worker raised in a branch, or is lost
+        :raises Exception: if an environment raised
         """
         waiting = list(range(len(self)) if workers is None else workers)
         answers: list[Any] = []
@@ -88,7 +114,11 @@ class Team:
             except KeyboardInterrupt:
                 self._drain(waiting[n_received:])
                 raise
-        self._raise_what_workers_raised(waiting, answers)
+            except Exception:
+                # The answer has come, but cannot be read.
+                self._drain(waiting[n_received + 1 :])
+                raise
+        self._raise(waiting, answers)
         return answers
 
     def ride(
@@ -107,13 +137,16 @@ class Team:
         lose = partial(self._lose, task=f"{self._task} or in the committed step after it")
         with self.transport.ride(calls, self._timeout, lose) as answers:
             returned = step()
-        self._raise_what_workers_raised(range(len(self)), answers)
+        self._raise(range(len(self)), answers)
         return returned, answers
 
-    def _raise_what_workers_raised(self, workers: Sequence[int], answers: Sequence[Any]) -> None:
+    def _raise(self, workers: Sequence[int], answers: Sequence[Any]) -> None:
         for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, Raised):
                 raise answer.error_class(f"In the worker of {self._environments_of(worker)}: {answer.message}")
+            if isinstance(answer, Failed):
+                where = f"In the worker of {self._environments_of(worker)} ({self.transport.describe(worker)})"
+                raise answer.error from RuntimeError(f"{where}:\n{answer.trace}")
 
     def _lose(self, worker: int, error: Exception, task: str = "") -> NoReturn:
         if isinstance(error, TimeoutError):
@@ -129,10 +162,7 @@ class Team:
         lost = [worker for worker in range(len(self)) if self.transport.is_lost(worker) or worker == culprit]
         who = "; ".join(f"{self._environments_of(worker)} ({self.transport.describe(worker)})" for worker in lost)
         self.transport.kill()
-        return (
-            f"A worker of the vectorised environment {problem}: {who}. All workers were ended and the vectorised environment "
-            "is closed. Make it anew and go on from the last checkpoint."
-        )
+        return f"A worker of the vectorised environment {problem}: {who}. {_AFTERWARDS}"
 
     def _drain(self, workers: Sequence[int]) -> None:
         """Take the answers that are still due, so that the next command gets its own."""

@@ -1,9 +1,11 @@
 """How calls get to workers and answers come back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
+
+from sb3_hybrid_grpo.branching.vec_env.workers.worker import STEP_WITH_CALL, TAKE_STEP, Both
 
 
 class Transport(ABC):
@@ -11,10 +13,12 @@ class Transport(ABC):
     Carries calls to workers, each of which holds some environments, and does one thing after the other.
 
     :param groups: the environments of each worker: all of them together are 0, ..., E - 1
+    :param timeout: seconds after which a worker that does not answer is lost, whatever it was asked for
     """
 
-    def __init__(self, groups: Sequence[range]) -> None:
+    def __init__(self, groups: Sequence[range], timeout: float | None = None) -> None:
         self.groups = groups
+        self.timeout = timeout
 
     @abstractmethod
     def send(self, worker: int, method: str, *arguments: Any) -> None:
@@ -40,10 +44,10 @@ class Transport(ABC):
         :raises EOFError: if the worker is lost
         """
 
-    @abstractmethod
+    @contextmanager
     def ride(
         self, calls: Sequence[tuple[Any, ...]], timeout: float | None, lose: Callable[[int, Exception], NoReturn]
-    ) -> AbstractContextManager[list[Any]]:
+    ) -> Iterator[list[Any]]:
         """
         Have one step of the vectorised environment take calls along: each worker gets its call in the message that asks for
         the step, and answers both at once.
@@ -53,10 +57,40 @@ class Transport(ABC):
         :param lose: raises what is to be raised if a worker is lost or does not answer
         :return: a context for the step, which gives the list that has the answers afterwards
         """
+        answers: list[Any] = [None] * len(calls)
+        cls, riding = type(self), set()
+
+        def send(worker: int, method: str, *arguments: Any) -> None:
+            if method != TAKE_STEP:
+                cls.send(self, worker, method, *arguments)
+                return
+            try:
+                cls.send(self, worker, STEP_WITH_CALL, calls[worker], (method, *arguments))
+            except OSError as error:
+                lose(worker, error)
+            riding.add(worker)
+
+        def receive(worker: int, patience: float | None = None) -> Any:
+            if worker not in riding:
+                return cls.receive(self, worker, patience)
+            try:
+                returned = cls.receive(self, worker, patience if timeout is None else timeout)
+            except (EOFError, OSError) as error:
+                lose(worker, error)
+            riding.discard(worker)
+            if isinstance(returned, Both):
+                answers[worker], returned = returned
+            return returned
+
+        vars(self).update(send=send, receive=receive)
+        try:
+            yield answers
+        finally:
+            del vars(self)["send"], vars(self)["receive"]
 
     @abstractmethod
     def kill(self) -> None:
-        """End all workers, whatever they do, and let go of them."""
+        """End all workers, whatever they do, and let go of them. The second time there is nothing to do."""
 
     @abstractmethod
     def is_lost(self, worker: int) -> bool:
@@ -82,5 +116,6 @@ class Transport(ABC):
 
         :param value: the value
         :return: what to give to ``send`` in its place: the value travels as seldom as possible
+        :raises MemoryError: if there is no room for it where workers would find it
         """
         return value
