@@ -3,7 +3,7 @@
 from sb3_hybrid_grpo.branching.vec_env.parallel import ENGINES, make_parallel_env
 from sb3_hybrid_grpo.branching.vec_env.vec_env import VecEnvBrancher
 from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView, register_vec_wrapper
-from sb3_hybrid_grpo.branching.vec_env.workers import GroupedSubprocVecEnv, RayVecEnv
+from sb3_hybrid_grpo.branching.vec_env.workers import GroupedSubprocVecEnv, RayVecEnv, WorkersVecEnv
 
 __all__ = [
     "ENGINES",
@@ -11,6 +11,7 @@ __all__ = [
     "RayVecEnv",
     "VecEnvBrancher",
     "VecWrapperView",
+    "WorkersVecEnv",
     "make_parallel_env",
     "register_vec_wrapper",
 ]

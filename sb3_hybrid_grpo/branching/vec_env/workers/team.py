@@ -61,7 +61,7 @@ class Team:
         try:
             shared = self.transport.share(value)
         except MemoryError as error:
-            self.transport.kill()
+            self._end()
             raise WorkerLostError(f"{error} {_AFTERWARDS}") from error
         return self.call(method, [(shared,)] * len(self))
 
@@ -161,8 +161,12 @@ class Team:
         """End all workers, since one of them is lost, and return a description."""
         lost = [worker for worker in range(len(self)) if self.transport.is_lost(worker) or worker == culprit]
         who = "; ".join(f"{self._environments_of(worker)} ({self.transport.describe(worker)})" for worker in lost)
-        self.transport.kill()
+        self._end()
         return f"A worker of the vectorised environment {problem}: {who}. {_AFTERWARDS}"
+
+    def _end(self) -> None:
+        self.transport.kill()
+        self.transport.is_ended = True
 
     def _drain(self, workers: Sequence[int]) -> None:
         """Take the answers that are still due, so that the next command gets its own."""

@@ -14,6 +14,9 @@ class Transport(ABC):
     :param timeout: seconds after which a worker that does not answer is lost, whatever it was asked for
     """
 
+    is_ended = False
+    """Whether the workers have been ended because one was lost."""
+
     def __init__(self, groups: Sequence[range], timeout: float | None = None) -> None:
         self.groups = groups
         self.timeout = timeout

@@ -20,7 +20,7 @@ from sb3_hybrid_grpo.branching.vec_env.workers.observations import ObservationAr
 from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
 from sb3_hybrid_grpo.branching.vec_env.workers.worker import OF_ENVIRONMENTS, STEP, Introduction, Stepped
-from sb3_hybrid_grpo.common import InvalidArgumentError, check_positive_integer, warn
+from sb3_hybrid_grpo.common import InvalidArgumentError, check_positive_integer
 
 _SECONDS_TO_CLOSE = 5.0
 
@@ -93,6 +93,11 @@ class WorkersVecEnv(VecEnv):
         self._release = weakref.finalize(self, _release, self.transport, self._shared)
         return introduction
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the workers have been ended because one of them was lost."""
+        return self.transport.is_ended
+
     def restart(self) -> None:
         """
         End all workers and start new ones, with new environments.
@@ -107,7 +112,6 @@ class WorkersVecEnv(VecEnv):
             first_seed = self._first_seed
             self.seed(first_seed + self._n_restarts * self.num_envs)
             self._first_seed = first_seed
-        warn(f"The {len(self._groups)} workers of {type(self).__name__} were started again, with new environments.")
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """
