@@ -1,6 +1,7 @@
 """Workers that are actors of Ray, on this machine or on the nodes of a cluster."""
 
 import os
+import pickle
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,11 +13,11 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from sb3_hybrid_grpo.branching.vec_env.workers.own import OwnTransport
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
 from sb3_hybrid_grpo.branching.vec_env.workers.vec_env import WorkersVecEnv
-from sb3_hybrid_grpo.branching.vec_env.workers.worker import Worker
+from sb3_hybrid_grpo.branching.vec_env.workers.worker import Failed, Worker
 from sb3_hybrid_grpo.common import MissingExtraError, WorkerLostError
 
 _LAST_MOMENTS = 0.5
-_START_TIMEOUT = 60.0
+_START_TIMEOUT = 180.0
 
 
 class RayVecEnv(WorkersVecEnv):
@@ -110,7 +111,8 @@ class RayTransport(OwnTransport):
     def _post(self, worker: int, method: str, *arguments: Any) -> None:
         if not self.actors:
             raise ConnectionError("the actors have been ended")
-        self._owed[worker].append(self.actors[worker].answer.remote(method, *arguments))
+        packed = [part if isinstance(part, self._ray.ObjectRef) else _pack(part) for part in arguments]
+        self._owed[worker].append(self.actors[worker].answer_packed.remote(method, *packed))
 
     def _fetch(self, worker: int, timeout: float | None) -> Any:
         if not self._owed[worker]:
@@ -123,7 +125,7 @@ class RayTransport(OwnTransport):
         except self._ray.exceptions.RayError as error:
             raise ConnectionError(str(error)) from error
         self._owed[worker].popleft()
-        return result
+        return pickle.loads(result).var
 
     def kill(self) -> None:
         """End all actors, see ``Transport``."""
@@ -152,7 +154,7 @@ class RayTransport(OwnTransport):
     def share(self, value: Any) -> Any:
         """Put a value into the object store once, see ``Transport``."""
         try:
-            return self._ray.put(value)
+            return self._ray.put(_pack(value))
         except (self._ray.exceptions.ObjectStoreFullError, self._ray.exceptions.OutOfDiskError) as error:
             raise MemoryError(f"The object store of Ray is full: {error}") from error
 
@@ -161,7 +163,21 @@ class RayTransport(OwnTransport):
 
 
 class _Actor(Worker):
-    """A worker that knows its node."""
+    """A worker that knows its node, and whose answers are packed: arrays that Ray itself unpacks cannot be written into."""
+
+    def answer_packed(self, method: str, *arguments: bytes) -> bytes:
+        """
+        Answer a call.
+
+        :param method: see ``Worker.answer``
+        :param arguments: its arguments, packed
+        :return: the answer, packed
+        """
+        try:
+            return _pack(self.answer(method, *(pickle.loads(part).var for part in arguments)))
+        except Exception as error:
+            # It cannot be pickled, or not be unpickled.
+            return _pack(Failed.of(error))
 
     def whereabouts(self) -> str:
         """
@@ -172,6 +188,10 @@ class _Actor(Worker):
         ray = import_ray()
         node = ray.get_runtime_context().get_node_id()
         return f"process {os.getpid()} on {ray.util.get_node_ip_address()}, node {node}"
+
+
+def _pack(value: Any) -> bytes:
+    return pickle.dumps(CloudpickleWrapper(value))
 
 
 def import_ray() -> Any:
