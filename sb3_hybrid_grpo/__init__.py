@@ -4,7 +4,7 @@ from importlib.resources import files
 
 from sb3_hybrid_grpo import moved as _moved
 from sb3_hybrid_grpo.branching.functional import FunctionalVecEnv
-from sb3_hybrid_grpo.branching.vec_env import GroupedSubprocVecEnv
+from sb3_hybrid_grpo.branching.vec_env import GroupedSubprocVecEnv, RayVecEnv, make_parallel_env
 from sb3_hybrid_grpo.check import check_branchable
 from sb3_hybrid_grpo.common import (
     BranchError,
@@ -40,8 +40,10 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidOutcomeError",
     "MissingExtraError",
+    "RayVecEnv",
     "RewardTransformError",
     "UnbranchableEnvError",
     "WorkerLostError",
     "check_branchable",
+    "make_parallel_env",
 ]

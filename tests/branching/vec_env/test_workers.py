@@ -12,10 +12,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_hybrid_grpo import GroupedSubprocVecEnv, HybridGRPO, InvalidArgumentError, UnbranchableEnvError, WorkerLostError
+from sb3_hybrid_grpo import (
+    FunctionalVecEnv,
+    GroupedSubprocVecEnv,
+    HybridGRPO,
+    InvalidArgumentError,
+    UnbranchableEnvError,
+    WorkerLostError,
+    make_parallel_env,
+)
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
 from sb3_hybrid_grpo.branching.vec_env.workers import processes
 from tests.envs import limited
@@ -333,3 +342,68 @@ def test_subclass_that_changes_steps_is_refused():
     with pytest.raises(UnbranchableEnvError, match=r"OtherRewards\.step_wait returns other observations, rewards"):
         HybridGRPO("MlpPolicy", venv, n_steps=16, batch_size=16, n_epochs=1, brancher="snapshot").learn(16)
     venv.close()
+
+
+@pytest.mark.slow
+def test_ids_that_only_this_process_knows():
+    class Local(gym.Env):
+        observation_space, action_space = spaces.Box(0, 1, (2,)), spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return np.ones(2, dtype=np.float32), {}
+
+    gym.register("Local-v0", Local)
+    try:
+        venv = GroupedSubprocVecEnv([functools.partial(gym.make, "Local-v0", disable_env_checker=True)] * 2, 2, "spawn")
+        assert (venv.reset() == 1).all()
+        venv.close()
+    finally:
+        del gym.registry["Local-v0"]
+
+
+def test_make_parallel_env():
+    settings = {"seed": 3, "wrapper_class": Talkative, "env_kwargs": {"max_episode_steps": 5}}
+    venv = make_parallel_env("CartPole-v1", 3, 2, start_method=QUICK, timeout=60, **settings)
+    expected = make_vec_env("CartPole-v1", 3, **settings)
+    assert type(venv) is GroupedSubprocVecEnv and venv.transport.groups == [range(2), range(2, 3)]
+    np.testing.assert_array_equal(venv.reset(), expected.reset())
+    for _ in range(7):
+        step, expected_step = venv.step(np.zeros(3, dtype=int)), expected.step(np.zeros(3, dtype=int))
+        np.testing.assert_array_equal(step[0], expected_step[0])
+    assert venv.env_is_wrapped(Monitor) == [True] * 3
+    venv.close()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"env_id": "CartPole-v1", "engine": "threads"}, "'threads': choose one of 'process', 'ray'"),
+        ({"env_id": "gymnax:CartPole-v1", "wrapper_class": Talkative}, "takes no wrapper_class"),
+        ({"env_id": "CartPole-v1", "n_workers": 0}, "n_workers"),
+    ],
+)
+def test_bad_arguments_of_make_parallel_env(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        make_parallel_env(**arguments)
+
+
+def test_functional_environments_need_no_workers():
+    pytest.importorskip("gymnax")
+    venv = make_parallel_env("gymnax:CartPole-v1", 3, seed=0)
+    assert isinstance(venv, FunctionalVecEnv) and venv.num_envs == 3
+
+
+@pytest.mark.parametrize("horizon", [1, 8])
+def test_one_message_for_each_macro_step_and_worker(monkeypatch, horizon):
+    venv = grouped([limited(6)] * 4)
+    settings = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "device": "cpu", "seed": 0, "brancher": "snapshot"}
+    model = HybridGRPO("MlpPolicy", venv, branch_horizon=horizon, **settings)
+    posted = []
+    post = venv.transport._post
+    monkeypatch.setattr(venv.transport, "_post", lambda worker, *call: (posted.append(call[0]), post(worker, *call)))
+    model.learn(2 * 16 * 4)
+    venv.close()
+    assert posted.count("both") == 2 * 16 * 2
+    others = [name for name in posted if name != "both"]
+    # A reset, a lesson for each rollout, and the end.
+    assert len(others) <= 2 * (1 + 2 + 1), others

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
+from sb3_hybrid_grpo.branching.vec_env.workers.own import OwnTransport
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
 from sb3_hybrid_grpo.branching.vec_env.workers.vec_env import WorkersVecEnv
 from sb3_hybrid_grpo.branching.vec_env.workers.worker import Failed, Worker
@@ -53,7 +54,7 @@ class GroupedSubprocVecEnv(WorkersVecEnv):
         return ProcessTransport(env_fns, groups, timeout, self._start_method), True
 
 
-class ProcessTransport(Transport):
+class ProcessTransport(OwnTransport):
     """
     Processes and the pipes to them.
 
@@ -87,12 +88,10 @@ class ProcessTransport(Transport):
             self.processes.append(process)
             self._pipes.append(here)
 
-    def send(self, worker: int, method: str, *arguments: Any) -> None:
-        """Call a method in a worker, see ``Transport``."""
+    def _post(self, worker: int, method: str, *arguments: Any) -> None:
         self._pipes[worker].send((method, arguments))
 
-    def receive(self, worker: int, timeout: float | None = None) -> Any:
-        """Wait for an answer, see ``Transport``."""
+    def _fetch(self, worker: int, timeout: float | None) -> Any:
         pipe = self._pipes[worker]
         if timeout is not None and not pipe.poll(timeout):
             raise TimeoutError

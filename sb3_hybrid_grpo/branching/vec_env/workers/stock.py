@@ -12,9 +12,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 from sb3_hybrid_grpo.branching.snapshots import CONSTANT, register_builtin
 from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Dispatcher
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
-from sb3_hybrid_grpo.branching.vec_env.workers.worker import STEP_WITH_CALL
 
 _WORKER_ATTRIBUTE = "sb3_hybrid_grpo_branches"
+_STEP_WITH_CALL = "step_with_call"
 _LAST_MOMENTS = 0.1
 _GRACE_SECONDS = 5.0
 
@@ -118,7 +118,7 @@ class _Rider:
             self._connection.send(message)
             return
         try:
-            self._connection.send((STEP_WITH_CALL, (self._call, message)))
+            self._connection.send((_STEP_WITH_CALL, (self._call, message)))
         except OSError as error:
             self._lose(error)
         self._is_due = True
@@ -167,7 +167,7 @@ class _StockDispatcher(Dispatcher):
 
         def recv() -> Any:
             message = cls.recv(connection)
-            if message[0] == STEP_WITH_CALL:
+            if message[0] == _STEP_WITH_CALL:
                 call, message = message[1]
                 self._answers.append(self(*call))
             return message

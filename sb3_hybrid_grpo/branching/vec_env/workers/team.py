@@ -118,7 +118,7 @@ class Team:
                 # The answer has come, but cannot be read.
                 self._drain(waiting[n_received + 1 :])
                 raise
-        self._raise(waiting, answers)
+        self._raise_what_workers_raised(waiting, answers)
         return answers
 
     def ride(
@@ -137,10 +137,10 @@ class Team:
         lose = partial(self._lose, task=f"{self._task} or in the committed step after it")
         with self.transport.ride(calls, self._timeout, lose) as answers:
             returned = step()
-        self._raise(range(len(self)), answers)
+        self._raise_what_workers_raised(range(len(self)), answers)
         return returned, answers
 
-    def _raise(self, workers: Sequence[int], answers: Sequence[Any]) -> None:
+    def _raise_what_workers_raised(self, workers: Sequence[int], answers: Sequence[Any]) -> None:
         for worker, answer in zip(workers, answers, strict=True):
             if isinstance(answer, Raised):
                 raise answer.error_class(f"In the worker of {self._environments_of(worker)}: {answer.message}")

@@ -1,11 +1,9 @@
 """How calls get to workers and answers come back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
-
-from sb3_hybrid_grpo.branching.vec_env.workers.worker import STEP_WITH_CALL, TAKE_STEP, Both
 
 
 class Transport(ABC):
@@ -44,10 +42,10 @@ class Transport(ABC):
         :raises EOFError: if the worker is lost
         """
 
-    @contextmanager
+    @abstractmethod
     def ride(
         self, calls: Sequence[tuple[Any, ...]], timeout: float | None, lose: Callable[[int, Exception], NoReturn]
-    ) -> Iterator[list[Any]]:
+    ) -> AbstractContextManager[list[Any]]:
         """
         Have one step of the vectorised environment take calls along: each worker gets its call in the message that asks for
         the step, and answers both at once.
@@ -57,36 +55,6 @@ class Transport(ABC):
         :param lose: raises what is to be raised if a worker is lost or does not answer
         :return: a context for the step, which gives the list that has the answers afterwards
         """
-        answers: list[Any] = [None] * len(calls)
-        cls, riding = type(self), set()
-
-        def send(worker: int, method: str, *arguments: Any) -> None:
-            if method != TAKE_STEP:
-                cls.send(self, worker, method, *arguments)
-                return
-            try:
-                cls.send(self, worker, STEP_WITH_CALL, calls[worker], (method, *arguments))
-            except OSError as error:
-                lose(worker, error)
-            riding.add(worker)
-
-        def receive(worker: int, patience: float | None = None) -> Any:
-            if worker not in riding:
-                return cls.receive(self, worker, patience)
-            try:
-                returned = cls.receive(self, worker, patience if timeout is None else timeout)
-            except (EOFError, OSError) as error:
-                lose(worker, error)
-            riding.discard(worker)
-            if isinstance(returned, Both):
-                answers[worker], returned = returned
-            return returned
-
-        vars(self).update(send=send, receive=receive)
-        try:
-            yield answers
-        finally:
-            del vars(self)["send"], vars(self)["receive"]
 
     @abstractmethod
     def kill(self) -> None:

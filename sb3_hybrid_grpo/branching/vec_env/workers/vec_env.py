@@ -15,10 +15,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
+from sb3_hybrid_grpo.branching.vec_env.workers.ids import ids_of_this_process
 from sb3_hybrid_grpo.branching.vec_env.workers.observations import ObservationArrays, SharedObservations, can_share
 from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
-from sb3_hybrid_grpo.branching.vec_env.workers.worker import OF_ENVIRONMENTS, TAKE_STEP, Introduction, Stepped
+from sb3_hybrid_grpo.branching.vec_env.workers.worker import OF_ENVIRONMENTS, STEP, Introduction, Stepped
 from sb3_hybrid_grpo.common import InvalidArgumentError, check_positive_integer, warn
 
 _SECONDS_TO_CLOSE = 5.0
@@ -82,7 +83,7 @@ class WorkersVecEnv(VecEnv):
         self._team = Team(self.transport, "in a step of the vectorised environment")
         self._shared: SharedObservations | None = None
         try:
-            introduction: Introduction = self._team.call("introduce")[0]
+            introduction: Introduction = self._team.broadcast("introduce", ids_of_this_process())[0]
             if is_here and can_share(introduction.observation_space):
                 self._shared = SharedObservations(introduction.observation_space, n_envs)
                 self._call("write_into", [(self._shared.name, n_envs, group.start) for group in self._groups])
@@ -142,7 +143,7 @@ class WorkersVecEnv(VecEnv):
         :param actions: an action for each environment
         """
         rows = [(actions[group.start : group.stop],) for group in self._groups]
-        self._team.send(TAKE_STEP, rows)
+        self._team.send(STEP, rows)
         self.waiting = True
 
     def step_wait(self) -> VecEnvStepReturn:

@@ -2,7 +2,7 @@
 
 import pickle
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -13,11 +13,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvObs
 
 from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Dispatcher
+from sb3_hybrid_grpo.branching.vec_env.workers.ids import register_ids
 from sb3_hybrid_grpo.branching.vec_env.workers.observations import ObservationArrays, SharedObservations
 
 OF_ENVIRONMENTS = "envs."
-TAKE_STEP = f"{OF_ENVIRONMENTS}take_step"
-STEP_WITH_CALL = "step_with_call"
+STEP = f"{OF_ENVIRONMENTS}take_step"
+BOTH = "both"
 
 
 class Introduction(NamedTuple):
@@ -72,18 +73,6 @@ class Failed(NamedTuple):
         except Exception:
             error = RuntimeError(f"{type(error).__name__}: {error}")
         return cls(error, trace)
-
-
-class Both(NamedTuple):
-    """
-    The answers to a step that took a call along.
-
-    :param answer: that to the call, which came first
-    :param returned: that to the step
-    """
-
-    answer: Any
-    returned: Any
 
 
 class _Environments(DummyVecEnv):
@@ -200,16 +189,16 @@ class Worker:
         """
         Answer a call.
 
-        :param method: ``"introduce"``; ``STEP_WITH_CALL``, with the call and the step; the name of a method of the
-            environments, after ``OF_ENVIRONMENTS``; or one of the dispatcher's
+        :param method: ``"introduce"``; ``BOTH`` for two calls; the name of a method of the environments, after
+            ``OF_ENVIRONMENTS``; or one of the dispatcher's
         :param arguments: its arguments
         :return: its result; ``Raised`` or ``Failed`` if it raised
         """
+        if method == BOTH:
+            return tuple(self.answer(*call) for call in arguments)
         try:
             if method == "introduce":
-                return self.introduce()
-            if method == STEP_WITH_CALL:
-                return Both(*(self.answer(*call) for call in arguments))
+                return self.introduce(*arguments)
             name = method.removeprefix(OF_ENVIRONMENTS)
             if name == method:
                 return self._dispatcher(method, *arguments)
@@ -217,14 +206,16 @@ class Worker:
         except Exception as error:
             return Failed.of(error)
 
-    def introduce(self) -> Introduction:
+    def introduce(self, ids: Mapping[str, bytes]) -> Introduction:
         """
         Make the environments.
 
+        :param ids: what the main process has registered in Gymnasium
         :return: what there is to know of them
         """
         # Its siblings have the other cores.
         th.set_num_threads(1)
+        register_ids(ids)
         env_fns: Sequence[Callable[[], gym.Env[Any, Any]]] = self._env_fns.var
         self._environments = _Environments([*env_fns])
         self._dispatcher = Dispatcher(self._environments)
