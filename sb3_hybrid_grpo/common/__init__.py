@@ -24,6 +24,7 @@ from sb3_hybrid_grpo.common.outcomes import (
     identical,
     join,
     join_steps,
+    stack_steps,
     store_observation,
 )
 from sb3_hybrid_grpo.common.schedules import AdaptiveLearningRate, check_desired_kl, parse_schedule, value_at
@@ -90,6 +91,7 @@ __all__ = [
     "join",
     "join_steps",
     "parse_schedule",
+    "stack_steps",
     "store_observation",
     "value_at",
     "warn",

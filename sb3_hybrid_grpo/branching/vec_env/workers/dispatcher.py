@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_hybrid_grpo.branching.batched import RememberedStates
 from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
 from sb3_hybrid_grpo.branching.snapshots import register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_env.behind_wrappers import BranchesBehindWrappers, Stepped
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher, Holder
 from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView
-from sb3_hybrid_grpo.common import BranchError, BranchOutcome, BranchStep, Follower, HybridGRPOError, warn
+from sb3_hybrid_grpo.common import BranchError, BranchOutcome, BranchStep, Follower, HybridGRPOError, stack_steps, warn
 
 
 class Setup(NamedTuple):
@@ -82,14 +81,14 @@ class Task(NamedTuple):
     :param version: number of the lesson to do so with
     :param actions: first actions for its environments, [E, n, \\*action_shape]
     :param alive: which of them are branched, [E, n]
-    :param noise: the policy's noise in each further step: without any, no lesson is needed
+    :param noise: the policy's noise in each further step, [K - 1, S, \\*noise_dims]: without any, no lesson is needed
     :param views: what vectorised wrappers do to the outcomes
     """
 
     version: int
     actions: np.ndarray
     alive: np.ndarray
-    noise: list[np.ndarray]
+    noise: np.ndarray
     views: list[VecWrapperView]
 
 
@@ -205,33 +204,31 @@ class Dispatcher:
         self._version = lesson.version
         return None
 
-    def follow(self, task: Task) -> list[BranchStep]:
+    def follow(self, task: Task) -> BranchStep:
         """
         Follow branches from the present states.
 
         :param task: the branches
-        :return: their steps
+        :return: their steps, stacked
         """
-        if not task.noise:
-            return [BranchStep(self.open(task.actions, task.alive, 1), task.alive)]
         return self._follow(task, _Present(self.open, self._current))
 
-    def follow_remembered(self, task: Task) -> list[BranchStep]:
+    def follow_remembered(self, task: Task) -> BranchStep:
         """
         Follow branches from the states that were kept.
 
         :param task: the branches
-        :return: their steps
+        :return: their steps, stacked
         """
-        states: RememberedStates = self._current.brancher.remembered  # type: ignore[attr-defined]
-        if not task.noise:
-            return [BranchStep(states.open(task.actions, task.alive, 1), task.alive)]
-        return self._follow(task, states)
+        return self._follow(task, self._current.brancher.remembered)  # type: ignore[attr-defined]
 
-    def _follow(self, task: Task, source: Stepped) -> list[BranchStep]:
+    def _follow(self, task: Task, source: Stepped) -> BranchStep:
+        if len(task.noise) == 0:
+            return stack_steps([BranchStep(source.open(task.actions, task.alive, 1), task.alive)])
         if task.version != self._version:
             raise BranchError(f"Branches are to be followed with policy {task.version}, but there is policy {self._version}.")
-        return self._follower(BranchesBehindWrappers(source, task.views), task.actions, task.alive, task.noise)
+        branches = BranchesBehindWrappers(source, task.views)
+        return stack_steps(self._follower(branches, task.actions, task.alive, [*task.noise]))
 
 
 class _Present(NamedTuple):

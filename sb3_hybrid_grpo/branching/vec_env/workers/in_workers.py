@@ -135,10 +135,13 @@ class WorkersBrancher:
     def _tasks(
         self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray], views: Sequence[VecWrapperView]
     ) -> list[tuple[Task]]:
+        # One array travels faster than many.
+        stacked = np.stack(noise) if noise else np.empty((0, len(actions)))
+        n_states = stacked.shape[1] // len(actions)
         tasks = []
         for rows in self._rows:
             # The states of an environment follow one another.
-            noise_of_group = [each[_scaled(rows, len(each) // len(actions))] for each in noise]
+            noise_of_group = stacked[:, rows.start * n_states : rows.stop * n_states]
             sendable = (sent(views, rows) if noise else None) or []
             tasks.append((Task(self._version, actions[rows], alive[rows], noise_of_group, sendable),))
         return tasks
@@ -168,10 +171,6 @@ class WorkersBrancher:
 
     def close(self) -> None:
         """Do nothing: a worker forgets its branches when the next ones are opened."""
-
-
-def _scaled(rows: slice, factor: int) -> slice:
-    return slice(rows.start * factor, rows.stop * factor)
 
 
 class _WorkerStates:
