@@ -4,6 +4,7 @@ from importlib.resources import files
 
 from sb3_hybrid_grpo import moved as _moved
 from sb3_hybrid_grpo.branching.functional import FunctionalVecEnv
+from sb3_hybrid_grpo.branching.vec_env import GroupedSubprocVecEnv, RayVecEnv, make_parallel_env
 from sb3_hybrid_grpo.check import check_branchable
 from sb3_hybrid_grpo.common import (
     BranchError,
@@ -16,6 +17,7 @@ from sb3_hybrid_grpo.common import (
     MissingExtraError,
     RewardTransformError,
     UnbranchableEnvError,
+    WorkerLostError,
 )
 from sb3_hybrid_grpo.grpo import GRPO
 from sb3_hybrid_grpo.hybrid_grpo import PAPER_SETTINGS, HybridGRPO
@@ -32,12 +34,16 @@ __all__ = [
     "CheckpointError",
     "FunctionalEnvError",
     "FunctionalVecEnv",
+    "GroupedSubprocVecEnv",
     "HybridGRPO",
     "HybridGRPOError",
     "InvalidArgumentError",
     "InvalidOutcomeError",
     "MissingExtraError",
+    "RayVecEnv",
     "RewardTransformError",
     "UnbranchableEnvError",
+    "WorkerLostError",
     "check_branchable",
+    "make_parallel_env",
 ]

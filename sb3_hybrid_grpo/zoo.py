@@ -3,11 +3,16 @@
 import argparse
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stable_baselines3.common.vec_env import VecEnv
+
 from sb3_hybrid_grpo import GRPO, HybridGRPO
+from sb3_hybrid_grpo.branching.vec_env import ENGINES
 
 if TYPE_CHECKING:
     import optuna
@@ -32,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="%(prog)s {train,enjoy,tune} [options of the RL Zoo]",
         description="The RL Zoo with Hybrid GRPO and GRPO.",
         epilog=f"The options are those of the Zoo's train and enjoy: '%(prog)s train --help' lists them. --algo is "
-        f"{_DEFAULT_ALGO} by default; it and grpo read their settings from {_HYPERPARAMS}, unless --conf-file is given.",
+        f"{_DEFAULT_ALGO} by default; it and grpo read their settings from {_HYPERPARAMS}, unless --conf-file is given. "
+        f"--engine {{{','.join(ENGINES)}}} and --workers N put the environments into workers.",
     )
     parser.add_argument(
         "command",
@@ -48,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rl_zoo3.enjoy import enjoy
     from rl_zoo3.train import train
 
-    options = arguments[1:]
+    engine, options = _engine(command, arguments[1:])
     previous = sys.argv
     sys.argv = [f"{parser.prog} {command}", *_defaults(command, options), *options]
     try:
-        (enjoy if command == "enjoy" else train)()
+        with engine:
+            (enjoy if command == "enjoy" else train)()
     finally:
         sys.argv = previous
     return 0
@@ -124,6 +131,37 @@ def _sample_common_params(
 def _accepted_by_grpo(arguments: dict[str, Any]) -> dict[str, Any]:
     known = inspect.signature(GRPO).parameters
     return {name: value for name, value in arguments.items() if name in known}
+
+
+def _engine(command: str, options: Sequence[str]) -> tuple[AbstractContextManager[None], list[str]]:
+    """
+    Have the Zoo make the environments in workers, if that is asked for.
+
+    :param command: what to do
+    :param options: the user's options
+    :return: a context for the Zoo, and the options that it knows
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m sb3_hybrid_grpo.zoo {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--engine", choices=ENGINES)
+    parser.add_argument("--workers", type=int)
+    chosen, others = parser.parse_known_args(options)
+    if chosen.engine is None and chosen.workers is None:
+        return nullcontext(), others
+    vec_env_class = partial(ENGINES[chosen.engine or "process"], n_workers=chosen.workers)
+    return _in_place_of_subproc_vec_env(vec_env_class), ["--vec-env", "subproc", *others]
+
+
+@contextmanager
+def _in_place_of_subproc_vec_env(vec_env_class: Callable[..., VecEnv]) -> Iterator[None]:
+    """Replace the class that the Zoo knows by the name ``subproc``."""
+    from rl_zoo3 import exp_manager
+
+    known = exp_manager.SubprocVecEnv
+    exp_manager.SubprocVecEnv = vec_env_class
+    try:
+        yield
+    finally:
+        exp_manager.SubprocVecEnv = known
 
 
 def _defaults(command: str, options: Sequence[str]) -> list[str]:

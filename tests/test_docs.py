@@ -70,6 +70,8 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys, request):
         request.getfixturevalue("hub")
     if "onnx" in example:
         pytest.importorskip("onnx")
+    if 'engine="ray"' in example:
+        pytest.importorskip("ray")
     if "tensorboard" in example:
         pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)

@@ -166,7 +166,7 @@ def watched_brancher(clock: Clock, name: str, env: VecEnv) -> Brancher:
     :return: the brancher
     """
     brancher = make_brancher(name, env)
-    for method in ("open", "start", "wait", "advance", "close", "observed", "remember"):
+    for method in ("open", "follow", "advance", "close", "observed", "remember"):
         clock.watch(brancher, method, "branching")
     return brancher
 

@@ -13,17 +13,30 @@ from sb3_hybrid_grpo.common.errors import (
     RewardTransformError,
     UnbranchableEnvError,
     UnrestorableStateError,
+    WorkerLostError,
+    WorkerTimeoutError,
 )
 from sb3_hybrid_grpo.common.notices import warn
-from sb3_hybrid_grpo.common.outcomes import copy_environments, difference, empty_outcome, identical, join, store_observation
+from sb3_hybrid_grpo.common.outcomes import (
+    copy_environments,
+    difference,
+    empty_outcome,
+    identical,
+    join,
+    join_steps,
+    stack_steps,
+    store_observation,
+)
 from sb3_hybrid_grpo.common.schedules import AdaptiveLearningRate, check_desired_kl, parse_schedule, value_at
 from sb3_hybrid_grpo.common.type_aliases import (
-    AsyncBrancher,
     Brancher,
     BrancherFactory,
     BranchOutcome,
+    BranchStep,
     Committed,
     Floats,
+    Follower,
+    FollowingBrancher,
     LearningBrancher,
     MaskingBrancher,
     MultiSampleRolloutBufferSamples,
@@ -36,9 +49,9 @@ from sb3_hybrid_grpo.common.validation import check_batches, check_name, check_n
 
 __all__ = [
     "AdaptiveLearningRate",
-    "AsyncBrancher",
     "BranchError",
     "BranchOutcome",
+    "BranchStep",
     "BranchTimeoutError",
     "Brancher",
     "BrancherFactory",
@@ -46,6 +59,8 @@ __all__ = [
     "CheckpointError",
     "Committed",
     "Floats",
+    "Follower",
+    "FollowingBrancher",
     "FunctionalEnvError",
     "HybridGRPOError",
     "InvalidArgumentError",
@@ -61,6 +76,8 @@ __all__ = [
     "Transitions",
     "UnbranchableEnvError",
     "UnrestorableStateError",
+    "WorkerLostError",
+    "WorkerTimeoutError",
     "check_batches",
     "check_desired_kl",
     "check_name",
@@ -72,7 +89,9 @@ __all__ = [
     "empty_outcome",
     "identical",
     "join",
+    "join_steps",
     "parse_schedule",
+    "stack_steps",
     "store_observation",
     "value_at",
     "warn",

@@ -41,7 +41,7 @@ class BranchError(HybridGRPOError):
     """
     An environment raised inside a branch. Its committed state was restored before this was raised.
 
-    Workers of a ``SubprocVecEnv`` may have taken the committed step after that, see ``AsyncBrancher``.
+    Workers of a ``SubprocVecEnv`` may have taken the committed step after that, see ``FollowingBrancher``.
     """
 
 
@@ -55,3 +55,15 @@ class UnrestorableStateError(BranchError, UnbranchableEnvError):
 
 class BranchTimeoutError(BranchError):
     """An environment took longer in a branch than ``branch_timeout`` allows."""
+
+
+class WorkerLostError(BranchError):
+    """
+    A worker of a vectorised environment died, or does not answer; the message names its environments.
+
+    All workers were ended. Make the vectorised environment anew and go on from the last checkpoint.
+    """
+
+
+class WorkerTimeoutError(WorkerLostError, BranchTimeoutError):
+    """A worker of a vectorised environment does not answer in time."""

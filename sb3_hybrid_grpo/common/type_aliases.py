@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Observations: TypeAlias = np.ndarray | dict[str, np.ndarray] | tuple[np.ndarray, ...]
@@ -116,27 +117,73 @@ class Brancher(Protocol):
         """
 
 
-class AsyncBrancher(Brancher, Protocol):
-    """A brancher whose workers need not be waited for before they are asked for the committed step."""
+class BranchStep(NamedTuple):
+    """
+    One step of all branches.
+
+    :param outcome: what the simulators returned, meaningful where a branch is alive
+    :param alive: whether a branch took the step, [E, n]
+    """
+
+    outcome: BranchOutcome
+    alive: np.ndarray
+
+
+class Follower(Protocol):
+    """Takes all steps of branches: from the first actions on with a policy of its own."""
+
+    def __call__(
+        self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]
+    ) -> list[BranchStep]:
+        """
+        Follow branches until the noise is used up or all of them have ended.
+
+        :param brancher: source of the outcomes
+        :param actions: first actions for the environments, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param noise: the policy's noise in each further step, [S, \\*noise_dims] for S states with E · n / S branches each
+        :return: their steps
+        """
+
+
+class FollowingBrancher(Brancher, Protocol):
+    """A brancher that has workers, which follow branches by themselves and can do so along with the committed step."""
 
     has_workers: bool
-    """Whether that is so: one without this attribute is no ``AsyncBrancher``."""
+    """Whether that is so: one without this attribute is no ``FollowingBrancher``."""
 
-    def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
+    def teach(self, follower: Follower) -> str | None:
         """
-        Open branches as ``open`` does, without waiting.
+        Send workers what they are to follow branches of several steps with, from now on.
 
-        :param actions: actions as the environment takes them, [E, n, \\*action_shape]
+        :param follower: it
+        :return: why that is not possible; ``None`` if it is
+        """
+
+    def follow(self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]) -> list[BranchStep]:
+        """
+        Have workers follow branches.
+
+        :param actions: first actions for the environments, [E, n, \\*action_shape]
         :param alive: which of them are branched, [E, n]
-        :param horizon: number of steps that a branch may take in all
+        :param noise: see ``Follower``; none is needed for branches of one step, which nothing has to be taught for
+        :return: their steps
+        :raises BranchError: if an environment raises
         """
 
-    def wait(self) -> BranchOutcome:
+    def follow_and_step(
+        self, env: VecEnv, committed: np.ndarray, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]
+    ) -> tuple[VecEnvStepReturn, list[BranchStep]]:
         """
-        Return what ``start`` asked for.
+        Have workers follow branches, and then take the committed step, which they are asked for at the same time.
 
-        :return: the outcomes, zero where not ``alive``
-        :raises BranchError: if an environment raised
+        :param env: the training environment
+        :param committed: committed actions, [E, \\*action_shape]
+        :param actions: see ``follow``
+        :param alive: see ``follow``
+        :param noise: see ``follow``
+        :return: what the environment returns, and the steps of the branches
+        :raises BranchError: if an environment raised in a branch; the committed step has been taken then
         """
 
 
@@ -155,14 +202,14 @@ class RememberingBrancher(Brancher, Protocol):
 
     def remember(self, obs: Observations) -> None:
         """
-        Keep the present states, before the committed step; workers need not have done so before ``confirm``.
+        Keep the present states, before the committed step.
 
         :param obs: observations of the states as the policy sees them
         """
 
     def confirm(self) -> np.ndarray | None:
         """
-        Wait until the states are kept. The committed step may be asked for before.
+        Tell whether the states have been kept.
 
         :return: for which environments that was not possible, so that nothing is branched, [E]; ``None`` if for none
         """

@@ -12,6 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.functional import is_functional_id, make_functional_env
+from sb3_hybrid_grpo.branching.vec_env import ENGINES
 from sb3_hybrid_grpo.compare.extras import extra
 from sb3_hybrid_grpo.compare.folder import ResultsFolder
 from sb3_hybrid_grpo.compare.pool import Report, Update, run_all
@@ -103,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         default=os.cpu_count() or 1,
         help="runs at the same time (default: one per core)",
     )
+    add(
+        "--engine", choices=ENGINES, help="train in several processes, or in actors of Ray (default: in the run's own process)"
+    )
+    add("--workers", type=_positive, help="workers of each run with --engine (default: one per core, or CPU of the cluster)")
     add("--device", default="cpu", help="device to train on (default: %(default)s)")
     add("--eval-every", type=_positive, help="committed steps between evaluations (default: timesteps / 20)")
     add("--eval-episodes", type=_positive, default=10, help="episodes per evaluation (default: %(default)s)")
@@ -131,6 +136,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         eval_every=arguments.eval_every or max(arguments.timesteps // 20, 1),
         eval_episodes=arguments.eval_episodes,
         device=arguments.device,
+        engine=arguments.engine or (None if arguments.workers is None else "process"),
+        workers=arguments.workers,
     )
 
 

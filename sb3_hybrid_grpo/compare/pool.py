@@ -78,7 +78,8 @@ def run_all(runs: Iterable[JobT], work: Callable[[JobT, Report], Any], jobs: int
             while waiting and len(active) < jobs:
                 run = waiting.popleft()
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(run, work, sender), daemon=True)
+                # Not a daemon: a run may have workers of its own.
+                process = context.Process(target=_work, args=(run, work, sender))
                 with _inherited_by_children():
                     process.start()
                 sender.close()

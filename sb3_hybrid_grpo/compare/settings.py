@@ -14,7 +14,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, FunctionalVecEnv, HybridGRPO
+from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, FunctionalVecEnv, HybridGRPO, make_parallel_env
 from sb3_hybrid_grpo.branching.functional import is_functional_id
 
 ALGORITHMS: Mapping[str, tuple[type[OnPolicyAlgorithm], Mapping[str, Any]]] = {
@@ -92,6 +92,8 @@ class Settings:
     :param eval_every: committed steps between two evaluations
     :param eval_episodes: episodes per evaluation
     :param device: device to train on
+    :param engine: what carries the training environments, see ``make_parallel_env``; ``None`` for a single process
+    :param workers: number of workers of each run
     """
 
     env: str
@@ -101,6 +103,8 @@ class Settings:
     eval_every: int
     eval_episodes: int
     device: str
+    engine: str | None = None
+    workers: int | None = None
 
 
 def parse_hyperparam(text: str) -> tuple[str, Any]:
@@ -130,15 +134,21 @@ def parse_hyperparam(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def make_env(env_id: str, n_envs: int, seed: int | None = None) -> VecEnv:
+def make_env(
+    env_id: str, n_envs: int, seed: int | None = None, engine: str | None = None, workers: int | None = None
+) -> VecEnv:
     """
     Make environments.
 
     :param env_id: id of one of Gymnasium's, or of a functional one
     :param n_envs: number of environments
     :param seed: seed of the first one
+    :param engine: what carries them, see ``make_parallel_env``; ``None`` for this process
+    :param workers: number of workers
     :return: the vectorised environment
     """
+    if engine is not None:
+        return make_parallel_env(env_id, n_envs, workers, engine, seed)
     return FunctionalVecEnv(env_id, n_envs, seed) if is_functional_id(env_id) else make_vec_env(env_id, n_envs, seed)
 
 

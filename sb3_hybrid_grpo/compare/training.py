@@ -38,7 +38,7 @@ def train(settings: Settings, run: Run, report: Report) -> tuple[OnPolicyAlgorit
     :param report: called a few times per second with the committed steps and the latest mean return
     :return: the trained model and its learning curve
     """
-    env = make_env(settings.env, settings.hyperparams.get("n_envs", 1), run.seed)
+    env = make_env(settings.env, settings.hyperparams.get("n_envs", 1), run.seed, settings.engine, settings.workers)
     eval_env = make_env(settings.env, settings.eval_episodes)
     curve = CurveCallback(eval_env, settings.eval_every, run.seed, report)
     model = build_model(settings, run, env).learn(settings.timesteps, callback=curve)

@@ -33,6 +33,7 @@ from sb3_hybrid_grpo.estimation import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.hybrid_grpo.clipped_update import ClippedUpdate
 from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
 from sb3_hybrid_grpo.hybrid_grpo.policies import ALIASES
+from sb3_hybrid_grpo.hybrid_grpo.restarts import Restarts
 from sb3_hybrid_grpo.policies import check_common_noise, check_entropies, has_linear_head, is_maskable, masking, without_sde
 from sb3_hybrid_grpo.rollout import (
     BranchPace,
@@ -54,7 +55,7 @@ PAPER_SETTINGS: Mapping[str, Any] = {
 """Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
 
 
-class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorithm):
+class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorithm):
     """
     Hybrid Group Relative Policy Optimization (Hybrid GRPO)
 

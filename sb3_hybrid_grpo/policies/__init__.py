@@ -6,11 +6,13 @@ from sb3_hybrid_grpo.policies.evaluators import Evaluator, evaluate_actions, mak
 from sb3_hybrid_grpo.policies.heads import check_entropies
 from sb3_hybrid_grpo.policies.maskable import is_maskable, masking, overrides_forward, without_sde
 from sb3_hybrid_grpo.policies.networks import chunk_size
+from sb3_hybrid_grpo.policies.plain_mlp import Replica
 from sb3_hybrid_grpo.policies.sampling import check_common_noise, draw_noise, first_occurrences, to_env_actions
 
 __all__ = [
     "Actor",
     "Evaluator",
+    "Replica",
     "Samples",
     "check_common_noise",
     "check_entropies",

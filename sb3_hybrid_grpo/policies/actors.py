@@ -1,6 +1,7 @@
 """The policy of a rollout, which stands still: what only the actor does at each step, and as fast as it can be done."""
 
-from collections.abc import Callable
+import copy
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,11 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
-from torch import nn
 
 from sb3_hybrid_grpo.common import InvalidArgumentError, Observations
 from sb3_hybrid_grpo.policies.maskable import class_of, is_maskable, masking, overrides_forward, uncompiled
+from sb3_hybrid_grpo.policies.plain_mlp import PlainMlp, Replica, inverse_cdf, softmax
+from sb3_hybrid_grpo.policies.row_by_row import RowByRow
 from sb3_hybrid_grpo.policies.sampling import (
     actions_from_noise,
     forward_samples,
@@ -52,6 +54,10 @@ class Actor:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
+
+    @cached_property
+    def _row_by_row(self) -> RowByRow:
+        return RowByRow(self.policy)
 
     def sample(
         self, obs: Observations, n_samples: int, noise: np.ndarray | None = None, action_masks: np.ndarray | None = None
@@ -98,7 +104,7 @@ class Actor:
 
     def act(self, obs: Observations, noise: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
         """
-        Sample one action at each of B states with given noise.
+        Sample one action at each of B states with given noise: the same, bit for bit, whatever the other states are.
 
         :param obs: states
         :param noise: noise, [B, \\*noise_dims]
@@ -107,7 +113,7 @@ class Actor:
         :raises InvalidArgumentError: if the policy is maskable and there are no masks
         """
         masks = self._masks(action_masks)
-        with th.no_grad():
+        with th.no_grad(), self._row_by_row:
             obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
             distribution = self.policy.get_distribution(obs_tensor, **masking(masks))
             actions = actions_from_noise(distribution, noise)
@@ -134,6 +140,21 @@ class Actor:
             return low + 0.5 * (actions + 1.0) * (high - low)
         return actions.clamp(low, high)
 
+    def replica(self) -> Replica:
+        """
+        Return what acts like this in another process.
+
+        :return: it, picklable if the policy is
+        :raises InvalidArgumentError: if another process would not compute the same actions, bit for bit
+        """
+        if self.policy.device.type != "cpu":
+            raise InvalidArgumentError(f"the policy is on {self.policy.device}, whose results differ in the last bits")
+        if uncompiled(self.policy) is not self.policy:
+            raise InvalidArgumentError("the policy is compiled, and would have to be compiled again")
+        policy = copy.copy(self.policy)
+        vars(policy)["optimizer"] = None
+        return PolicyReplica(policy)
+
     def _masks(self, action_masks: Any) -> Any:
         """Return the masks that the policy takes, if it takes any."""
         if not is_maskable(class_of(self.policy)):
@@ -149,23 +170,30 @@ class Actor:
         return actions.cpu().numpy().reshape(-1, *n_samples, *self.policy.action_space.shape)  # type: ignore[misc]
 
 
+class PolicyReplica(Actor):
+    """
+    Acts in a worker. Its small batches are not worth a second thread there.
+
+    :param policy: a copy of the policy
+    """
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        th.set_num_threads(1)
+
+
 class MlpActor(Actor):
     """
-    Samples from SB3's ``MlpPolicy`` with Gaussian or categorical actions on the CPU.
+    Samples from SB3's ``MlpPolicy`` with Gaussian or categorical actions on the CPU, see ``PlainMlp``.
 
-    A few matrix products of numpy take a tenth of the time of the same pass through PyTorch's modules and distributions. The
-    random numbers are those that the policy would draw for itself.
+    The random numbers are those that the policy would draw for itself.
 
     :param policy: a policy that ``is_plain``
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__(policy)
-        self._layers: list[Callable[[np.ndarray], np.ndarray]] = [
-            _layer(module) for module in (*policy.mlp_extractor.policy_net, policy.action_net)
-        ]
-        self._is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
-        self._std = policy.log_std.exp().detach().numpy() if self._is_gaussian else None
+        self._mlp = PlainMlp(policy)
 
     @staticmethod
     def is_plain(policy: ActorCriticPolicy) -> bool:
@@ -183,7 +211,7 @@ class MlpActor(Actor):
             and isinstance(policy.observation_space, spaces.Box)
             and not is_image_space(policy.observation_space)
             and type(policy.mlp_extractor) is MlpExtractor
-            and all(type(module) in _LAYERS for module in (*policy.mlp_extractor.policy_net, policy.action_net))
+            and PlainMlp.supports([*policy.mlp_extractor.policy_net, policy.action_net])
             and type(policy.action_dist) in (DiagGaussianDistribution, CategoricalDistribution)
             and not any(getattr(module, name) for module in policy.modules() for name in _HOOKS)
         )
@@ -200,19 +228,19 @@ class MlpActor(Actor):
         :param action_masks: none
         :return: the actions
         """
-        parameters = self._parameters(obs)
-        if self._is_gaussian:
+        parameters = self._mlp.parameters(obs)
+        if self._mlp.std is not None:
             own_noise = th.randn(len(parameters), n_samples, parameters.shape[-1]).numpy()
             if noise is not None:
                 own_noise[:, 0] = noise
-            actions = parameters[:, None] + self._std * own_noise
+            actions = parameters[:, None] + self._mlp.std * own_noise
         else:
-            probs = _softmax(parameters)
+            probs = softmax(parameters)
             actions = th.multinomial(th.from_numpy(probs), n_samples, replacement=True).numpy()
             if noise is not None:
-                actions[:, 0] = _inverse_cdf(probs, noise)
+                actions[:, 0] = inverse_cdf(probs, noise)
         shape: tuple[int, ...] = self.policy.action_space.shape  # type: ignore[assignment]
-        means = parameters.reshape(-1, *shape) if self._is_gaussian else None
+        means = parameters.reshape(-1, *shape) if self._mlp.std is not None else None
         return Samples(actions.reshape(-1, n_samples, *shape), means=means)
 
     def act(self, obs: Observations, noise: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
@@ -224,19 +252,15 @@ class MlpActor(Actor):
         :param action_masks: not looked at
         :return: actions for the environment
         """
-        parameters = self._parameters(obs)
-        if not self._is_gaussian:
-            return _inverse_cdf(_softmax(parameters), noise)
-        actions = parameters + self._std * noise
-        return to_env_actions(self.policy, actions.reshape(-1, *self.policy.action_space.shape))  # type: ignore[misc]
+        return self._mlp.act(obs, noise)
 
-    def _parameters(self, obs: Observations) -> np.ndarray:
-        """Return the means of the actions, or the logits, [B, n]."""
-        assert isinstance(obs, np.ndarray)
-        latent = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
-        for layer in self._layers:
-            latent = layer(latent)
-        return latent
+    def replica(self) -> PlainMlp:
+        """
+        Return what acts like this in another process, see ``Actor.replica``.
+
+        :return: the network alone
+        """
+        return self._mlp
 
 
 def make_actor(policy: ActorCriticPolicy) -> Actor:
@@ -254,30 +278,3 @@ def _is_overridden(policy: ActorCriticPolicy, name: str) -> bool:
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _linear(module: nn.Linear) -> Callable[[np.ndarray], np.ndarray]:
-    weight = module.weight.detach().numpy().T.copy()
-    bias = module.bias.detach().numpy()
-    return lambda latent: latent @ weight + bias
-
-
-_LAYERS: dict[type[nn.Module], Callable[[Any], Callable[[np.ndarray], np.ndarray]]] = {
-    nn.Linear: _linear,
-    nn.Tanh: lambda module: np.tanh,
-    nn.ReLU: lambda module: lambda latent: np.maximum(latent, 0),
-}
-
-
-def _layer(module: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    return _LAYERS[type(module)](module)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
-
-
-def _inverse_cdf(probs: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    passed = probs.cumsum(axis=-1) <= uniforms[:, None]
-    return np.asarray(np.minimum(passed.sum(axis=-1), probs.shape[-1] - 1))

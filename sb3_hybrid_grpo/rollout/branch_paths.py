@@ -1,47 +1,82 @@
 """Branches of several steps: what happens when the policy goes on from each sampled action."""
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_hybrid_grpo.common import AsyncBrancher, Brancher, BranchOutcome, Committed, Observations, check_outcome
-from sb3_hybrid_grpo.policies import Actor, draw_noise
+from sb3_hybrid_grpo.common import (
+    Brancher,
+    BranchOutcome,
+    BranchStep,
+    Committed,
+    FollowingBrancher,
+    Observations,
+    check_outcome,
+)
+from sb3_hybrid_grpo.policies import Actor, Replica, draw_noise
 from sb3_hybrid_grpo.rollout.values import select_observations
 
 
-class BranchStep(NamedTuple):
+def follow(
+    actor: Replica,
+    brancher: Brancher,
+    actions: np.ndarray,
+    alive: np.ndarray,
+    noise: Sequence[np.ndarray],
+    obs: Observations | None = None,
+) -> list[BranchStep]:
     """
-    One step of all branches.
+    Follow branches until the policy's noise is used up or all of them have ended, in this process or in a worker.
 
-    :param outcome: what the simulators returned, meaningful where a branch is alive
-    :param alive: whether a branch took the step, [E, n]
+    The environments are left as they were, also if something raises: ``InvalidOutcomeError`` if the policy would have to go on
+    from NaN or infinity.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: source of the outcomes
+    :param actions: first actions for the environments, [E, n, \\*action_shape]
+    :param alive: which of them are branched, [E, n]
+    :param noise: the policy's noise in each further step, shared by the branches of a state, [S, \\*noise_dims] for S states
+        with E · n / S branches each
+    :param obs: observations of the states
+    :return: the steps of the branches
     """
-
-    outcome: BranchOutcome
-    alive: np.ndarray
+    steps = [BranchStep(brancher.open(actions, alive, 1 + len(noise), obs), alive)]
+    try:
+        for step_noise in noise:
+            outcome, alive = steps[-1]
+            alive = alive & ~(outcome.terminated | outcome.truncated)
+            if not alive.any():
+                break
+            # Only finite observations are for the policy.
+            check_outcome(outcome.observations, outcome.rewards)
+            seen = brancher.observed(outcome, [step.outcome for step in steps[:-1]])
+            noise_of_branches = step_noise.repeat(alive.size // len(step_noise), axis=0)
+            actions = actions.copy()
+            masks = None if outcome.action_masks is None else outcome.action_masks[alive]
+            actions[alive] = actor.act(select_observations(seen.observations, alive), noise_of_branches[alive.ravel()], masks)
+            steps.append(BranchStep(brancher.advance(actions, alive), alive))
+    finally:
+        brancher.close()
+    return steps
 
 
 class BranchPaths:
     """
-    The branches of one macro-step, followed until the policy's noise is used up or all of them have ended.
-
-    The environments are left as they were, also if something raises: ``InvalidOutcomeError`` if the policy would have to go on
-    from NaN or infinity.
+    The branches of one macro-step: see ``follow``. Workers that can follow them do so along with the committed step.
 
     :param actor: the policy that goes on after the first step
     :param brancher: source of the outcomes, needed if anything is branched
     :param actions: first actions for the environments, [E, n, \\*action_shape]
     :param alive: which of them are branched, [E, n]
     :param obs: observations of the states
-    :param noise: the policy's noise in each further step, shared by the branches of a state, [S, \\*noise_dims] for S states
-        with E · n / S branches each
+    :param noise: the policy's noise in each further step, see ``follow``
     :param is_awaited: whether the outcomes are needed before the committed step
+    :param workers_follow: whether workers can follow branches of several steps
     """
 
     def __init__(
@@ -53,53 +88,35 @@ class BranchPaths:
         obs: Observations | None = None,
         noise: Sequence[np.ndarray] = (),
         is_awaited: bool = False,
+        workers_follow: bool = False,
     ) -> None:
         self._brancher: Any = brancher
+        self._task = actions, alive, noise
+        self._is_with_step = False
         self.steps: list[BranchStep] = []
-        self._started: np.ndarray | None = None
         if brancher is None or not alive.any():
             return
-        if not (noise or is_awaited) and getattr(brancher, "has_workers", False):
-            cast(AsyncBrancher, brancher).start(actions, alive, horizon=1)
-            self._started = alive
-            return
-        self.steps.append(BranchStep(brancher.open(actions, alive, 1 + len(noise), obs), alive))
-        try:
-            for step_noise in noise:
-                outcome, alive = self.steps[-1]
-                alive = alive & ~(outcome.terminated | outcome.truncated)
-                if not alive.any():
-                    break
-                # Only finite observations are for the policy.
-                check_outcome(outcome.observations, outcome.rewards)
-                obs = select_observations(self.observed(len(self.steps) - 1, None).observations, alive)
-                noise_of_branches = step_noise.repeat(alive.size // len(step_noise), axis=0)
-                actions = actions.copy()
-                masks = None if outcome.action_masks is None else outcome.action_masks[alive]
-                actions[alive] = actor.act(obs, noise_of_branches[alive.ravel()], masks)
-                self.steps.append(BranchStep(brancher.advance(actions, alive), alive))
-        finally:
-            brancher.close()
+        if not getattr(brancher, "has_workers", False) or (noise and not workers_follow):
+            self.steps = follow(actor, brancher, *self._task, obs)
+        elif is_awaited:
+            self.steps = cast(FollowingBrancher, brancher).follow(*self._task)
+        else:
+            self._is_with_step = True
 
-    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+    def step_env(self, env: VecEnv, committed: np.ndarray) -> VecEnvStepReturn:
         """
-        Take the committed step, which workers begin as soon as they have branched.
+        Take the committed step.
 
         :param env: the training environment
-        :param actions: committed actions, [E, \\*action_shape]
+        :param committed: committed actions, [E, \\*action_shape]
         :return: what the environment returns
         :raises BranchError: if an environment raised in a branch; the committed step has been taken then
         """
-        if self._started is None:
-            return env.step(actions)
-        try:
-            return step_behind(self._wait, env, actions)
-        finally:
-            self._brancher.close()
-
-    def _wait(self) -> None:
-        assert self._started is not None
-        self.steps.append(BranchStep(self._brancher.wait(), self._started))
+        if not self._is_with_step:
+            return env.step(committed)
+        returned: VecEnvStepReturn
+        returned, self.steps = self._brancher.follow_and_step(env, committed, *self._task)
+        return returned
 
     def observed(self, k: int, committed: Committed | None) -> BranchOutcome:
         """
@@ -144,38 +161,6 @@ def reordered(samples: Any, order: np.ndarray) -> Any:
     if isinstance(samples, tuple):
         return tuple(reordered(part, order) for part in samples)
     return samples[np.arange(len(order))[:, None], order]
-
-
-def step_behind(wait: Callable[[], None], env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
-    """
-    Ask for the committed step when workers are still to answer something before it.
-
-    :param wait: takes these answers
-    :param env: the training environment
-    :param actions: committed actions, [E, \\*action_shape]
-    :return: what the environment returns
-    :raises OSError: if a worker died after it had answered, as SB3 raises it
-    """
-    lost_worker: OSError | None = None
-    try:
-        env.step_async(actions)
-    except OSError as error:
-        # If it died before it answered, the missing answer tells better.
-        lost_worker = error
-    except BaseException:
-        # Nothing was asked for: there is no step to wait for.
-        with contextlib.suppress(Exception):
-            wait()
-        raise
-    try:
-        wait()
-    except BaseException:
-        with contextlib.suppress(Exception):
-            env.step_wait()
-        raise
-    if lost_worker is not None:
-        raise lost_worker
-    return env.step_wait()
 
 
 class NoiseAhead:

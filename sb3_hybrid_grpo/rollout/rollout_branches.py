@@ -1,15 +1,25 @@
 """The branches of a rollout: followed at each state, or put off until they are many."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_hybrid_grpo.common import Brancher, Committed, Observations, RememberingBrancher, check_outcome
+from sb3_hybrid_grpo.common import (
+    Brancher,
+    Committed,
+    FollowingBrancher,
+    InvalidArgumentError,
+    Observations,
+    RememberingBrancher,
+    check_outcome,
+    warn,
+)
 from sb3_hybrid_grpo.policies import Actor
-from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, step_behind
+from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, follow
 from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 from sb3_hybrid_grpo.rollout.values import DeferredValues, select_observations
 
@@ -82,6 +92,31 @@ def make_rollout_branches(
     return PromptBranches(actor, brancher, buffer, deferred)
 
 
+def teach(actor: Actor, brancher: Brancher | None, horizon: int) -> bool:
+    """
+    Send workers the policy, so that they can follow branches of several steps by themselves in the rollout to come.
+
+    If that is not possible, which is announced, each step of the branches takes a message to each worker.
+
+    :param actor: the policy
+    :param brancher: source of the outcomes, with workers or without
+    :param horizon: number of steps K of a branch
+    :return: whether they can
+    """
+    if horizon == 1 or not getattr(brancher, "has_workers", False):
+        return False
+    try:
+        obstacle = cast(FollowingBrancher, brancher).teach(partial(follow, actor.replica()))
+    except InvalidArgumentError as error:
+        obstacle = str(error)
+    if obstacle is not None:
+        warn(
+            f"Workers cannot follow branches with a copy of the policy: {obstacle}. The main process tells them each step "
+            f"instead, which takes up to {horizon} messages per macro-step."
+        )
+    return obstacle is None
+
+
 class PromptBranches:
     """
     Branches at each state before its committed step, see ``RolloutBranches``.
@@ -93,6 +128,7 @@ class PromptBranches:
     """
 
     paths: BranchPaths
+    _is_awaited: ClassVar[bool] = False
 
     def __init__(
         self, actor: Actor, brancher: Brancher | None, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
@@ -101,13 +137,16 @@ class PromptBranches:
         self._brancher = brancher
         self._buffer = buffer
         self._deferred = deferred
+        self._workers_follow = teach(actor, brancher, buffer.branch_horizon)
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
-        """Follow the branches, or have workers begin with it."""
-        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise)
+        """Follow the branches, unless workers do that along with the committed step."""
+        self.paths = BranchPaths(
+            self._actor, self._brancher, actions, alive, obs, noise, self._is_awaited, self._workers_follow
+        )
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
-        """Take the committed step, which workers begin as soon as they have branched."""
+        """Take the committed step, after which workers have followed the branches."""
         return self.paths.step_env(env, actions)
 
     def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
@@ -125,9 +164,7 @@ class PromptBranches:
 class AwaitedBranches(PromptBranches):
     """Branches of all N actions, the committed one included, whose outcomes decide about it: see ``RolloutBranches``."""
 
-    def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
-        """Follow the branches, and wait for workers."""
-        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise, is_awaited=True)
+    _is_awaited = True
 
 
 class _Waiting(NamedTuple):
@@ -156,19 +193,22 @@ class LateBranches:
         self._deferred = deferred
         self._waiting: list[_Waiting] = []
         self._came_too_late: np.ndarray | None = None
+        self._has_workers: bool = getattr(brancher, "has_workers", False)
+        self._workers_follow = teach(actor, brancher, buffer.branch_horizon)
         brancher.forget()
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
-        """Remember the present states."""
-        self._brancher.remember(obs)
+        """Remember the present states, unless workers do that along with the committed step."""
+        if not self._has_workers:
+            self._brancher.remember(obs)
         self._waiting.append(_Waiting(actions, alive, noise))
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
-        """Take the committed step, which workers begin as soon as they have kept their states."""
-        return step_behind(self._confirm, env, actions)
-
-    def _confirm(self) -> None:
+        """Take the committed step."""
+        workers: Any = self._brancher
+        returned: VecEnvStepReturn = workers.remember_and_step(env, actions) if self._has_workers else env.step(actions)
         self._came_too_late = self._brancher.confirm()
+        return returned
 
     def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
         """Complete macro-steps if the branches that wait are many."""
@@ -196,7 +236,7 @@ class LateBranches:
 
     def _follow(self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice) -> int:
         """Follow branches [E, T · n] of the T macro-steps in some rows of the buffer; return their simulator steps."""
-        paths = BranchPaths(self._actor, brancher, actions, alive, noise=noise)
+        paths = BranchPaths(self._actor, brancher, actions, alive, None, noise, True, self._workers_follow)
         store_branches(paths, rows, None, self._buffer, self._deferred)
         return paths.n_simulator_steps
 

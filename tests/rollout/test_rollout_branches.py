@@ -1,5 +1,6 @@
 """Branches that wait are the ones that would have been followed at once."""
 
+import contextlib
 import copy
 import functools
 from importlib import import_module
@@ -16,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecChec
 from sb3_hybrid_grpo import BranchError, HybridGRPO
 from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher
 from sb3_hybrid_grpo.branching.batched.task_simulator import TaskSimulator
-from sb3_hybrid_grpo.rollout.branch_paths import step_behind
+from tests.envs import limited
 from tests.lockstep import describe
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "Ant-v5", "Humanoid-v5"]
@@ -260,14 +261,23 @@ def test_a_worker_that_dies_while_branches_wait_ends_the_run_with_one_error():
     assert not any(process.is_alive() for process in venv.processes)
 
 
-def test_a_step_that_a_wrapper_refuses_is_not_taken():
-    """Neither with these actions nor with those of the step before, and the answers that are due are taken."""
-    venv = VecCheckNan(make_vec_env("Hopper-v5", 1, seed=0), raise_exception=True)
-    venv.reset()
-    venv.step(np.zeros((1, 3), dtype=np.float32))
-    before = venv.envs[0].unwrapped.data.time
-    answers = []
-    with pytest.raises(ValueError, match="nan"):
-        step_behind(lambda: answers.append("taken"), venv, np.full((1, 3), np.nan, dtype=np.float32))
-    assert venv.envs[0].unwrapped.data.time == before
-    assert answers == ["taken"]
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", limited()], ids=["late", "prompt"])
+def test_a_step_that_a_wrapper_refuses_is_not_taken(env_id):
+    """Neither with these actions nor with those of the step before, and workers go on."""
+    venv = VecCheckNan(make_vec_env(env_id, 2, seed=0, vec_env_cls=SubprocVecEnv), raise_exception=True)
+    twin = make_vec_env(env_id, 2, seed=0)
+    brancher = make_brancher("auto", venv)
+    actions = np.full((2, *venv.action_space.shape), 0.5, dtype=np.float32)
+    branches = actions[:, None], np.ones((2, 1), dtype=bool), []
+    venv.reset(), twin.reset()
+    for refused in (False, True, False):
+        committed = np.full_like(actions, np.nan) if refused else actions
+        with pytest.raises(ValueError, match="nan") if refused else contextlib.nullcontext():
+            if brancher.can_remember:
+                obs = brancher.remember_and_step(venv, committed)[0]
+            else:
+                (obs, *_), steps = brancher.follow_and_step(venv, committed, *branches)
+                np.testing.assert_array_equal(steps[0].outcome.observations[:, 0], obs)
+        if not refused:
+            np.testing.assert_array_equal(obs, twin.step(actions)[0])
+    venv.close()

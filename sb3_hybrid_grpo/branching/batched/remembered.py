@@ -22,11 +22,11 @@ class RememberedStates(Protocol):
         """Number of branches that are to be opened together at most."""
 
     def remember(self) -> None:
-        """Keep the present states; workers need not have done so before ``confirm``."""
+        """Keep the present states."""
 
     def confirm(self) -> np.ndarray | None:
         """
-        Wait until the states are kept.
+        Tell whether the states have been kept.
 
         :return: for which environments that came too late, since they are others than before, [E]; ``None`` if for none
         """

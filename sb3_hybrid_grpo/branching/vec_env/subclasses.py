@@ -1,4 +1,4 @@
-"""Subclasses of SB3's vectorised environments, which may record steps, but must not change them."""
+"""Subclasses of SB3's vectorised environments and of ours, which may record steps, but must not change them."""
 
 import copy
 import weakref
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_hybrid_grpo.branching.vec_env.workers import WorkersVecEnv
 from sb3_hybrid_grpo.common import UnbranchableEnvError, identical
 
-_STOCK_CLASSES: tuple[type[VecEnv], ...] = (DummyVecEnv, SubprocVecEnv)
+_STOCK_CLASSES: tuple[type[VecEnv], ...] = (DummyVecEnv, SubprocVecEnv, WorkersVecEnv)
 _MAY_RECORD = ("step_async", "step_wait")
 _MUST_BE_STOCK = ("step", "_save_obs", "_obs_from_buf")
 _WAYS_OUT = (
@@ -22,17 +23,17 @@ _WAYS_OUT = (
 
 def stock_class_of(venv: VecEnv) -> type[VecEnv] | None:
     """
-    Find the class of SB3 that a vectorised environment derives from.
+    Find the class of SB3, or of this package, that a vectorised environment derives from.
 
     :param venv: the vectorised environment
-    :return: ``DummyVecEnv`` or ``SubprocVecEnv``; ``None`` if it is neither
+    :return: ``DummyVecEnv``, ``SubprocVecEnv`` or ``WorkersVecEnv``; ``None`` if it is none of them
     :raises UnbranchableEnvError: if it overrides a method whose work branches would miss
     """
     stock = next((cls for cls in _STOCK_CLASSES if isinstance(venv, cls)), None)
     for name in _MUST_BE_STOCK:
         if stock is not None and getattr(type(venv), name, None) is not getattr(stock, name, None):
             raise UnbranchableEnvError(
-                f"{type(venv).__name__} overrides {name} of SB3's {stock.__name__}, which branches do not go through. "
+                f"{type(venv).__name__} overrides {name} of {stock.__name__}, which branches do not go through. "
                 f"It may override {' and '.join(_MAY_RECORD)}, to record what goes in and out.\n{_WAYS_OUT}"
             )
     return stock
@@ -40,10 +41,10 @@ def stock_class_of(venv: VecEnv) -> type[VecEnv] | None:
 
 def watch_steps(venv: VecEnv, stock: type[VecEnv], user: Any) -> None:
     """
-    Compare what methods of a subclass take and return with what SB3's methods, which they call, take and return.
+    Compare what methods of a subclass take and return with what the stock methods, which they call, take and return.
 
     :param venv: the vectorised environment
-    :param stock: its class in SB3
+    :param stock: its stock class
     :param user: who relies on it: nothing is compared any more when this is gone
     """
     for name in _MAY_RECORD:
@@ -56,7 +57,7 @@ class _Witness:
     Takes the place of a method of a vectorised environment.
 
     :param venv: the vectorised environment
-    :param stock: its class in SB3
+    :param stock: its stock class
     :param name: name of the method
     :param user: who relies on it, ``None`` in a copy
     """
@@ -88,7 +89,7 @@ class _Witness:
 
     @contextmanager
     def _spied(self) -> Iterator[list[tuple[Any, Any]]]:
-        """Note what SB3's method takes and returns for this environment, before anybody can change it in place."""
+        """Note what the stock method takes and returns for this environment, before anybody can change it in place."""
         stock, name, venv = self._stock, self._name, self._venv
         original, seen = getattr(stock, name), []
 
@@ -106,7 +107,7 @@ class _Witness:
 
     def _refuse(self, what: str) -> None:
         raise UnbranchableEnvError(
-            f"{type(self._venv).__name__}.{self._name} {what} SB3's {self._stock.__name__}.{self._name}: branches, which do "
+            f"{type(self._venv).__name__}.{self._name} {what} {self._stock.__name__}.{self._name}: branches, which do "
             f"not go through it, are other steps than those of the run.\n{_WAYS_OUT}"
         )
 

@@ -1,30 +1,32 @@
 """Branching of vectorised environments, as SB3's users build them."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_hybrid_grpo.branching.batched import RememberedStates
 from sb3_hybrid_grpo.branching.functional import FunctionalBranches, FunctionalVecEnv
 from sb3_hybrid_grpo.branching.simulator import InProcessBrancher
 from sb3_hybrid_grpo.branching.snapshots import CONSTANT, register_builtin
+from sb3_hybrid_grpo.branching.vec_env.behind_wrappers import RecalledBranches
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
-from sb3_hybrid_grpo.branching.vec_env.recalled import RecalledBranches
 from sb3_hybrid_grpo.branching.vec_env.subclasses import stock_class_of, watch_steps
-from sb3_hybrid_grpo.branching.vec_env.views import recallable, view_of
-from sb3_hybrid_grpo.branching.vec_env.workers import SubprocBrancher
-from sb3_hybrid_grpo.common import BranchOutcome, Committed, Observations, UnbranchableEnvError, warn
+from sb3_hybrid_grpo.branching.vec_env.views import recallable, see, sent, view_of
+from sb3_hybrid_grpo.branching.vec_env.workers import StockTransport, WorkersBrancher, WorkersVecEnv
+from sb3_hybrid_grpo.common import BranchOutcome, BranchStep, Committed, Follower, Observations, UnbranchableEnvError, warn
 
-_Source: TypeAlias = CurrentBrancher | SubprocBrancher | FunctionalBranches
+_Source: TypeAlias = CurrentBrancher | WorkersBrancher | FunctionalBranches
 
 
 class VecEnvBrancher:
     """
-    Branches a ``DummyVecEnv`` in place, a ``SubprocVecEnv`` inside its workers and the rows of a ``FunctionalVecEnv``, below
-    all vectorised wrappers.
+    Branches a ``DummyVecEnv`` in place, ``SubprocVecEnv``, ``GroupedSubprocVecEnv`` and ``RayVecEnv`` inside their workers and
+    the rows of a ``FunctionalVecEnv``, below all vectorised wrappers.
 
     :param venv: the training environment
     :param timeout: seconds that all branches of an environment may take for one step
@@ -46,9 +48,8 @@ class VecEnvBrancher:
         self._layers = _layers_of(self._venv)
         *wrappers, base = self._layers
         self._views = [view_of(wrapper) for wrapper in reversed(wrappers)]
-        self._has_memory = any(view.has_memory for view in self._views)
         self._source = self._branch_simulators(base)
-        self.has_workers = isinstance(self._source, SubprocBrancher)
+        self.has_workers = isinstance(self._source, WorkersBrancher)
         self.takes_tensors = isinstance(self._source, FunctionalBranches)
         self._announce(self._source.announcement)
         if self._has_masks:
@@ -60,14 +61,16 @@ class VecEnvBrancher:
         stock = stock_class_of(venv)
         if stock is None:
             raise UnbranchableEnvError(
-                f"{type(venv).__name__} is none of SB3's DummyVecEnv and SubprocVecEnv and no FunctionalVecEnv, so its "
-                "environments cannot be reached for branching.\n"
+                f"{type(venv).__name__} is none of SB3's DummyVecEnv and SubprocVecEnv and no GroupedSubprocVecEnv, "
+                "RayVecEnv or FunctionalVecEnv, so its environments cannot be reached for branching.\n"
                 "Ways out: (1) build the environment with stable_baselines3.common.env_util.make_vec_env; (2) pass a brancher "
                 "of your own, brancher=lambda venv: MyBrancher(venv); (3) train without branching, with n_samples=1."
             )
         watch_steps(venv, stock, user=self)
         if isinstance(venv, SubprocVecEnv):
-            return SubprocBrancher(venv, self._timeout, self._name)
+            return WorkersBrancher(StockTransport(venv), self._name, self._timeout, as_returned=True, options=venv._options)
+        if isinstance(venv, WorkersVecEnv):
+            return WorkersBrancher(venv.transport, self._name, self._timeout, as_returned=False, options=venv._options)
         assert isinstance(venv, DummyVecEnv)
         return CurrentBrancher(venv, self._name, timeout=self._timeout, options=venv._options)
 
@@ -79,7 +82,7 @@ class VecEnvBrancher:
             warn(announcement)
 
     @property
-    def _simulators(self) -> InProcessBrancher | SubprocBrancher | FunctionalBranches:
+    def _simulators(self) -> InProcessBrancher | WorkersBrancher | FunctionalBranches:
         return self._source.brancher if isinstance(self._source, CurrentBrancher) else self._source
 
     @property
@@ -122,30 +125,53 @@ class VecEnvBrancher:
             view.before_step()
         return self._simulators.open(actions, alive, horizon)
 
-    def start(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> None:
+    def teach(self, follower: Follower) -> str | None:
         """
-        Open branches as ``open`` does, without waiting for the workers of a ``SubprocVecEnv``.
+        Send workers what they are to follow branches of several steps with, see ``FollowingBrancher``.
 
-        Workers do one thing after the other: a step of the environments may be asked for before ``wait``.
+        :param follower: it
+        :return: why that is not possible; ``None`` if it is
+        """
+        assert isinstance(self._simulators, WorkersBrancher)
+        if sent(self._views, slice(0)) is None:
+            return "what register_vec_wrapper was given for a wrapper has no method `sent` that prepares it for workers"
+        return self._simulators.teach(follower)
 
-        :param actions: actions as the environments take them, [E, n, \\*action_shape]
+    def follow(self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]) -> list[BranchStep]:
+        """
+        Have workers follow branches, see ``FollowingBrancher``.
+
+        :param actions: first actions for the environments, [E, n, \\*action_shape]
         :param alive: which of them are branched, [E, n]
-        :param horizon: number of steps that a branch may take in all
+        :param noise: the policy's noise in each further step
+        :return: their steps as the simulators return them
+        :raises BranchError: if an environment raises
         """
+        return self._workers.follow(actions, alive, noise, self._views)
+
+    def follow_and_step(
+        self, env: VecEnv, committed: np.ndarray, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]
+    ) -> tuple[VecEnvStepReturn, list[BranchStep]]:
+        """
+        Have workers follow branches and then take the committed step, with one message to each of them.
+
+        :param env: the training environment
+        :param committed: committed actions, [E, \\*action_shape]
+        :param actions: first actions of branches, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param noise: the policy's noise in each further step
+        :return: what the environment returns, and the steps of the branches as the simulators return them
+        :raises BranchError: if an environment raised in a branch; the committed step has been taken then
+        """
+        return self._workers.follow_and_step(partial(env.step, committed), actions, alive, noise, self._views)
+
+    @property
+    def _workers(self) -> WorkersBrancher:
+        """The workers, when they are to follow branches."""
         for view in self._views:
             view.before_step()
-        assert isinstance(self._simulators, SubprocBrancher)
-        self._simulators.start(actions, alive, horizon)
-
-    def wait(self) -> BranchOutcome:
-        """
-        Return what ``start`` asked for.
-
-        :return: the outcomes as the simulators return them, zero where not ``alive``
-        :raises BranchError: if an environment raised
-        """
-        assert isinstance(self._simulators, SubprocBrancher)
-        return self._simulators.wait()
+        assert isinstance(self._simulators, WorkersBrancher)
+        return self._simulators
 
     def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
         """
@@ -173,10 +199,7 @@ class VecEnvBrancher:
         :param committed: not needed
         :return: what the wrappers would return for it
         """
-        path = [*earlier, outcome] if self._has_memory else [outcome]
-        for view in self._views:
-            path = view(path)
-        return path[-1]
+        return see(outcome, earlier, self._views)
 
     @property
     def side_effects(self) -> list[str]:
@@ -198,18 +221,34 @@ class VecEnvBrancher:
 
     def remember(self, obs: Observations | None = None) -> None:
         """
-        Keep the present states, before the committed step; workers need not have done so before ``confirm``.
+        Keep the present states, before the committed step.
 
         :param obs: not needed: the simulators know their states
         """
-        assert self._remembered is not None and self._recallable is not None
+        self._remember_views()
+        assert self._remembered is not None
+        self._remembered.remember()
+
+    def remember_and_step(self, env: VecEnv, committed: np.ndarray) -> VecEnvStepReturn:
+        """
+        Have workers keep the present states and then take the committed step, with one message to each of them.
+
+        :param env: the training environment
+        :param committed: committed actions, [E, \\*action_shape]
+        :return: what the environment returns
+        """
+        self._remember_views()
+        assert isinstance(self._simulators, WorkersBrancher)
+        return self._simulators.remember_and_step(partial(env.step, committed))
+
+    def _remember_views(self) -> None:
+        assert self._recallable is not None
         for view in self._recallable:
             view.remember()
-        self._remembered.remember()
 
     def confirm(self) -> np.ndarray | None:
         """
-        Wait until the states are kept.
+        Tell whether the states have been kept.
 
         :return: for which environments that came too late, since they are others than before, [E]; ``None`` if for none
         """

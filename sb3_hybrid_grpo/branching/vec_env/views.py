@@ -39,6 +39,18 @@ class VecWrapperView(Protocol):
         """
 
 
+class SendableView(VecWrapperView, Protocol):
+    """A view that can be used in workers, which follow branches of several steps by themselves."""
+
+    def sent(self, rows: slice) -> VecWrapperView:
+        """
+        Return the view as it is now, and stays until the committed step, for a worker.
+
+        :param rows: the environments of the worker
+        :return: what can be pickled, and does not need the wrapper
+        """
+
+
 class RecallableView(VecWrapperView, Protocol):
     """A view that can wait with its outcomes for macro-steps to come."""
 
@@ -73,7 +85,10 @@ class _Unchanged:
     def remember(self) -> None:
         pass
 
-    def recall(self) -> VecWrapperView:
+    def recall(self) -> "_Unchanged":
+        return self
+
+    def sent(self, rows: slice) -> VecWrapperView:
         return self
 
 
@@ -96,12 +111,15 @@ class _NormalizeView(_Unchanged):
         # Their arrays are replaced when they move, not written into.
         self._remembered.append({name: _copy(value) for name, value in vars(self.wrapper).items() if _is_statistic(value)})
 
-    def recall(self) -> VecWrapperView:
+    def recall(self) -> "_Unchanged":
         self.remember()
         # The statistics after a macro-step are those before the next one.
         _, *statistics = self._remembered
         self.forget()
         return _RecalledNormalizeView(self.wrapper, statistics)
+
+    def sent(self, rows: slice) -> VecWrapperView:
+        return _NormalizeView(_detached(self.wrapper))
 
 
 class _RecalledNormalizeView(_NormalizeView):
@@ -127,6 +145,24 @@ class _RecalledNormalizeView(_NormalizeView):
         finally:
             attributes.update(current)
         return outcome._replace(observations=observations, rewards=np.concatenate(rewards, axis=1))
+
+    def sent(self, rows: slice) -> VecWrapperView:
+        return _RecalledNormalizeView(_detached(self.wrapper), self._statistics)
+
+
+def _detached(wrapper: VecNormalize) -> VecNormalize:
+    """Return what normalises like a wrapper, without the environment in it."""
+    detached: VecNormalize = VecNormalize.__new__(VecNormalize)
+    vars(detached).update({name: value for name, value in vars(wrapper).items() if name in _NORMALISING})
+    vars(detached).update(dict.fromkeys(_NOT_PICKLED))
+    return detached
+
+
+_NORMALISING = (
+    *("obs_rms", "ret_rms", "norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "epsilon"),
+    "observation_space",
+)
+_NOT_PICKLED = ("venv", "class_attributes", "returns")
 
 
 def _is_statistic(value: Any) -> bool:
@@ -160,15 +196,16 @@ class _ExtractDictObsView(_Unchanged):
 
 class _TransposeImageView(_Unchanged):
     def __init__(self, wrapper: VecTransposeImage) -> None:
-        self.wrapper = wrapper
+        self._skip = wrapper.skip
+        self._keys = getattr(wrapper, "image_space_keys", ())
 
     def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
-        if self.wrapper.skip:
+        if self._skip:
             return outcome
         if isinstance(outcome.observations, np.ndarray):
             return outcome._replace(observations=_channels_first(outcome.observations))
         assert isinstance(outcome.observations, dict)
-        images = {key: _channels_first(outcome.observations[key]) for key in self.wrapper.image_space_keys}
+        images = {key: _channels_first(outcome.observations[key]) for key in self._keys}
         return outcome._replace(observations={**outcome.observations, **images})
 
 
@@ -176,29 +213,57 @@ class _FrameStackView(_Unchanged):
     has_memory = True
 
     def __init__(self, wrapper: VecFrameStack) -> None:
-        self.wrapper = wrapper
-        self.stacks: dict[str | None, np.ndarray] = {}
-
-    def _stacked(self) -> dict[str | None, StackedObservations[Any]]:
-        stacked = self.wrapper.stacked_obs
-        return getattr(stacked, "sub_stacked_observations", {None: stacked})
+        self._wrapper = wrapper
+        self._frozen = _FrozenStacks({}, {})
 
     def before_step(self) -> None:
-        self.stacks = {key: stacked.stacked_obs[:, None].copy() for key, stacked in self._stacked().items()}
+        stacked = self._wrapper.stacked_obs
+        parts: dict[str | None, StackedObservations[Any]] = getattr(stacked, "sub_stacked_observations", {None: stacked})
+        self._frozen = _FrozenStacks(
+            {key: part.stacked_obs[:, None].copy() for key, part in parts.items()},
+            {key: part.channels_first for key, part in parts.items()},
+        )
 
     def __call__(self, path: Sequence[BranchOutcome]) -> list[BranchOutcome]:
-        stacks, result = self.stacks, []
+        return self._frozen(path)
+
+    def sent(self, rows: slice) -> VecWrapperView:
+        return self._frozen.of(rows)
+
+
+class _FrozenStacks:
+    """
+    Stacks frames upon those of the state that branches start from.
+
+    :param stacks: the state's frames, [E, 1, ...]; the key is ``None`` if observations are no dict
+    :param channels_first: whether frames are stacked along their first axis
+    """
+
+    has_memory = True
+
+    def __init__(self, stacks: dict[str | None, np.ndarray], channels_first: dict[str | None, bool]) -> None:
+        self._stacks = stacks
+        self._channels_first = channels_first
+
+    def of(self, rows: slice) -> "_FrozenStacks":
+        return _FrozenStacks({key: stack[rows] for key, stack in self._stacks.items()}, self._channels_first)
+
+    def before_step(self) -> None:
+        pass
+
+    def __call__(self, path: Sequence[BranchOutcome]) -> list[BranchOutcome]:
+        stacks, result = self._stacks, []
         for outcome in path:
             frames: Any = outcome.observations if isinstance(outcome.observations, dict) else {None: outcome.observations}
-            stacks = {key: _push(stacked, stacks[key], frames[key]) for key, stacked in self._stacked().items()}
+            stacks = {key: _push(first, stacks[key], frames[key]) for key, first in self._channels_first.items()}
             observations: Any = stacks.get(None, stacks)
             result.append(outcome._replace(observations=observations))
         return result
 
 
-def _push(stacked: StackedObservations[Any], stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
+def _push(channels_first: bool, stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """Append frames [E, n, ...] to the stacks [E, 1 or n, ...] that they follow, dropping the oldest frame."""
-    axis = 2 if stacked.channels_first else frames.ndim - 1
+    axis = 2 if channels_first else frames.ndim - 1
     kept = np.delete(stacks, np.s_[: frames.shape[axis]], axis=axis)
     return np.concatenate((np.broadcast_to(kept, (*frames.shape[:2], *kept.shape[2:])), frames), axis=axis)
 
@@ -255,3 +320,30 @@ def recallable(views: Sequence[VecWrapperView]) -> list[RecallableView] | None:
     """
     found = [view for view in views if isinstance(view, _Unchanged) and not view.has_memory]
     return [*found] if len(found) == len(views) else None
+
+
+def see(outcome: BranchOutcome, earlier: Sequence[BranchOutcome], views: Sequence[VecWrapperView]) -> BranchOutcome:
+    """
+    Send what simulators returned through the wrappers.
+
+    :param outcome: an outcome
+    :param earlier: the outcomes of the steps before it in the same branches
+    :param views: views of all wrappers, the innermost first
+    :return: what the outermost wrapper returns for it
+    """
+    path = [*earlier, outcome] if any(view.has_memory for view in views) else [outcome]
+    for view in views:
+        path = view(path)
+    return path[-1]
+
+
+def sent(views: Sequence[VecWrapperView], rows: slice) -> list[VecWrapperView] | None:
+    """
+    Prepare views for a worker.
+
+    :param views: views of all wrappers
+    :param rows: the environments of the worker
+    :return: the views as they are now, or ``None`` if one of them cannot be sent
+    """
+    senders = [getattr(view, "sent", None) for view in views]
+    return None if None in senders else [send(rows) for send in senders]  # type: ignore[misc]

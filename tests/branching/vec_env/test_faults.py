@@ -116,7 +116,7 @@ def test_worker_that_dies():
     vec_env, brancher = make(SubprocVecEnv)
     vec_env.reset()
     vec_env.env_method("break_by", "sigkill")
-    with pytest.raises(BranchError, match=r"died in a branch: environment 1 \(exit code -9\).*last checkpoint"):
+    with pytest.raises(BranchError, match=r"died in a branch: environment 1 \(process \d+, exit code -9\).*last checkpoint"):
         step(brancher, [HARMLESS], [HARMFUL])
     assert not [process for process in vec_env.processes if process.is_alive()]
     vec_env.close()
@@ -204,6 +204,11 @@ def test_interrupt_between_question_and_answer_keeps_workers_in_step(monkeypatch
     monkeypatch.setattr(vec_env, "remotes", (vec_env.remotes[0], Interrupted()))
     with pytest.raises(KeyboardInterrupt):
         step(brancher, [HARMLESS], [HARMLESS])
+    interrupts.append(KeyboardInterrupt)
+    committed = np.zeros((2, 2), dtype=np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        paths(brancher, [HARMLESS], [HARMLESS]).step_env(vec_env, committed)
+    reference.step(committed)
     assert_intact(vec_env, brancher, reference)
     vec_env.close()
 
@@ -295,15 +300,11 @@ def test_worker_that_dies_in_a_branch():
 
 
 @posix
-def test_worker_that_dies_before_the_committed_step():
+def test_worker_that_dies_in_the_committed_step():
     vec_env, brancher = make(SubprocVecEnv)
     vec_env.reset()
+    vec_env.env_method("break_by", "sigkill")
     branches = paths(brancher, [HARMLESS], [HARMLESS])
-    assert all(remote.poll(10) for remote in vec_env.remotes)
-    vec_env.processes[1].kill()
-    vec_env.processes[1].join()
-    with pytest.raises(OSError):
-        branches.step_env(vec_env, np.zeros((2, 2), dtype=np.float32))
-    with pytest.raises(BranchError, match="died in a branch"):
-        paths(brancher, [HARMLESS], [HARMLESS])
+    with pytest.raises(BranchError, match=r"in the committed step after it: environment 1 .*exit code -9"):
+        branches.step_env(vec_env, np.array([HARMLESS, HARMFUL], dtype=np.float32))
     assert not any(process.is_alive() for process in vec_env.processes)
