@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 import sb3_hybrid_grpo
 from benchmarks.speed import support_table
-from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, branching
+from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, branching, tracking
 from sb3_hybrid_grpo.branching.snapshots import registry
 from sb3_hybrid_grpo.diagnostics.symptoms import SYMPTOMS
 from tests.envs import Walk, limited
@@ -68,12 +68,11 @@ def hub(tmp_path, monkeypatch):
 def test_examples_run(example, tmp_path, monkeypatch, capsys, request):
     if "huggingface" in example:
         request.getfixturevalue("hub")
-    if "onnx" in example:
-        pytest.importorskip("onnx")
+    for package in ("onnx", "tensorboard", "wandb", "mlflow"):
+        if package in example:
+            pytest.importorskip(package)
     if 'engine="ray"' in example:
         pytest.importorskip("ray")
-    if "tensorboard" in example:
-        pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_user_registry", {})
     exec(compile(example, request.node.callspec.id, "exec"), {"__name__": "example"})
@@ -191,7 +190,7 @@ def test_glossary_has_the_metrics_that_the_code_names():
         assert metrics <= set(GLOSSARY), path
 
 
-@pytest.mark.parametrize("package", [sb3_hybrid_grpo, branching], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [sb3_hybrid_grpo, branching, tracking], ids=lambda package: package.__name__)
 def test_public_names_are_documented(package):
     described = re.findall(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)$", "\n".join(PAGES.values()), flags=re.MULTILINE)
     assert {f"{package.__name__}.{name}" for name in package.__all__} <= set(described)

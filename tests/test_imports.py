@@ -27,6 +27,7 @@ FLOORS = [
     ["hybrid_grpo"],
     ["grpo"],
     ["check"],
+    ["tracking"],
     ["moved"],
     [""],
     ["zoo", "hyperparams", "doctor", "compare"],

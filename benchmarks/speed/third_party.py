@@ -133,6 +133,33 @@ class PgxGame(gym.Env[Any, Any]):
         return self._observe(), float(self.state.rewards[0]), bool(self.state.terminated), False, {}
 
 
+class Chess(gym.Env[Any, Any]):
+    """Plays the n-th of the legal moves of python-chess against an opponent who moves at random."""
+
+    observation_space = spaces.Box(0, 12, (64,), np.uint8)
+    action_space = spaces.Discrete(218)
+
+    def _observe(self) -> np.ndarray:
+        squares = np.zeros(64, dtype=np.uint8)
+        for square, piece in self.board.piece_map().items():
+            squares[square] = piece.piece_type + 6 * piece.color
+        return squares
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.board: Any = _imported("chess", "Board")
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        for number in (int(action), int(self.np_random.integers(218))):
+            moves = list(self.board.legal_moves)
+            if moves:
+                self.board.push(moves[number % len(moves)])
+        outcome = self.board.outcome()
+        reward = 0.0 if outcome is None or outcome.winner is None else 1.0 if outcome.winner else -1.0
+        return self._observe(), reward, outcome is not None, len(self.board.move_stack) > 60, {}
+
+
 def _trading() -> gym.Env[Any, Any]:
     import pandas as pd
 
@@ -176,9 +203,12 @@ def _reactor() -> gym.Env[Any, Any]:
     )
 
 
-def _junction() -> gym.Env[Any, Any]:
-    if (sumo := importlib.util.find_spec("sumo")) is not None:
-        os.environ.setdefault("SUMO_HOME", str(Path(str(sumo.origin)).parent))
+def _junction(is_in_process: bool = False) -> gym.Env[Any, Any]:
+    home = importlib.util.find_spec("sumo") or importlib.util.find_spec("sumo_data")
+    if home is not None and home.submodule_search_locations:
+        os.environ.setdefault("SUMO_HOME", next(iter(home.submodule_search_locations)))
+    if is_in_process:
+        os.environ["LIBSUMO_AS_TRACI"] = "1"
     nets = Path(str(importlib.util.find_spec("sumo_rl").origin)).parent / "nets" / "single-intersection"  # type: ignore[union-attr]
     importlib.import_module("sumo_rl")
     net, routes = (str(nets / f"single-intersection.{kind}.xml") for kind in ("net", "rou"))
@@ -216,6 +246,7 @@ SIMULATORS = {
     "panda-gym (PyBullet)": Simulator("panda_gym", "PandaReach-v3", lambda: gym.make("PandaReach-v3")),
     "grid2op with lightsim2grid": Simulator("grid2op", "l2rpn_case14_sandbox", _power_grid),
     "sumo-rl (SUMO through TraCI)": Simulator("traci", "single-intersection", _junction),
+    "sumo-rl (SUMO through libsumo)": Simulator("sumolib", "single-intersection", lambda: _junction(is_in_process=True)),
     "NLE": Simulator("nle", "NetHackScore-v0", lambda: gym.make("NetHackScore-v0")),
     "VizDoom": Simulator("vizdoom.gymnasium_wrapper", "VizdoomBasic-v1", lambda: gym.make("VizdoomBasic-v1")),
     "gymnasium-2048": Simulator(
@@ -243,6 +274,7 @@ SIMULATORS = {
         "Airstriker-Genesis-v0",
         lambda: _imported("stable_retro", "make", "Airstriker-Genesis-v0", render_mode="rgb_array"),
     ),
+    "python-chess": Simulator("chess", "chess.Board", Chess),
     "pgx": Simulator("pgx", "minatar-breakout", lambda: PgxGame("minatar-breakout")),
     "jumanji": Simulator("jumanji", "Snake-v1", _snake),
 }

@@ -2,9 +2,10 @@
 
 from sb3_hybrid_grpo.diagnostics.doctor import main
 from sb3_hybrid_grpo.diagnostics.statistics import rollout_statistics
-from sb3_hybrid_grpo.diagnostics.symptoms import Watch
+from sb3_hybrid_grpo.diagnostics.symptoms import Symptom, Watch
 
 __all__ = [
+    "Symptom",
     "Watch",
     "main",
     "rollout_statistics",

@@ -137,10 +137,19 @@ SYMPTOMS = (
 )
 
 
-class Watch:
-    """Looks at the metrics of update after update, and warns once of each symptom that stays."""
+def _warn(_: Symptom, text: str) -> None:
+    warn(text)
 
-    def __init__(self) -> None:
+
+class Watch:
+    """
+    Looks at the metrics of update after update, and reports once each symptom that stays.
+
+    :param report: is told the symptom, and about it; by default, the user is warned
+    """
+
+    def __init__(self, report: Callable[[Symptom, str], None] = _warn) -> None:
+        self._report = report
         self._streaks = dict.fromkeys(SYMPTOMS, 0)
         self._reported: set[Symptom] = set()
 
@@ -157,4 +166,5 @@ class Watch:
             self._streaks[symptom] = self._streaks[symptom] + 1 if present else 0
             if self._streaks[symptom] == symptom.patience:
                 self._reported.add(symptom)
-                warn(f"{symptom.patience} updates in a row show {symptom.describe(metrics[symptom.metric])}")
+                text = symptom.describe(metrics[symptom.metric])
+                self._report(symptom, f"{symptom.patience} updates in a row show {text}")

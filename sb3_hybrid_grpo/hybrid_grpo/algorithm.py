@@ -272,6 +272,10 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
             raise InvalidArgumentError(f"{self.policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
         if "lstm_states" in inspect.signature(self.policy_class.forward).parameters:
             raise InvalidArgumentError(f"{self.policy_class.__name__} is recurrent: branches of a memory are not supported.")
+        if self.policy_kwargs.get("squash_output") and not self.use_sde:
+            raise InvalidArgumentError(
+                "SB3 squashes the actions of gSDE alone: with policy_kwargs={'squash_output': True}, set use_sde=True as well."
+            )
 
     def _check_arguments(self) -> None:
         check_positive_integer("n_samples", self.n_samples)

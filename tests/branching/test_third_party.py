@@ -43,7 +43,12 @@ def make_short(env_id, **kwargs):
     return gym.make(env_id, max_episode_steps=10, **kwargs)
 
 
+def make_simulator(name):
+    return gym.wrappers.TimeLimit(SIMULATORS[name](), 10)
+
+
 CASES = {
+    "chess": [(make_simulator, "python-chess")],
     "minigrid": [(make_minigrid, "MiniGrid-DoorKey-5x5-v0"), (make_minigrid, "MiniGrid-Dynamic-Obstacles-6x6-v0")],
     "gymnasium_robotics": [
         (make_short, "PointMaze_UMaze-v3"),

@@ -40,6 +40,7 @@ SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "c
         ({"branch_fraction": 0.0}, InvalidArgumentError, "branch_fraction.*above 0 and at most 1"),
         ({"clip_range_vf": -0.1}, AssertionError, "clip_range_vf"),
         ({"brancher": "magic"}, InvalidArgumentError, "'magic': choose one of 'auto'"),
+        ({"policy_kwargs": {"squash_output": True}}, InvalidArgumentError, "squash_output.*set use_sde=True"),
         ({"rollout_buffer_class": type("Mine", (RolloutBuffer,), {})}, InvalidArgumentError, "MultiSampleRolloutBuffer"),
     ],
     ids=lambda value: str(value)[:40],

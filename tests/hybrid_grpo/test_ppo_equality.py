@@ -44,6 +44,7 @@ class RecordActions(BaseCallback):
         ("MlpPolicy", limited(action_space=gym.spaces.MultiBinary(3)), 2, None, 64, {}),
         ("MlpPolicy", "Pendulum-v1", 1, None, 128, {"use_sde": True, "sde_sample_freq": 4}),
         ("MlpPolicy", "Pendulum-v1", 2, None, 128, {"use_sde": True}),
+        ("MlpPolicy", "Pendulum-v1", 2, None, 64, {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
         (
             "MlpPolicy",
             limited(),
@@ -58,7 +59,18 @@ class RecordActions(BaseCallback):
             },
         ),
     ],
-    ids=["cartpole", "pendulum-vecnormalize", "dict", "image", "multidiscrete", "multibinary", "gsde-1", "gsde-2", "options"],
+    ids=[
+        "cartpole",
+        "pendulum-vecnormalize",
+        "dict",
+        "image",
+        "multidiscrete",
+        "multibinary",
+        "gsde-1",
+        "gsde-2",
+        "squashed",
+        "options",
+    ],
 )
 def test_one_sample_is_ppo(policy, env, n_envs, wrapper, n_steps, kwargs):
     models, actions = [], []

@@ -2,6 +2,7 @@
 
 from sb3_hybrid_grpo.branching.snapshots.branch_states import BranchStates, SavedStates, known_layers
 from sb3_hybrid_grpo.branching.snapshots.codecs.generic import AttributesCodec
+from sb3_hybrid_grpo.branching.snapshots.codecs.third_party import STATEFUL_MODULES
 from sb3_hybrid_grpo.branching.snapshots.costs import Cost, cost_of
 from sb3_hybrid_grpo.branching.snapshots.private_attributes import PrivateAttributes
 from sb3_hybrid_grpo.branching.snapshots.randomness import Watch
@@ -21,6 +22,7 @@ from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot, find
 
 __all__ = [
     "CONSTANT",
+    "STATEFUL_MODULES",
     "AttributesCodec",
     "BranchStates",
     "Codec",

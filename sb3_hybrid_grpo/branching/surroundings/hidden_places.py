@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_hybrid_grpo.branching.snapshots import CONSTANT, Mark, codec_of, find, known_layers
+from sb3_hybrid_grpo.branching.snapshots import CONSTANT, STATEFUL_MODULES, Mark, codec_of, find, known_layers
 from sb3_hybrid_grpo.branching.surroundings.code_facts import CodeFacts, facts_of
 from sb3_hybrid_grpo.branching.surroundings.namespaces import ClassVariables, GlobalVariables, is_special
 
@@ -67,10 +67,12 @@ class Findings(NamedTuple):
 
     :param places: the hiding places
     :param caches: names of caches that keep the results of functions which return something else each time
+    :param simulators: names of modules that are simulators themselves
     """
 
     places: list[Place]
     caches: list[str]
+    simulators: list[str]
 
 
 def hidden_places(root: gym.Env[Any, Any], roots: tuple[Any, ...]) -> Findings:
@@ -115,6 +117,7 @@ class _Search:
         self._globals: dict[int, tuple[str, Any, set[str]]] = {}
         self._found: dict[int, Place] = {}
         self._caches: set[str] = set()
+        self._simulators: set[str] = set()
         self._walked: dict[int, Any] = {}
         self._packages: set[str] = set()
         self._layers = set(type(root).__mro__)
@@ -133,7 +136,7 @@ class _Search:
                 self._enter_library(cls)
             for module in list(self._modules):
                 self._enter_module(module)
-        return Findings(list(self._places()), sorted(self._caches))
+        return Findings(list(self._places()), sorted(self._caches), sorted(self._simulators))
 
     def _size(self) -> int:
         parts: tuple[Any, ...] = (self._names, self._classes, self._libraries, self._functions, self._modules, self._walked)
@@ -262,6 +265,7 @@ class _Search:
         elif isinstance(value, type):
             self._add_class(value, is_made=is_named)
         elif isinstance(value, types.ModuleType):
+            self._simulators.update({value.__name__.split(".")[0]} & STATEFUL_MODULES.keys())
             if self._is_own(value.__name__):
                 self._modules.add(value)
         elif value is not _MISSING and self._may_change(value) and id(value) not in self._found:

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from sb3_hybrid_grpo.branching.snapshots import Mark, SavedStates, Snapshot, codec_of, find, known_layers
+from sb3_hybrid_grpo.branching.snapshots import (
+    STATEFUL_MODULES,
+    Mark,
+    SavedStates,
+    Snapshot,
+    codec_of,
+    find,
+    known_layers,
+)
 from sb3_hybrid_grpo.branching.surroundings.hidden_places import Place, hidden_places
 from sb3_hybrid_grpo.branching.surroundings.namespaces import ClassVariables, GlobalVariables
 from sb3_hybrid_grpo.branching.surroundings.side_effects import is_outlet
@@ -60,7 +68,12 @@ class HiddenState:
     def _search(self, is_first: bool) -> None:
         if known_layers(self._root) is not None:
             return
-        places, caches = hidden_places(self._root, self._roots)
+        places, caches, simulators = hidden_places(self._root, self._roots)
+        if simulators:
+            raise UnbranchableEnvError(
+                f"the module {simulators[0]} cannot be restored: {STATEFUL_MODULES[simulators[0]]}.\nWays out: (1) branch by "
+                "forking the process, with brancher='fork'; (2) train without branching, with n_samples=1."
+            )
         if caches:
             raise UnbranchableEnvError(
                 f"the cache of {caches[0]} keeps results of a function that draws random numbers or changes something, and "

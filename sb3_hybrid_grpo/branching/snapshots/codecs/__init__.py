@@ -11,6 +11,7 @@ from sb3_hybrid_grpo.branching.snapshots.codecs import (
     mujoco,
     networks,
     tables,
+    third_party,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "mujoco",
     "networks",
     "tables",
+    "third_party",
 ]

@@ -167,7 +167,7 @@ def _structural_codec(cls: type) -> Codec | Mark | None:
     if isinstance(getattr(cls, "__del__", None), types.FunctionType) and not issubclass(cls, gym.Env):
         return RefusingCodec(_FINALIZED)
     if cls.__dictoffset__:
-        parts.append(AttributesCodec(constant=_DESCRIPTIONS if issubclass(cls, gym.Env) else ()))
+        parts.append(AttributesCodec(constant=DESCRIPTIONS if issubclass(cls, gym.Env) else ()))
     if slots:
         parts.append(SlotsCodec(slots))
     if not parts:
@@ -189,7 +189,7 @@ def _as_tuple(slots: str | Iterable[str]) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-_DESCRIPTIONS = ("metadata", "_metadata", "observation_structure", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs")
+DESCRIPTIONS = ("metadata", "_metadata", "observation_structure", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs")
 """Attributes in which Gymnasium's environments and wrappers keep how they were made: no part of the state."""
 
 _CONSTANTS: tuple[type | str, ...] = (
@@ -261,6 +261,6 @@ for _name in ("rect.Rect", "Rect", "rect.FRect", "math.Vector2", "math.Vector3")
     register_builtin(f"pygame.{_name}", _updatable)
 
 for _toy in ("frozen_lake.FrozenLakeEnv", "taxi.TaxiEnv", "cliffwalking.CliffWalkingEnv"):
-    register_builtin(f"gymnasium.envs.toy_text.{_toy}", AttributesCodec(constant=("P", *_DESCRIPTIONS)))
+    register_builtin(f"gymnasium.envs.toy_text.{_toy}", AttributesCodec(constant=("P", *DESCRIPTIONS)))
 
 register_fallback(_structural_codec)
