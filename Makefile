@@ -1,4 +1,4 @@
-.PHONY: install hooks check test slow lint type format docs ci report bench
+.PHONY: install hooks check test slow lint type format docs ci release-check report bench
 
 install:
 	python -m pip install -c constraints.txt -e ".[dev]"
@@ -30,6 +30,12 @@ docs:
 
 ci:
 	.ci/run
+
+# PYTHONS="python3.10 python3.13" tries the wheel with these.
+release-check:
+	rm -rf dist
+	python .ci/release.py build
+	python .ci/release.py try dist/*.whl $(PYTHONS)
 
 report:
 	python -m benchmarks.learning.report
