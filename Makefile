@@ -1,4 +1,4 @@
-.PHONY: install hooks check test slow lint type format docs ci release-check report bench
+.PHONY: install hooks check test slow lint type format docs links ci release-check report bench
 
 install:
 	python -m pip install -c constraints.txt -e ".[dev]"
@@ -27,6 +27,10 @@ format:
 
 docs:
 	python -m sphinx -E -b html -n -W --keep-going -q docs docs/_build/html
+
+# Addresses of other sites; links between the pages are checked by `docs`.
+links:
+	python -m sphinx -E -b linkcheck -q docs docs/_build/links
 
 ci:
 	.ci/run
