@@ -68,6 +68,8 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys, request):
         request.getfixturevalue("hub")
     if "onnx" in example:
         pytest.importorskip("onnx")
+    if "optuna" in example:
+        pytest.importorskip("optuna")
     if "tensorboard" in example:
         pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
