@@ -97,7 +97,7 @@ class ResultsFolder:
 
         :return: all evaluations, one run after the other
         """
-        evaluations = [point for path in sorted(self._curves.glob("*.csv")) for point in _read_evaluations(path)]
+        evaluations = [point for path in sorted(self._curves.glob("*.csv")) for point in read_evaluations(path)]
         _write_evaluations(self.path / "results.csv", evaluations)
         return evaluations
 
@@ -117,7 +117,13 @@ class ResultsFolder:
             )
 
 
-def _read_evaluations(path: Path) -> list[Evaluation]:
+def read_evaluations(path: Path) -> list[Evaluation]:
+    """
+    Read learning curves.
+
+    :param path: a ``results.csv``
+    :return: its rows
+    """
     types = Evaluation.__annotations__
     return [Evaluation(**{name: types[name](text) for name, text in row.items()}) for row in read_rows(path)]
 
