@@ -1,4 +1,4 @@
-.PHONY: install hooks check test slow lint type format docs ci report bench
+.PHONY: install hooks check test slow lint type format docs links ci release-check report bench
 
 install:
 	python -m pip install -c constraints.txt -e ".[dev]"
@@ -28,8 +28,18 @@ format:
 docs:
 	python -m sphinx -E -b html -n -W --keep-going -q docs docs/_build/html
 
+# Addresses of other sites; links between the pages are checked by `docs`.
+links:
+	python -m sphinx -E -b linkcheck -q docs docs/_build/links
+
 ci:
 	.ci/run
+
+# PYTHONS="python3.10 python3.13" tries the wheel with these.
+release-check:
+	rm -rf dist
+	python .ci/release.py build
+	python .ci/release.py try dist/*.whl $(PYTHONS)
 
 report:
 	python -m benchmarks.learning.report

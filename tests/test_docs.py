@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,9 +19,8 @@ from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, branching, trackin
 from sb3_hybrid_grpo.branching.snapshots import registry
 from sb3_hybrid_grpo.diagnostics.symptoms import SYMPTOMS
 from tests.envs import Walk, limited
+from tests.pages import PAGES, ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 EXAMPLES = [
     pytest.param(inspect.cleandoc(code), id=f"{page}-{i}")
     for page, text in PAGES.items()
@@ -68,7 +66,7 @@ def hub(tmp_path, monkeypatch):
 def test_examples_run(example, tmp_path, monkeypatch, capsys, request):
     if "huggingface" in example:
         request.getfixturevalue("hub")
-    for package in ("onnx", "tensorboard", "wandb", "mlflow"):
+    for package in ("onnx", "tensorboard", "wandb", "mlflow", "optuna"):
         if package in example:
             pytest.importorskip(package)
     if 'engine="ray"' in example:
@@ -103,24 +101,24 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("arguments", [[], ["--third-party"]], ids=["families", "third-party"])
 def test_tables_of_environments_can_be_written_again(arguments, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
-    page.write_text(PAGES["can_i_use_it"], encoding="utf-8")
+    page.write_text(PAGES["docs/can_i_use_it"], encoding="utf-8")
     monkeypatch.setattr(support_table, "PAGE", page)
     monkeypatch.setattr(sys, "argv", ["support_table", "--families", "none of them", "--write", *arguments])
     with warnings.catch_warnings():
         support_table.main()
-    assert page.read_text(encoding="utf-8") == PAGES["can_i_use_it"]
+    assert page.read_text(encoding="utf-8") == PAGES["docs/can_i_use_it"]
 
 
 def test_table_of_arguments():
     ours = [name for name in inspect.signature(HybridGRPO).parameters if name not in inspect.signature(PPO).parameters]
-    rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", PAGES["hybrid_grpo"], flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", PAGES["docs/hybrid_grpo"], flags=re.MULTILINE))
     defaults = {name: inspect.signature(HybridGRPO).parameters[name].default for name in ours}
     assert {name: eval(default) for name, default in rows.items()} == {
         name: default for name, default in defaults.items() if name != "reward_transform_kwargs"
     }
     for name, value in PAPER_SETTINGS.items():
         written = repr(value).replace("'", '"')
-        assert re.search(rf"^\| `{name}` \| `.+?` \| `{written}` \|", PAGES["hybrid_grpo"], flags=re.MULTILINE), name
+        assert re.search(rf"^\| `{name}` \| `.+?` \| `{written}` \|", PAGES["docs/hybrid_grpo"], flags=re.MULTILINE), name
 
 
 def test_arguments_shared_with_ppo_are_ppos():
@@ -133,13 +131,13 @@ def test_arguments_shared_with_ppo_are_ppos():
 
 def test_table_of_symptoms():
     row = re.compile(r"^\| [^|]+ \| `((?:diagnostics|train)/\w+)` \| ([<>]) (-?[\d.]+)", flags=re.MULTILINE)
-    rows = row.findall(PAGES["diagnostics"])
+    rows = row.findall(PAGES["docs/diagnostics"])
     assert {(metric, sign, float(threshold)) for metric, sign, threshold in rows} == {
         (symptom.metric, ">" if symptom.is_beyond(1e9, 0) else "<", symptom.threshold) for symptom in SYMPTOMS
     }
 
 
-GLOSSARY = dict(re.findall(r"^\| `(\w+/\w+)` \| .+ \| (.*?) ?\|$", PAGES["diagnostics"], flags=re.MULTILINE))
+GLOSSARY = dict(re.findall(r"^\| `(\w+/\w+)` \| .+ \| (.*?) ?\|$", PAGES["docs/diagnostics"], flags=re.MULTILINE))
 METRIC = re.compile(r"(rollout|time|train|diagnostics)/\w+")
 
 

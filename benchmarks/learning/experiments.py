@@ -38,6 +38,8 @@ POLICIES = {"maskable_hybrid_grpo": "MaskableMlpPolicy"}
 Settings = dict[str, Any]
 
 _ENVIRONMENT_DEFAULTS = {"n_envs": 1, "env_wrapper": None}
+# On MuJoCo the suites compare with PPO's own defaults.
+_ZOO = {name: ZOO_HYPERPARAMS[name] for name in ("CartPole-v1", "Pendulum-v1")}
 _UNRECORDED = (
     *("policy", "env", "seed", "device", "verbose", "stats_window_size", "tensorboard_log", "_init_setup_model"),
     *("rollout_buffer_class", "rollout_buffer_kwargs"),
@@ -164,7 +166,7 @@ def settings_of(config: str, environment: Environment) -> Settings:
     :return: everything that determines a training but the seed, ready for JSON
     """
     content = json.loads((HERE / "configs" / f"{config}.json").read_text(encoding="utf-8"))
-    entries = ZOO_HYPERPARAMS | json.loads((HERE / "environments.json").read_text(encoding="utf-8"))
+    entries = _ZOO | json.loads((HERE / "environments.json").read_text(encoding="utf-8"))
     entry = dict(entries.get(environment.id.rpartition(":")[2], {}))
     own = {name: entry.pop(name) for name in ("n_envs", "normalize", "env_wrapper") if name in entry}
     settings = {"algorithm": content["algorithm"], **_ENVIRONMENT_DEFAULTS, **environment._asdict(), **own}

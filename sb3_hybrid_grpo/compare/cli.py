@@ -16,8 +16,9 @@ from sb3_hybrid_grpo.branching.vec_env import ENGINES
 from sb3_hybrid_grpo.compare.extras import extra
 from sb3_hybrid_grpo.compare.folder import ResultsFolder
 from sb3_hybrid_grpo.compare.pool import Report, Update, run_all
+from sb3_hybrid_grpo.compare.run_log import printing_to, warnings_in
 from sb3_hybrid_grpo.compare.settings import ALGORITHMS, HYPERPARAM_DEFAULTS, ZOO_HYPERPARAMS, Run, Settings, parse_hyperparam
-from sb3_hybrid_grpo.compare.training import train
+from sb3_hybrid_grpo.compare.training import Evaluation, train
 
 _INTERRUPTED = 130
 
@@ -58,16 +59,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluations = folder.collect()
     if evaluations:
         curves = report.curves_by_algorithm(evaluations)
-        report.save_curves(curves, settings.env, folder.path / "curves.png")
-        console.print(report.summary_table(curves, settings.env))
+        report.draw_curves(curves, settings.env).savefig(folder.path / "curves.png", dpi=150)
+        console.print(report.summary_table(curves, settings.env, _notes(evaluations, folder)))
     if failures:
         console.print(f"[red]{len(failures)} of {len(todo)} runs failed:[/red] {', '.join(run.name for run in failures)}")
     return _INTERRUPTED if interrupted else int(bool(failures))
 
 
 def _train(settings: Settings, folder: ResultsFolder, run: Run, report: Report) -> None:
-    model, evaluations = train(settings, run, report)
+    with printing_to(folder.log(run)):
+        model, evaluations = train(settings, run, report)
     folder.save(run, model, evaluations)
+
+
+def _notes(evaluations: Sequence[Evaluation], folder: ResultsFolder) -> list[str]:
+    """Return a line for each algorithm whose runs have warned."""
+    notes = []
+    for algo in ALGORITHMS:
+        runs = {Run(algo, point.seed) for point in evaluations if point.algo == algo}
+        warned = [found for run in sorted(runs) if (found := warnings_in(folder.log(run)))]
+        if warned:
+            cause = warned[0][0].partition(": ")[0]
+            notes.append(f"{algo}: {len(warned)} of {len(runs)} runs warned ({cause}); see {folder.log(Run(algo, 0)).parent}")
+    return notes
 
 
 def _with_tracebacks(updates: Iterable[Update[Run]], folder: ResultsFolder) -> Iterator[Update[Run]]:
@@ -83,57 +97,51 @@ def _with_tracebacks(updates: Iterable[Update[Run]], folder: ResultsFolder) -> I
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sb3_hybrid_grpo",
+        usage="%(prog)s [OPTION ...]",
         description="Train several algorithms with identical hyperparameters on one environment and compare them. "
         "Rerunning into the same folder trains only what is missing there.",
     )
-    add = parser.add_argument
-    add(
-        "--env",
-        default="Pendulum-v1",
-        help="environment id, also gymnax:NAME, brax:NAME, playground:NAME, jumanji:NAME or pgx:NAME (default: %(default)s)",
-    )
-    add("--n-envs", type=_positive, help="environments of each run (default: the RL Zoo's, else 1)")
-    add("--timesteps", type=_positive, default=40_000, help="committed steps per run (default: %(default)s)")
-    add("--seeds", type=_positive, default=3, help="runs per algorithm (default: %(default)s)")
-    add("--algos", default=",".join(ALGORITHMS), help="algorithms, separated by commas (default: %(default)s)")
-    add("--n-samples", type=_positive, default=4, help="actions sampled per state (default: %(default)s)")
-    add("--out", type=Path, help="folder for the results (default: results/ENV)")
-    add(
-        "--jobs",
-        type=_positive,
-        default=os.cpu_count() or 1,
-        help="runs at the same time (default: one per core)",
-    )
-    add(
-        "--engine", choices=ENGINES, help="train in several processes, or in actors of Ray (default: in the run's own process)"
-    )
-    add("--workers", type=_positive, help="workers of each run with --engine (default: one per core, or CPU of the cluster)")
-    add("--device", default="cpu", help="device to train on (default: %(default)s)")
-    add("--eval-every", type=_positive, help="committed steps between evaluations (default: timesteps / 20)")
-    add("--eval-episodes", type=_positive, default=10, help="episodes per evaluation (default: %(default)s)")
+    add = parser.add_argument_group("what is compared").add_argument
+    add("--env", metavar="ID", default="HalfCheetah-v5", help="also gymnax:, brax:, jumanji: or pgx:ID (default: %(default)s)")
+    add("--algos", metavar="LIST", default="hybrid_grpo,ppo", help=f"of {', '.join(ALGORITHMS)} (default: %(default)s)")
+    add("--seeds", metavar="N", type=_positive, default=3, help="runs per algorithm (default: %(default)s)")
+    add("--n-samples", metavar="N", type=_positive, help="actions per state (default: the algorithm's own)")
+    add("--n-envs", metavar="N", type=_positive, help="environments of a run (default: the Zoo's, else 1)")
     add(
         "--hyperparams",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
         help=f"for all algorithms alike: {', '.join(HYPERPARAM_DEFAULTS)}. Default: the RL Zoo's settings of PPO "
-        f"for {' and '.join(ZOO_HYPERPARAMS)}, else PPO's own defaults",
+        f"for {', '.join(ZOO_HYPERPARAMS)}, else PPO's own defaults",
     )
+    add = parser.add_argument_group("how long").add_argument
+    add("--timesteps", metavar="N", type=_positive, default=30_000, help="committed steps per run (default: %(default)s)")
+    add("--eval-every", metavar="N", type=_positive, help="steps between evaluations (default: timesteps / 10)")
+    add("--eval-episodes", metavar="N", type=_positive, default=5, help="episodes per evaluation (default: %(default)s)")
+    add = parser.add_argument_group("where").add_argument
+    add("--out", metavar="PATH", type=Path, help="folder for the results (default: results/ENV)")
+    add("--jobs", metavar="N", type=_positive, default=os.cpu_count() or 1, help="runs at a time (default: one per core)")
+    add("--engine", choices=ENGINES, help="workers of a run: processes, or actors of Ray (default: none, its own process)")
+    add("--workers", metavar="N", type=_positive, help="number of workers of a run (default: one per core)")
+    add("--device", default="cpu", help="device to train on (default: %(default)s)")
     return parser
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    if is_functional_id(arguments.env):
-        make_functional_env(arguments.env)
-    else:
-        gym.make(arguments.env).close()
+    # What this prints comes again, in the log of each run.
+    with printing_to(Path(os.devnull)):
+        if is_functional_id(arguments.env):
+            make_functional_env(arguments.env)
+        else:
+            gym.make(arguments.env).close()
     chosen = {} if arguments.n_envs is None else {"n_envs": arguments.n_envs}
     return Settings(
         env=arguments.env,
         timesteps=arguments.timesteps,
         n_samples=arguments.n_samples,
         hyperparams={**ZOO_HYPERPARAMS.get(arguments.env, {}), **dict(map(parse_hyperparam, arguments.hyperparams)), **chosen},
-        eval_every=arguments.eval_every or max(arguments.timesteps // 20, 1),
+        eval_every=arguments.eval_every or max(arguments.timesteps // 10, 1),
         eval_episodes=arguments.eval_episodes,
         device=arguments.device,
         engine=arguments.engine or (None if arguments.workers is None else "process"),

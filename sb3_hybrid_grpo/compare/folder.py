@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_hybrid_grpo import __version__
 from sb3_hybrid_grpo.compare.csv_files import read_rows, write_rows
 from sb3_hybrid_grpo.compare.settings import Run, Settings
 from sb3_hybrid_grpo.compare.training import Evaluation
@@ -17,7 +18,7 @@ class ResultsFolder:
     Checkpoints, learning curves and settings of one comparison.
 
     A run is finished once its curve is in ``runs/``, which is written last. The folder belongs to one
-    set of settings; more algorithms and seeds can be added to it at any time.
+    set of settings and version of this package; more algorithms and seeds can be added to it at any time.
 
     :param path: the folder, made if it does not exist
     :param settings: settings of the comparison
@@ -28,7 +29,7 @@ class ResultsFolder:
         self.path = path
         self._curves = path / "runs"
         self._curves.mkdir(parents=True, exist_ok=True)
-        self._claim(path / "settings.json", json.loads(json.dumps(asdict(settings))))
+        self._claim(path / "settings.json", json.loads(json.dumps({"version": __version__, **asdict(settings)})))
 
     def checkpoint(self, run: Run) -> Path:
         """
@@ -48,6 +49,24 @@ class ResultsFolder:
         """
         return self._curves / f"{run.name}.traceback.txt"
 
+    def normalization(self, run: Run) -> Path:
+        """
+        Where the statistics of a run's ``VecNormalize`` are, if it has one.
+
+        :param run: algorithm and seed
+        :return: path of the pickle
+        """
+        return self.path / f"{run.name}_vecnormalize.pkl"
+
+    def log(self, run: Run) -> Path:
+        """
+        Where is what a run has printed.
+
+        :param run: algorithm and seed
+        :return: path of the text file
+        """
+        return self._curves / f"{run.name}.log"
+
     def is_finished(self, run: Run) -> bool:
         """
         Whether a run has left everything it leaves.
@@ -66,6 +85,9 @@ class ResultsFolder:
         :param evaluations: its learning curve
         """
         model.save(self.checkpoint(run))
+        normalization = model.get_vec_normalize_env()
+        if normalization is not None:
+            normalization.save(str(self.normalization(run)))
         _write_evaluations(self._curve(run), evaluations)
         self.traceback(run).unlink(missing_ok=True)
 
@@ -75,7 +97,7 @@ class ResultsFolder:
 
         :return: all evaluations, one run after the other
         """
-        evaluations = [point for path in sorted(self._curves.glob("*.csv")) for point in _read_evaluations(path)]
+        evaluations = [point for path in sorted(self._curves.glob("*.csv")) for point in read_evaluations(path)]
         _write_evaluations(self.path / "results.csv", evaluations)
         return evaluations
 
@@ -95,7 +117,13 @@ class ResultsFolder:
             )
 
 
-def _read_evaluations(path: Path) -> list[Evaluation]:
+def read_evaluations(path: Path) -> list[Evaluation]:
+    """
+    Read learning curves.
+
+    :param path: a ``results.csv``
+    :return: its rows
+    """
     types = Evaluation.__annotations__
     return [Evaluation(**{name: types[name](text) for name, text in row.items()}) for row in read_rows(path)]
 

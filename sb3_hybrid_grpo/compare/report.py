@@ -1,12 +1,12 @@
 """The outcome of a comparison, as a table and as learning curves."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from sb3_hybrid_grpo.compare.settings import ALGORITHMS
@@ -19,7 +19,7 @@ class Curves(NamedTuple):
 
     :param committed_steps: committed steps, [S, P]
     :param simulator_steps: simulator steps, [S, P]
-    :param seconds: training seconds, [S, P]
+    :param seconds: processor seconds of training, [S, P]
     :param returns: mean returns, [S, P]
     """
 
@@ -40,49 +40,56 @@ def curves_by_algorithm(evaluations: Sequence[Evaluation]) -> dict[str, Curves]:
     for algo in ALGORITHMS:
         points = [point for point in evaluations if point.algo == algo]
         if points:
-            columns = np.array([(p.committed_steps, p.simulator_steps, p.seconds, p.return_mean) for p in points])
+            columns = np.array([(p.committed_steps, p.simulator_steps, p.cpu_seconds, p.return_mean) for p in points])
             n_seeds = len({point.seed for point in points})
             curves[algo] = Curves(*columns.reshape(n_seeds, -1, 4).transpose(2, 0, 1))
     return curves
 
 
-def summary_table(curves: dict[str, Curves], env: str) -> Table:
+def summary_table(curves: dict[str, Curves], env: str, notes: Sequence[str] = ()) -> Table:
     """
-    Make the table of final results.
+    Make the table of results: at the end, and when the quickest algorithm was at its end.
 
     :param curves: learning curves by name of the algorithm
     :param env: environment id
+    :param notes: lines to stand below
     :return: one row per algorithm
     """
-    table = Table(title=f"{env}, mean ± standard deviation over seeds", box=SIMPLE_HEAD)
-    table.add_column("algorithm")
-    for column in ("seeds", "final return", "committed\nsteps", "simulator\nsteps", "training\nseconds"):
+    title = f"{env}, mean ± standard deviation over seeds"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    if notes:
+        table.caption, table.caption_justify = "\n".join(map(escape, notes)), "left"
+    table.add_column("algorithm", no_wrap=True)
+    seconds = min(curve.seconds[:, -1].mean() for curve in curves.values())
+    columns = ("final\nreturn", f"return\nat {seconds:.0f} s", "committed\nsteps", "simulator\nsteps", "CPU\nseconds")
+    for column in ("seeds", *columns):
         table.add_column(column, justify="right", no_wrap=True)
     for algo, curve in curves.items():
         table.add_row(
             algo,
             str(len(curve.returns)),
-            _spread(curve.returns[:, -1], 1),
+            _spread(curve.returns[:, -1]),
+            _spread(_returns_after(seconds, curve)),
             _spread(curve.committed_steps[:, -1], 0),
             _spread(curve.simulator_steps[:, -1], 0),
-            _spread(curve.seconds[:, -1], 1),
+            _spread(curve.seconds[:, -1]),
         )
     return table
 
 
-def save_curves(curves: dict[str, Curves], env: str, path: Path) -> None:
+def draw_curves(curves: dict[str, Curves], env: str) -> Figure:
     """
     Draw the return against committed steps and against seconds, side by side.
 
     :param curves: learning curves by name of the algorithm
     :param env: environment id
-    :param path: image file to write
+    :return: the figure
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     abscissas: tuple[tuple[str, Callable[[Curves], np.ndarray]], ...] = (
         ("committed steps", lambda curve: curve.committed_steps),
-        ("training seconds", lambda curve: curve.seconds),
+        ("processor seconds of training", lambda curve: curve.seconds),
     )
     for axis, (label, abscissa) in zip(axes, abscissas, strict=True):
         for algo, curve in curves.items():
@@ -95,13 +102,20 @@ def save_curves(curves: dict[str, Curves], env: str, path: Path) -> None:
     axes[0].set_ylabel("evaluation return")
     axes[0].legend()
     figure.suptitle(f"{env}: mean and standard deviation over seeds")
-    figure.savefig(path, dpi=150)
+    return figure
+
+
+def _returns_after(seconds: float, curve: Curves) -> np.ndarray:
+    """Return those of the seeds after so many seconds, linear between evaluations."""
+    return np.array([np.interp(seconds, *points) for points in zip(curve.seconds, curve.returns, strict=True)])
 
 
 def _std(values: np.ndarray) -> np.ndarray:
     return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(values[0])
 
 
-def _spread(values: np.ndarray, decimals: int) -> str:
+def _spread(values: np.ndarray, decimals: int | None = None) -> str:
     mean, std = values.mean(), _std(values)
+    if decimals is None:
+        decimals = 0 if abs(mean) >= 1000 else 1
     return f"{mean:,.{decimals}f}" + (f" ± {std:,.{decimals}f}" if std > 0 else "")

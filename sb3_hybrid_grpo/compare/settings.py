@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, FunctionalVecEnv, HybridGRPO, make_parallel_env
 from sb3_hybrid_grpo.branching.functional import is_functional_id
@@ -25,6 +26,7 @@ ALGORITHMS: Mapping[str, tuple[type[OnPolicyAlgorithm], Mapping[str, Any]]] = {
 }
 
 # PPO's entries in the RL Zoo. Every other environment gets PPO's own defaults and a single copy of itself.
+# Activation functions are named as in ``torch.nn``.
 ZOO_HYPERPARAMS: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": {
         "n_envs": 4,
@@ -49,6 +51,26 @@ ZOO_HYPERPARAMS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate": "lin_0.001",
         "clip_range": "lin_0.2",
     },
+    "HalfCheetah-v5": {
+        "normalize": True,
+        "n_envs": 1,
+        "n_steps": 512,
+        "batch_size": 64,
+        "n_epochs": 20,
+        "gamma": 0.98,
+        "gae_lambda": 0.92,
+        "learning_rate": 2.0633e-05,
+        "clip_range": 0.1,
+        "ent_coef": 0.000401762,
+        "vf_coef": 0.58096,
+        "max_grad_norm": 0.8,
+        "policy_kwargs": {
+            "log_std_init": -2,
+            "ortho_init": False,
+            "activation_fn": "ReLU",
+            "net_arch": {"pi": [256, 256], "vf": [256, 256]},
+        },
+    },
 }
 
 _SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
@@ -59,6 +81,7 @@ _TUNABLE = (
 )
 HYPERPARAM_DEFAULTS: Mapping[str, Any] = {
     "n_envs": 1,
+    "normalize": False,
     **{name: inspect.signature(PPO).parameters[name].default for name in _TUNABLE},
 }
 
@@ -87,8 +110,8 @@ class Settings:
 
     :param env: environment id
     :param timesteps: committed steps to train for, rounded up to whole rollouts by SB3
-    :param n_samples: actions sampled per state by the algorithms that sample several
-    :param hyperparams: arguments of PPO's constructor, and ``n_envs``
+    :param n_samples: actions sampled per state by the algorithms that sample several, ``None`` for their own defaults
+    :param hyperparams: arguments of PPO's constructor, ``n_envs``, and ``normalize`` for a ``VecNormalize``
     :param eval_every: committed steps between two evaluations
     :param eval_episodes: episodes per evaluation
     :param device: device to train on
@@ -98,7 +121,7 @@ class Settings:
 
     env: str
     timesteps: int
-    n_samples: int
+    n_samples: int | None
     hyperparams: Mapping[str, Any]
     eval_every: int
     eval_episodes: int
@@ -152,6 +175,22 @@ def make_env(
     return FunctionalVecEnv(env_id, n_envs, seed) if is_functional_id(env_id) else make_vec_env(env_id, n_envs, seed)
 
 
+def make_envs(settings: Settings, seed: int) -> tuple[VecEnv, VecEnv]:
+    """
+    Make the environments of a run.
+
+    :param settings: settings of the comparison
+    :param seed: seed of the run
+    :return: those to train in, and those to evaluate in
+    """
+    hyperparams = {**HYPERPARAM_DEFAULTS, **settings.hyperparams}
+    env = make_env(settings.env, hyperparams["n_envs"], seed, settings.engine, settings.workers)
+    eval_env = make_env(settings.env, settings.eval_episodes)
+    if not hyperparams["normalize"]:
+        return env, eval_env
+    return VecNormalize(env, gamma=hyperparams["gamma"]), VecNormalize(eval_env, training=False, norm_reward=False)
+
+
 def build_model(settings: Settings, run: Run, env: VecEnv) -> OnPolicyAlgorithm:
     """
     Make the model of a run. Each constructor receives those of the shared settings that it knows.
@@ -163,10 +202,19 @@ def build_model(settings: Settings, run: Run, env: VecEnv) -> OnPolicyAlgorithm:
     """
     algorithm, preset = ALGORITHMS[run.algo]
     arguments = {name: _schedule(value) for name, value in settings.hyperparams.items()}
-    arguments |= {"n_samples": settings.n_samples, "seed": run.seed, "device": settings.device, **preset}
+    if settings.n_samples is not None:
+        arguments["n_samples"] = settings.n_samples
+    if isinstance(arguments.get("policy_kwargs"), dict):
+        arguments["policy_kwargs"] = _policy_kwargs(arguments["policy_kwargs"])
+    arguments |= {"seed": run.seed, "device": settings.device, **preset}
     known = inspect.signature(algorithm).parameters
     policy = _policy_for(env.observation_space)
     return algorithm(policy=policy, env=env, **{name: value for name, value in arguments.items() if name in known})
+
+
+def _policy_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    activation = kwargs.get("activation_fn")
+    return {**kwargs, "activation_fn": getattr(th.nn, activation)} if isinstance(activation, str) else dict(kwargs)
 
 
 def _schedule(value: Any) -> Any:

@@ -6,7 +6,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_hybrid_grpo.compare.curve import CurveCallback
 from sb3_hybrid_grpo.compare.pool import Report
-from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, make_env
+from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, make_envs
 
 
 class Evaluation(NamedTuple):
@@ -25,6 +25,7 @@ class Evaluation(NamedTuple):
     committed_steps: int
     simulator_steps: int
     seconds: float
+    cpu_seconds: float
     return_mean: float
     return_std: float
 
@@ -38,8 +39,7 @@ def train(settings: Settings, run: Run, report: Report) -> tuple[OnPolicyAlgorit
     :param report: called a few times per second with the committed steps and the latest mean return
     :return: the trained model and its learning curve
     """
-    env = make_env(settings.env, settings.hyperparams.get("n_envs", 1), run.seed, settings.engine, settings.workers)
-    eval_env = make_env(settings.env, settings.eval_episodes)
+    env, eval_env = make_envs(settings, run.seed)
     curve = CurveCallback(eval_env, settings.eval_every, run.seed, report)
     model = build_model(settings, run, env).learn(settings.timesteps, callback=curve)
     env.close()
@@ -51,6 +51,7 @@ def train(settings: Settings, run: Run, report: Report) -> tuple[OnPolicyAlgorit
             point.committed_steps,
             point.simulator_steps,
             round(point.seconds, 3),
+            round(point.cpu_seconds, 3),
             point.return_mean,
             point.return_std,
         )

@@ -16,7 +16,7 @@ COMMITTED = sorted(HERE.rglob("*.png"))
 
 
 def test_figures_are_small_and_shown():
-    paths = [HERE.parent / "README.md", HERE / "RESULTS.md", *(HERE.parent / "docs").glob("*.md")]
+    paths = [HERE.parent / "README.md", HERE / "RESULTS.md", *(HERE.parent / "docs").rglob("*.md")]
     pages = [(page, page.read_text(encoding="utf-8")) for page in paths]
     assert COMMITTED
     for figure in COMMITTED:

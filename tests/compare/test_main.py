@@ -1,21 +1,26 @@
 import csv
 import io
 import multiprocessing
+import os
 import runpy
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch as th
 from rich.console import Console
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
-from sb3_hybrid_grpo.compare import cli, curve, display, report, training
-from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, parse_hyperparam
+from sb3_hybrid_grpo.compare import cli, curve, display, report, run_log, training
+from sb3_hybrid_grpo.compare.folder import ResultsFolder
+from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, make_envs, parse_hyperparam
 from sb3_hybrid_grpo.compare.training import Evaluation
 
 TINY = [
@@ -69,7 +74,7 @@ def test_hyperparameters_are_read(text, expected):
     ("text", "message"),
     [
         ("gamma", "key=value"),
-        ("gama=0.9", "valid ones: n_envs, learning_rate"),
+        ("gama=0.9", "valid ones: n_envs, normalize, learning_rate"),
         ("n_steps=1.5", "n_steps must be of type int"),
         ("n_steps=True", "n_steps must be of type int"),
         ("use_sde=1", "use_sde must be of type bool"),
@@ -135,7 +140,8 @@ def test_evaluations_do_not_change_the_training(algo):
 
 def test_curves_are_grouped_and_summarised():
     def point(algo, seed, steps, value):
-        return Evaluation(algo, "Env-v0", seed, steps, 4 * steps, steps / 10, value, 0.0)
+        cpu_seconds = steps / 10 if algo == "ppo" else steps / 5
+        return Evaluation(algo, "Env-v0", seed, steps, 4 * steps, steps, cpu_seconds, value, 0.0)
 
     evaluations = [
         point("ppo", 0, 0, 1.0),
@@ -150,11 +156,83 @@ def test_curves_are_grouped_and_summarised():
     np.testing.assert_array_equal(curves["hybrid_grpo"].returns, [[1, 10], [3, 14]])
     np.testing.assert_array_equal(curves["ppo"].seconds, [[0, 5]])
 
-    console = Console(record=True, width=100, file=io.StringIO())
-    console.print(report.summary_table(curves, "Env-v0"))
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(report.summary_table(curves, "Env-v0", ["a note [with brackets]"]))
     lines = console.export_text().splitlines()
-    assert next(line.split() for line in lines if "hybrid_grpo" in line) == "hybrid_grpo 2 12.0 ± 2.8 50 200 5.0".split()
-    assert next(line.split() for line in lines if "ppo" in line) == "ppo 1 5.0 50 200 5.0".split()
+    assert "at 5 s" in " ".join(lines)
+    rows = [line.split() for line in lines if "hybrid_grpo" in line or "ppo" in line]
+    assert rows[0] == "hybrid_grpo 2 12.0 ± 2.8 7.0 ± 2.1 50 200 10.0".split()
+    assert rows[1] == "ppo 1 5.0 5.0 50 200 5.0".split()
+    assert lines[-1].strip() == "a note [with brackets]"
+
+
+def test_table_of_large_numbers_fits_a_terminal():
+    returns, steps = np.array([[0, 1234.5], [0, 5234.5]]), np.array([[0, 100_352], [0, 100_352]])
+    curve = report.Curves(steps, 8 * steps, steps / 1000, returns)
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(report.summary_table({"hybrid_grpo": curve}, "Env-v0"))
+    row = next(line.split() for line in console.export_text().splitlines() if "hybrid_grpo" in line)
+    assert row == "hybrid_grpo 2 3,234 ± 2,828 3,234 ± 2,828 100,352 802,816 100.4".split()
+
+
+def test_algorithms_have_their_own_numbers_of_samples_by_default():
+    def samples(algo):
+        return build_model(make_settings(n_samples=None), Run(algo, 0), make_vec_env("CartPole-v1", 2)).n_samples
+
+    assert (samples("hybrid_grpo"), samples("grpo")) == (2, 4)
+
+
+def test_normalisation_is_that_of_the_training(tmp_path):
+    hyperparams = {
+        "normalize": True,
+        "n_steps": 16,
+        "batch_size": 16,
+        "gamma": 0.5,
+        "policy_kwargs": {"activation_fn": "ReLU"},
+    }
+    settings = make_settings(hyperparams=hyperparams, timesteps=32)
+    env, eval_env = make_envs(settings, 0)
+    assert env.gamma == 0.5 and env.training and not eval_env.training and not eval_env.norm_reward
+    model, evaluations = training.train(settings, Run("ppo", 0), lambda steps, last_return: None)
+    assert isinstance(model.policy.mlp_extractor.policy_net[1], th.nn.ReLU)
+    folder = ResultsFolder(tmp_path, settings)
+    folder.save(Run("ppo", 0), model, evaluations)
+    statistics = VecNormalize.load(tmp_path / "ppo_0_vecnormalize.pkl", make_vec_env("CartPole-v1", 1))
+    assert statistics.obs_rms.count == pytest.approx(32 + 1, abs=1)
+
+
+def test_help_fits_a_screen(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 40
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_run_prints_goes_to_its_log(tmp_path, capfd, monkeypatch):
+    log = tmp_path / "run.log"
+    for name, stream in (("stdout", 1), ("stderr", 2)):
+        monkeypatch.setattr(sys, name, open(stream, "w", closefd=False))
+    with pytest.raises(ZeroDivisionError), run_log.printing_to(log):
+        print("of Python")
+        os.write(2, b"of a library\n")
+        warnings.warn("it is\ngetting warm: open a window", UserWarning, stacklevel=1)
+        raise ZeroDivisionError
+    os.write(1, b"after it")
+    assert capfd.readouterr() == ("after it", "")
+    assert {"of Python", "of a library"} < set(log.read_text().splitlines())
+    assert run_log.warnings_in(log) == ["it is getting warm: open a window"]
+    assert run_log.warnings_in(tmp_path / "none.log") == []
+
+
+def test_warnings_of_runs_are_one_line_of_the_table(tmp_path):
+    folder = ResultsFolder(tmp_path, make_settings())
+    for seed in range(3):
+        folder.log(Run("grpo", seed)).write_text("Warning: it diverges: do less\nWarning: again\n" if seed else "loading\n")
+    evaluations = [
+        Evaluation(algo, "CartPole-v1", seed, 0, 0, 0.0, 0.0, 0.0, 0.0) for algo in ("ppo", "grpo") for seed in range(3)
+    ]
+    assert cli._notes(evaluations, folder) == [f"grpo: 2 of 3 runs warned (it diverges); see {tmp_path / 'runs'}"]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from importlib.resources import files
+from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -166,7 +167,11 @@ class TestSettings:
     def test_the_comparisons_settings_are_the_zoos(self):
         ours = read_settings()
         for env_id, expected in ZOO_HYPERPARAMS.items():
-            assert {name: ours[env_id][name] for name in expected} == expected
+            found = {name: ours[env_id][name] for name in expected}
+            if "policy_kwargs" in expected:
+                nn = SimpleNamespace(ReLU="ReLU")
+                found["policy_kwargs"] = eval(found["policy_kwargs"], {"nn": nn})
+            assert found == expected
 
 
 def read_settings():
