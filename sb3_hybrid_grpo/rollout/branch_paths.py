@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -42,6 +43,7 @@ class BranchPaths:
     :param noise: the policy's noise in each further step, shared by the branches of a state, [S, \\*noise_dims] for S states
         with E · n / S branches each
     :param is_awaited: whether the outcomes are needed before the committed step
+    :param memory: what a recurrent policy remembers after the states, [layers, S, units] each
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class BranchPaths:
         obs: Observations | None = None,
         noise: Sequence[np.ndarray] = (),
         is_awaited: bool = False,
+        memory: RNNStates | None = None,
     ) -> None:
         self._brancher: Any = brancher
+        self.memory = memory
         self.steps: list[BranchStep] = []
         self._started: np.ndarray | None = None
         if brancher is None or not alive.any():
@@ -65,9 +69,12 @@ class BranchPaths:
             return
         self.steps.append(BranchStep(brancher.open(actions, alive, 1 + len(noise), obs), alive))
         try:
+            actor = actor.in_branches(memory, alive)
             for step_noise in noise:
                 outcome, alive = self.steps[-1]
-                alive = alive & ~(outcome.terminated | outcome.truncated)
+                went_on = ~(outcome.terminated | outcome.truncated)
+                actor.keep(went_on[alive])
+                alive = alive & went_on
                 if not alive.any():
                     break
                 # Only finite observations are for the policy.
@@ -251,7 +258,7 @@ class MacroStep:
         rewards: np.ndarray,
         dones: np.ndarray,
         infos: Sequence[dict[str, Any]],
-        terminal_value: Callable[[Any], float],
+        terminal_value: Callable[[Any, int], float],
     ) -> None:
         """
         Take in the committed step. As in SB3, an episode that was cut off goes on with the value of its last observation.
@@ -259,7 +266,7 @@ class MacroStep:
         :param rewards: rewards, [E]
         :param dones: whether the episode ended, [E]
         :param infos: the environments' infos
-        :param terminal_value: values an observation
+        :param terminal_value: values the last observation of an environment
         """
         self.rewards[:, 0, 0] = rewards
         self.terminated[:, 0, 0] = dones
@@ -268,4 +275,4 @@ class MacroStep:
             terminal_obs = infos[idx].get("terminal_observation")
             if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
                 self.terminated[idx, 0, 0] = False
-                self.next_values[idx, 0, 0] = terminal_value(terminal_obs)
+                self.next_values[idx, 0, 0] = terminal_value(terminal_obs, idx)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
+import torch as th
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
@@ -73,7 +75,7 @@ def make_rollout_branches(
     :param deferred: what is to be known of the next observations
     :return: late branches if the brancher can remember states, else prompt ones
     """
-    if getattr(brancher, "takes_tensors", False) and actor.policy.device.type != "cpu":
+    if getattr(brancher, "takes_tensors", False) and actor.policy.device.type != "cpu" and actor.memory is None:
         from sb3_hybrid_grpo.rollout.device_branches import DeviceBranches
 
         return DeviceBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
@@ -104,7 +106,7 @@ class PromptBranches:
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
         """Follow the branches, or have workers begin with it."""
-        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise)
+        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise, memory=self._actor.memory)
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
         """Take the committed step, which workers begin as soon as they have branched."""
@@ -134,6 +136,7 @@ class _Waiting(NamedTuple):
     actions: np.ndarray
     alive: np.ndarray
     noise: list[np.ndarray]
+    memory: RNNStates | None
 
 
 class LateBranches:
@@ -162,7 +165,7 @@ class LateBranches:
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
         """Remember the present states."""
         self._brancher.remember(obs)
-        self._waiting.append(_Waiting(actions, alive, noise))
+        self._waiting.append(_Waiting(actions, alive, noise, self._actor.memory))
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
         """Take the committed step, which workers begin as soon as they have kept their states."""
@@ -185,7 +188,7 @@ class LateBranches:
             return 0
         end = self._buffer.pos
         rows = slice(end - len(self._waiting), end)
-        actions, alive, noise = zip(*self._waiting, strict=True)
+        actions, alive, noise, memories = zip(*self._waiting, strict=True)
         self._waiting = []
         return self._follow(
             self._brancher.recall(),
@@ -193,11 +196,20 @@ class LateBranches:
             _merge(np.stack(alive, axis=1), 1),
             [_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
             rows,
+            _merge_memories(memories),
         )
 
-    def _follow(self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice) -> int:
+    def _follow(
+        self,
+        brancher: Brancher,
+        actions: np.ndarray,
+        alive: np.ndarray,
+        noise: list[np.ndarray],
+        rows: slice,
+        memory: RNNStates | None,
+    ) -> int:
         """Follow branches [E, T · n] of the T macro-steps in some rows of the buffer; return their simulator steps."""
-        paths = BranchPaths(self._actor, brancher, actions, alive, noise=noise)
+        paths = BranchPaths(self._actor, brancher, actions, alive, noise=noise, memory=memory)
         store_branches(paths, rows, None, self._buffer, self._deferred)
         return paths.n_simulator_steps
 
@@ -205,6 +217,15 @@ class LateBranches:
 def _merge(array: np.ndarray, axis: int) -> np.ndarray:
     """Merge an axis with the next one."""
     return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+
+
+def _merge_memories(memories: Sequence[RNNStates | None]) -> RNNStates | None:
+    """Merge what is remembered after T times E states, in the order of branches [E, T · n]."""
+    if memories[0] is None:
+        return None
+    pi, vf = zip(*cast(Sequence[RNNStates], memories), strict=True)
+    merged = [tuple(th.stack(parts, dim=2).flatten(1, 2) for parts in zip(*states, strict=True)) for states in (pi, vf)]
+    return RNNStates(*merged)
 
 
 def store_branches(
@@ -219,6 +240,9 @@ def store_branches(
     :param buffer: the rollout's buffer, of all N samples or of all but the first
     :param deferred: what is to be known of the next observations
     """
+    if paths.steps:
+        for quantity in deferred:
+            quantity.begin(paths.memory, paths.steps[0].alive)
     for k, step in enumerate(paths.steps):
         outcome = paths.observed(k, committed)
         check_outcome(outcome.observations, outcome.rewards)
