@@ -91,12 +91,12 @@ def test_one_sample_is_recurrent_ppo(policy, env, wrapper, kwargs):
         th.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=1e-4, msg=lambda msg, name=name: f"{name}: {msg}")
 
 
-class Twins(ActionSampling):
-    """The committed action, twice: its branch is what the committed trajectory will be."""
+class Repeated(ActionSampling):
+    """The committed action, again and again: its branches are what the committed trajectory will be."""
 
     def sample(self, *args):
         samples = super().sample(*args)
-        return samples._replace(actions=samples.actions[:, [0, 0]])
+        return samples._replace(actions=samples.actions[:, [0, 0, 0]])
 
 
 def prompt(venv):
@@ -125,22 +125,24 @@ def normalized(vec_env):
 )
 def test_a_branch_of_the_committed_action_is_the_committed_trajectory(monkeypatch, env, vec_env_cls, wrapper, kwargs):
     """Its rewards depend on what the actor remembers, its values on what the critic does."""
-    monkeypatch.setattr(macro_steps, "first_occurrences", lambda actions: np.tile([0, 1], (len(actions), 1)))
+    monkeypatch.setattr(macro_steps, "first_occurrences", lambda actions: np.tile([0, 1, 2], (len(actions), 1)))
     vec_env_kwargs = {"start_method": "fork"} if vec_env_cls is SubprocVecEnv else {}
     vec_env = make_vec_env(env, 2, seed=0, vec_env_cls=vec_env_cls, vec_env_kwargs=vec_env_kwargs)
     try:
-        settings = {"policy": "MlpLstmPolicy", **SMALL, "n_samples": 2, "branch_horizon": 4, "reward_transform": "identity"}
+        settings = {"policy": "MlpLstmPolicy", **SMALL, "n_samples": 3, "branch_horizon": 4, "reward_transform": "identity"}
         model = HybridGRPO(env=wrapper(vec_env) if wrapper else vec_env, **{**settings, **kwargs})
         with th.no_grad():
             for parameter in model.policy.parameters():
                 parameter.mul_(3)
-        model._action_sampling = Twins(2)
+        model._action_sampling = Repeated(3)
         recorder = Recorder()
         model.learn(48, callback=recorder)
     finally:
         vec_env.close()
     of = recorder.arrays
     n_compared = 0
+    for name in ("branch_alive", "branch_rewards", "branch_next_values"):
+        np.testing.assert_allclose(of[name][:, :, 2], of[name][:, :, 1], rtol=1e-4, atol=1e-5)
     for t, e, k in np.ndindex(24, 2, 4):
         if of["episode_starts"][t + 1 : t + k + 1, e].any():
             assert not of["branch_alive"][t, e, 1, k]
