@@ -229,16 +229,21 @@ BrancherFactory: TypeAlias = Callable[[VecEnv], Brancher]
 
 class Sequences(NamedTuple):
     """
-    How B states follow one another in M sequences of up to L states, as sb3-contrib's recurrent policies take them.
+    How B states follow one another in M sequences of up to L states, each within an episode, as sb3-contrib's recurrent
+    policies take them.
 
-    :param lstm_states: what the policy remembers before the first state of each sequence, [layers, M, units] each
-    :param episode_starts: whether an episode starts with a state, [M · L]
+    :param lstm_states: what the policy remembers before the first state of each sequence: zero where an episode starts with
+        it, [layers, M, units] each
     :param is_state: which of M · L places hold the B states, in their order; the others fill short sequences up, [M · L]
     """
 
     lstm_states: RNNStates
-    episode_starts: th.Tensor
     is_state: th.Tensor
+
+    @property
+    def no_starts(self) -> th.Tensor:
+        """That no episode starts within a sequence, as LSTMs take it, [M · L]: they go through it in one go."""
+        return th.zeros(len(self.is_state), device=self.is_state.device)
 
 
 class MultiSampleRolloutBufferSamples(NamedTuple):

@@ -70,11 +70,11 @@ def _evaluate_sequences(
     """Evaluate N actions at each of B states with a recurrent policy, see ``evaluate_actions``."""
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().squeeze(dim=-1)
-    lstm_states, episode_starts, is_state = sequences
+    lstm_states, is_state = sequences
     placed = actions.new_zeros((len(is_state), *actions.shape[1:]))
     placed[is_state] = actions
     values, log_prob, entropy = policy.evaluate_actions(  # type: ignore[call-arg]
-        obs, placed[:, 0], lstm_states, episode_starts
+        obs, placed[:, 0], lstm_states, sequences.no_starts
     )
     others = [policy.action_dist.log_prob(sample) for sample in placed.transpose(0, 1)[1:]]
     log_prob = th.stack([log_prob, *others], dim=1)
@@ -115,8 +115,8 @@ def predict_values(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: Sequen
     """
     if sequences is None:
         return policy.predict_values(obs).flatten()
-    lstm_states, episode_starts, is_state = sequences
-    return policy.predict_values(obs, lstm_states.vf, episode_starts).flatten()[is_state]  # type: ignore[call-arg]
+    values = policy.predict_values(obs, sequences.lstm_states.vf, sequences.no_starts)  # type: ignore[call-arg]
+    return values.flatten()[sequences.is_state]
 
 
 def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: Sequences | None = None) -> th.Tensor:

@@ -38,13 +38,11 @@ class RecurrentActor(Actor):
         :param obs: states
         :param episode_starts: whether an episode starts with a state, [E]
         """
-        self.present = in_single_steps(self.memory, th.as_tensor(episode_starts, device=self.policy.device).float())
+        self.present = in_single_steps(_forgotten(self.memory, episode_starts))
         with th.no_grad():
             obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
             # The mode is of no use, but this pass moves the memories of actor and critic, and draws no random numbers.
-            *_, self.memory = self.policy(
-                obs_tensor, self.present.lstm_states, self.present.episode_starts, deterministic=True
-            )
+            *_, self.memory = self.policy(obs_tensor, self.present.lstm_states, self.present.no_starts, deterministic=True)
 
     def next_values(self, obs: PyTorchObs, envs: slice = slice(None), episode_starts: np.ndarray | None = None) -> th.Tensor:
         """
@@ -55,9 +53,9 @@ class RecurrentActor(Actor):
         :param episode_starts: whether an episode starts with a state
         :return: values
         """
-        memory = tuple(states[:, envs].contiguous() for states in self.memory.vf)
-        starts = np.zeros(memory[0].shape[1]) if episode_starts is None else episode_starts
-        values: th.Tensor = self.policy.predict_values(obs, memory, th.as_tensor(starts, device=self.policy.device).float())
+        memory = self.memory if episode_starts is None else _forgotten(self.memory, episode_starts)
+        states = tuple(part[:, envs].contiguous() for part in memory.vf)
+        values: th.Tensor = self.policy.predict_values(obs, states, th.zeros(states[0].shape[1], device=self.policy.device))
         return values
 
     def in_branches(self, memory: RNNStates | None, alive: np.ndarray) -> Actor:
@@ -114,15 +112,21 @@ def of_branches(states: tuple[th.Tensor, ...], alive: np.ndarray) -> tuple[th.Te
     return tuple(part[:, places].contiguous() for part in states)
 
 
-def in_single_steps(memory: RNNStates, episode_starts: th.Tensor) -> Sequences:
+def in_single_steps(memory: RNNStates) -> Sequences:
     """
     Describe states each of which is a sequence by itself.
 
     :param memory: what is remembered before them, [layers, B, units] each
-    :param episode_starts: whether an episode starts with a state, [B]
     :return: the sequences
     """
-    return Sequences(memory, episode_starts, th.ones_like(episode_starts, dtype=th.bool))
+    states = memory.pi[0]
+    return Sequences(memory, th.ones(states.shape[1], dtype=th.bool, device=states.device))
+
+
+def _forgotten(memory: RNNStates, episode_starts: np.ndarray) -> RNNStates:
+    """Forget what was before the episodes that start, [E]."""
+    goes_on = 1 - th.as_tensor(episode_starts, device=memory.pi[0].device).float()[:, None]
+    return RNNStates(*(tuple(part * goes_on for part in states) for states in memory))
 
 
 def remembering(present: Sequences | None) -> dict[str, RNNStates]:

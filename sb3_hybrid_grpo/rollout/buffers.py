@@ -85,7 +85,7 @@ class RecurrentMixin(MultiSampleMixin):
         Add one macro-step of every environment, see ``MultiSampleMixin.add``.
 
         :param args: what is added
-        :param lstm_states: what the policy remembered before the states, [layers, E, units] each
+        :param lstm_states: what the policy remembered before the states: zero where an episode starts, [layers, E, units] each
         :param kwargs: what else is added
         """
         for name, states in zip(_STATES, (*lstm_states.pi, *lstm_states.vf), strict=True):
@@ -99,14 +99,14 @@ class RecurrentMixin(MultiSampleMixin):
         :param rows: their macro-steps
         :return: the states as sequences of one each
         """
-        memory = self._memory(lambda states: states[rows].swapaxes(0, 1).reshape(states.shape[1], -1, states.shape[3]))
-        return in_single_steps(memory, self.to_torch(self.episode_starts[rows]).flatten())
+        return in_single_steps(
+            self._memory(lambda states: states[rows].swapaxes(0, 1).reshape(states.shape[1], -1, states.shape[3]))
+        )
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env_change: np.ndarray, env: VecNormalize | None = None
     ) -> MultiSampleRolloutBufferSamples:
-        episode_starts = self.episode_starts[batch_inds]
-        starts, pad, pad_and_flatten = create_sequencers(episode_starts, env_change[batch_inds], self.device)
+        starts, pad, pad_and_flatten = create_sequencers(self.episode_starts[batch_inds], env_change[batch_inds], self.device)
 
         def padded(stored: Any) -> Any:
             if isinstance(stored, dict):
@@ -115,7 +115,6 @@ class RecurrentMixin(MultiSampleMixin):
 
         sequences = Sequences(
             self._memory(lambda states: states[batch_inds][starts].swapaxes(0, 1)),
-            pad_and_flatten(episode_starts),
             pad_and_flatten(np.ones(len(batch_inds), dtype=bool), padding_value=False),
         )
         return super()._get_samples(batch_inds)._replace(observations=padded(self.observations), sequences=sequences)
