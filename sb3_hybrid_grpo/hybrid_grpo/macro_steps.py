@@ -173,6 +173,7 @@ class MacroSteps(OnPolicyAlgorithm):
                     "dones": dones,
                     "infos": infos,
                     "action_masks": action_masks,
+                    "lstm_states": actor.memory,
                     "sampled_actions": actions,
                     "clipped_sampled_actions": env_actions,
                     "sources": sources,

@@ -42,7 +42,8 @@ class Recorder(BaseCallback):
         self.steps = []
 
     def _on_step(self):
-        self.steps.append([th.as_tensor(self.locals[name]).numpy().ravel() for name in ("actions", "values", "log_probs")])
+        seen = [*(self.locals[name] for name in ("actions", "values", "log_probs")), *self.locals["lstm_states"].vf]
+        self.steps.append([th.as_tensor(part).numpy().ravel() for part in seen])
         return True
 
     def _on_rollout_end(self):
