@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-from sb3_contrib import TRPO, MaskablePPO
+from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -31,8 +31,14 @@ ALGORITHMS: Mapping[str, type[OnPolicyAlgorithm]] = {
     "grpo": GRPO,
     "maskable_ppo": MaskablePPO,
     "maskable_hybrid_grpo": HybridGRPO,
+    "recurrent_ppo": RecurrentPPO,
+    "recurrent_hybrid_grpo": HybridGRPO,
 }
-POLICIES = {"maskable_hybrid_grpo": "MaskableMlpPolicy"}
+POLICIES = {
+    "maskable_hybrid_grpo": "MaskableMlpPolicy",
+    "recurrent_ppo": "MlpLstmPolicy",
+    "recurrent_hybrid_grpo": "MlpLstmPolicy",
+}
 """Policies that are no ``"MlpPolicy"``."""
 
 Settings = dict[str, Any]

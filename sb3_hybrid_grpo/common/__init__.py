@@ -43,6 +43,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
     Observations,
     RememberingBrancher,
     RenewableBrancher,
+    Sequences,
     Transitions,
 )
 from sb3_hybrid_grpo.common.validation import check_batches, check_name, check_number, check_outcome, check_positive_integer
@@ -73,6 +74,7 @@ __all__ = [
     "RememberingBrancher",
     "RenewableBrancher",
     "RewardTransformError",
+    "Sequences",
     "Transitions",
     "UnbranchableEnvError",
     "UnrestorableStateError",

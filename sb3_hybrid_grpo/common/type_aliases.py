@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch as th
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -273,11 +274,30 @@ class LearningBrancher(RememberingBrancher, Protocol):
 BrancherFactory: TypeAlias = Callable[[VecEnv], Brancher]
 
 
+class Sequences(NamedTuple):
+    """
+    How B states follow one another in M sequences of up to L states, each within an episode, as sb3-contrib's recurrent
+    policies take them.
+
+    :param lstm_states: what the policy remembers before the first state of each sequence: zero where an episode starts with
+        it, [layers, M, units] each
+    :param is_state: which of M · L places hold the B states, in their order; the others fill short sequences up, [M · L]
+    """
+
+    lstm_states: RNNStates
+    is_state: th.Tensor
+
+    @property
+    def no_starts(self) -> th.Tensor:
+        """That no episode starts within a sequence, as LSTMs take it, [M · L]: they go through it in one go."""
+        return th.zeros(len(self.is_state), device=self.is_state.device)
+
+
 class MultiSampleRolloutBufferSamples(NamedTuple):
     """
     A minibatch of B states with N sampled actions each: tensors for the policy, arrays for the losses.
 
-    :param observations: states, [B, \\*obs_shape] or a dict of such tensors
+    :param observations: states, [B, \\*obs_shape] or a dict of such tensors; [M · L, \\*obs_shape] in sequences
     :param actions: sampled actions, index 0 is the committed one, [B, N, action_dim]
     :param old_values: values of the states when they were collected, [B]
     :param old_log_prob: log-probabilities of the actions when they were sampled, [B, N]
@@ -285,6 +305,7 @@ class MultiSampleRolloutBufferSamples(NamedTuple):
     :param returns: targets of the critic, [B]
     :param weights: weight of every action in the mean over a state, [B, N], see ``advantages.Advantages``
     :param action_masks: which actions are valid, [B, M]; ``None`` for policies without masks
+    :param sequences: sequences of the states; ``None`` for policies without memory
     """
 
     observations: th.Tensor | TensorDict
@@ -295,3 +316,4 @@ class MultiSampleRolloutBufferSamples(NamedTuple):
     returns: np.ndarray
     weights: np.ndarray
     action_masks: th.Tensor | None = None
+    sequences: Sequences | None = None

@@ -1,6 +1,5 @@
 """Hybrid Group Relative Policy Optimization."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -12,10 +11,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_hybrid_grpo.common import (
-    Brancher,
     BrancherFactory,
     CheckedCheckpoints,
     InvalidArgumentError,
@@ -34,14 +31,17 @@ from sb3_hybrid_grpo.hybrid_grpo.clipped_update import ClippedUpdate
 from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
 from sb3_hybrid_grpo.hybrid_grpo.policies import ALIASES
 from sb3_hybrid_grpo.hybrid_grpo.restarts import Restarts
-from sb3_hybrid_grpo.policies import check_common_noise, check_entropies, has_linear_head, is_maskable, masking, without_sde
-from sb3_hybrid_grpo.rollout import (
-    BranchPace,
-    MultiSampleMixin,
-    check_pace,
-    check_selection,
-    multi_sample_buffer_class,
+from sb3_hybrid_grpo.policies import (
+    check_common_noise,
+    check_entropies,
+    check_policy_class,
+    has_linear_head,
+    is_maskable,
+    is_recurrent,
+    masking,
+    without_sde,
 )
+from sb3_hybrid_grpo.rollout import BranchPace, MultiSampleMixin, check_pace, check_selection, multi_sample_buffer_class
 
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
 
@@ -71,7 +71,7 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...). With sb3-contrib's maskable ones (MaskableMlpPolicy,
         ...) invalid actions are neither sampled nor branched: which ones are valid says the environment's method
-        ``action_masks``, as for ``MaskablePPO``
+        ``action_masks``, as for ``MaskablePPO``. With its recurrent ones (MlpLstmPolicy, ...) branches remember, too
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
     :param n_steps: The number of committed steps to run for each environment per update
@@ -258,24 +258,14 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         self.num_simulator_steps = 0
         self._selection_scale = np.inf
         self._model_state = None
-        self._brancher: Brancher | None = None
-        self._branched_env: VecEnv | None = None
-        self._check_policy_class()
+        self._last_lstm_states = None
+        self._brancher, self._branched_env = None, None
+        check_policy_class(self.policy_class)
+        self._is_maskable, self._is_recurrent = is_maskable(self.policy_class), is_recurrent(self.policy_class)
         self._check_arguments()
 
         if _init_setup_model:
             self._setup_model()
-
-    def _check_policy_class(self) -> None:
-        self._is_maskable = is_maskable(self.policy_class)
-        if not (self._is_maskable or issubclass(self.policy_class, ActorCriticPolicy)):
-            raise InvalidArgumentError(f"{self.policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
-        if "lstm_states" in inspect.signature(self.policy_class.forward).parameters:
-            raise InvalidArgumentError(f"{self.policy_class.__name__} is recurrent: branches of a memory are not supported.")
-        if self.policy_kwargs.get("squash_output") and not self.use_sde:
-            raise InvalidArgumentError(
-                "SB3 squashes the actions of gSDE alone: with policy_kwargs={'squash_output': True}, set use_sde=True as well."
-            )
 
     def _check_arguments(self) -> None:
         check_positive_integer("n_samples", self.n_samples)
@@ -313,7 +303,9 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         self._action_sampling = self._make_action_sampling()
         # A checkpoint keeps the buffer that the user chose, if any: it must load into PPO as well.
         chosen_class, chosen_kwargs = self.rollout_buffer_class, self.rollout_buffer_kwargs
-        self.rollout_buffer_class = multi_sample_buffer_class(chosen_class, self.observation_space, self._is_maskable)
+        self.rollout_buffer_class = multi_sample_buffer_class(
+            chosen_class, self.observation_space, self._is_maskable, self._is_recurrent
+        )
         self.rollout_buffer_kwargs = {
             "n_samples": self._action_sampling.group_size,
             "advantage": self.advantage,
@@ -332,6 +324,7 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         super()._setup_model()
         self.policy_class = chosen_policy_class
         self.rollout_buffer_class, self.rollout_buffer_kwargs = chosen_class, chosen_kwargs
+        self._remember_nothing()
 
         if self._horizon > 1:
             check_common_noise(self.policy)
@@ -356,14 +349,14 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Get the policy's action, as in SB3 and in sb3-contrib's ``MaskablePPO``.
+        Get the policy's action, as in SB3 and in sb3-contrib's ``MaskablePPO`` and ``RecurrentPPO``.
 
         :param observation: the input observation
-        :param state: not used
-        :param episode_start: not used
+        :param state: what a recurrent policy remembers; nothing by default
+        :param episode_start: whether an episode starts with the observation, for a recurrent policy
         :param deterministic: Whether or not to return deterministic actions
         :param action_masks: which actions are valid, for a maskable policy
-        :return: the action, and ``state``
+        :return: the action, and ``state`` after it
         """
         return self.policy.predict(observation, state, episode_start, deterministic, **masking(action_masks))
 
@@ -402,4 +395,4 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_pace", "_watch"]
+        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_pace", "_watch", "_last_lstm_states"]

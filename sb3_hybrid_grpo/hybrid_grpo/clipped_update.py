@@ -54,7 +54,7 @@ class ClippedUpdate(AdaptiveLearningRate):
                 terms: list[losses.Loss] = []
                 if train_policy:
                     values, log_prob, entropy = evaluator.evaluate_actions(
-                        rollout_data.observations, rollout_data.actions, rollout_data.action_masks
+                        rollout_data.observations, rollout_data.actions, rollout_data.action_masks, rollout_data.sequences
                     )
                     terms += self._policy_losses(rollout_data, log_prob, entropy, metrics)
                     if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
@@ -64,7 +64,7 @@ class ClippedUpdate(AdaptiveLearningRate):
                         n_policy_updates += 1
                 if self.uses_critic:
                     if not train_policy:
-                        values = evaluator.predict_values(rollout_data.observations)
+                        values = evaluator.predict_values(rollout_data.observations, rollout_data.sequences)
                     terms.append(self._value_loss(rollout_data, values, metrics))
                 if not terms:
                     break

@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -29,7 +30,16 @@ from sb3_hybrid_grpo.common import (
 )
 from sb3_hybrid_grpo.diagnostics import Watch, rollout_statistics
 from sb3_hybrid_grpo.estimation import AnyRewardTransform, RewardTransform
-from sb3_hybrid_grpo.policies import Actor, first_occurrences, make_actor, masking, to_env_actions
+from sb3_hybrid_grpo.policies import (
+    Actor,
+    RecurrentActor,
+    first_occurrences,
+    make_actor,
+    masking,
+    no_memory,
+    remembering,
+    to_env_actions,
+)
 from sb3_hybrid_grpo.rollout import (
     FIRST_SHARE,
     SELECTIONS,
@@ -42,6 +52,9 @@ from sb3_hybrid_grpo.rollout import (
     MacroStep,
     MultiSampleMixin,
     NoiseAhead,
+    RecurrentDeferredEntropies,
+    RecurrentDeferredValues,
+    RecurrentMixin,
     RolloutBranches,
     RolloutCallback,
     TimedBranches,
@@ -55,6 +68,9 @@ from sb3_hybrid_grpo.rollout import (
     reordered,
     to_front,
 )
+
+_DEFERRED = ((DeferredValues, DeferredEntropies), (RecurrentDeferredValues, RecurrentDeferredEntropies))
+"""By whether the policy is recurrent."""
 
 
 class MacroSteps(OnPolicyAlgorithm):
@@ -81,6 +97,8 @@ class MacroSteps(OnPolicyAlgorithm):
     _brancher: Brancher | None
     _horizon: int
     _is_maskable: bool
+    _is_recurrent: bool
+    _last_lstm_states: RNNStates | None
     _is_modelled: bool
     _model_state: dict[str, Any] | None
     _pace: BranchPace
@@ -104,10 +122,8 @@ class MacroSteps(OnPolicyAlgorithm):
         assert self._last_obs is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, MultiSampleMixin)
         self.policy.set_training_mode(False)
-        actor = make_actor(self.policy)
-        deferred = [DeferredValues(self.policy)] if self.uses_critic else []
-        if self.soft_values:
-            deferred.append(DeferredEntropies(self.policy))
+        actor = self._make_actor()
+        deferred = self._make_deferred()
         n_envs, n_samples = env.num_envs, self._action_sampling.group_size
         shown = locals_of(callback)
         shown.update(self=self, env=env, rollout_buffer=rollout_buffer, n_rollout_steps=n_rollout_steps)
@@ -126,6 +142,7 @@ class MacroSteps(OnPolicyAlgorithm):
         while n_steps < n_rollout_steps:
             noise.advance()
             action_masks = get_action_masks(env) if self._is_maskable else None
+            actor.observe(self._last_obs, self._last_episode_starts)  # type: ignore[arg-type]
             actions, values, log_probs, _, log_weights = self._action_sampling.sample(
                 actor,
                 self._last_obs,  # type: ignore[arg-type]
@@ -161,11 +178,12 @@ class MacroSteps(OnPolicyAlgorithm):
                     "dones": dones,
                     "infos": infos,
                     "action_masks": action_masks,
+                    "lstm_states": actor.memory,
                     "sampled_actions": actions,
                     "clipped_sampled_actions": env_actions,
                     "sources": sources,
                 },
-                *(self.policy, self._last_obs, committed, action_masks, values, log_probs),
+                *(self.policy, self._last_obs, committed, action_masks, values, log_probs, actor.present),
             )
             callback.update_locals(shown)
             if not self._goes_on(callback):
@@ -174,7 +192,7 @@ class MacroSteps(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
 
             macro_step = MacroStep(n_envs, n_samples, self._horizon)
-            macro_step.commit(rewards, dones, infos, self._terminal_value)
+            macro_step.commit(rewards, dones, infos, partial(self._terminal_value, actor))
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 actions,
@@ -189,12 +207,14 @@ class MacroSteps(OnPolicyAlgorithm):
                 log_weight=log_weights,
                 bonus=rewards_with_bonus - rewards,
                 **masking(action_masks),
+                **remembering(actor.present),
             )
             self.num_simulator_steps += branches.finish(new_obs, infos, macro_step.terminated[:, 0, 0])
 
             n_steps += 1
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
+            self._last_lstm_states = actor.memory
 
         self.num_simulator_steps += branches.finish_all()
         for quantity in deferred:
@@ -202,7 +222,7 @@ class MacroSteps(OnPolicyAlgorithm):
         if log_probs is None:
             evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
         with th.no_grad():
-            last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+            last_values = actor.next_values(obs_as_tensor(new_obs, self.device), episode_starts=dones)  # type: ignore[arg-type]
 
         self._hand_over_settings(rollout_buffer)
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
@@ -306,9 +326,25 @@ class MacroSteps(OnPolicyAlgorithm):
         self.logger.record("rollout/model_spread", brancher.spread)
         self.logger.record("rollout/model_share", rollout_buffer.model_share)
 
-    def _terminal_value(self, terminal_obs: np.ndarray | dict[str, np.ndarray]) -> float:
+    def _terminal_value(self, actor: Actor, terminal_obs: np.ndarray | dict[str, np.ndarray], env_idx: int) -> float:
         with th.no_grad():
-            return self.policy.predict_values(self.policy.obs_to_tensor(terminal_obs)[0]).item()
+            return actor.next_values(self.policy.obs_to_tensor(terminal_obs)[0], slice(env_idx, env_idx + 1)).item()
+
+    def _make_actor(self) -> Actor:
+        memory = self._last_lstm_states
+        return make_actor(self.policy) if memory is None else RecurrentActor(self.policy, memory)
+
+    def _make_deferred(self) -> list[DeferredValues]:
+        """Return what is to be known of the states that branches lead to."""
+        of_values, of_entropies = _DEFERRED[self._is_recurrent]
+        values = [of_values(self.policy)] if self.uses_critic else []
+        return [*values, of_entropies(self.policy)] if self.soft_values else values
+
+    def _remember_nothing(self) -> None:
+        """Have the buffer keep what a recurrent policy remembers, which is nothing so far."""
+        if self._is_recurrent:
+            self._last_lstm_states = no_memory(self.policy, self.n_envs)
+            cast(RecurrentMixin, self.rollout_buffer).make_room_for(self._last_lstm_states)
 
     def _make_action_sampling(self) -> ActionSampling:
         how_many = (self.action_sampling, self.n_samples, self.advantage, self.policy_class)

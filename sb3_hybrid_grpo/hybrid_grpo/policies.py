@@ -1,10 +1,11 @@
-"""Names of SB3's actor-critic policies, as every SB3 algorithm offers them, and of sb3-contrib's with masks."""
+"""Names of SB3's actor-critic policies, as every SB3 algorithm offers them, and of sb3-contrib's with masks or memory."""
 
 from sb3_contrib.common.maskable.policies import (
     MaskableActorCriticCnnPolicy,
     MaskableActorCriticPolicy,
     MaskableMultiInputActorCriticPolicy,
 )
+from sb3_contrib.ppo_recurrent.policies import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 
 MlpPolicy = ActorCriticPolicy
@@ -21,4 +22,7 @@ ALIASES: dict[str, type[BasePolicy]] = {
     "MaskableMlpPolicy": MaskableMlpPolicy,
     "MaskableCnnPolicy": MaskableCnnPolicy,
     "MaskableMultiInputPolicy": MaskableMultiInputPolicy,
+    "MlpLstmPolicy": MlpLstmPolicy,
+    "CnnLstmPolicy": CnnLstmPolicy,
+    "MultiInputLstmPolicy": MultiInputLstmPolicy,
 }

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_hybrid_grpo.common import InvalidArgumentError, Observations
+from sb3_hybrid_grpo.common import InvalidArgumentError, Observations, Sequences
 from sb3_hybrid_grpo.policies.maskable import class_of, is_maskable, masking, overrides_forward, uncompiled
 from sb3_hybrid_grpo.policies.plain_mlp import PlainMlp, Replica, inverse_cdf, softmax
 from sb3_hybrid_grpo.policies.row_by_row import RowByRow
@@ -52,12 +53,54 @@ class Actor:
     :param policy: the policy
     """
 
+    present: Sequences | None = None
+    """The present states as the beginnings of sequences, if the policy remembers what came before."""
+
+    memory: RNNStates | None = None
+    """What it remembers after them."""
+
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
 
     @cached_property
     def _row_by_row(self) -> RowByRow:
         return RowByRow(self.policy)
+
+    def observe(self, obs: Observations, episode_starts: np.ndarray) -> None:
+        """
+        Take in the present states, before ``sample``: a policy without memory does nothing.
+
+        :param obs: states
+        :param episode_starts: whether an episode starts with a state, [E]
+        """
+
+    def next_values(self, obs: PyTorchObs, envs: slice = slice(None), episode_starts: np.ndarray | None = None) -> th.Tensor:
+        """
+        Predict values of states that follow the present ones.
+
+        :param obs: the states
+        :param envs: the environments that they are in; all by default
+        :param episode_starts: whether an episode starts with a state, [E]; with none by default
+        :return: values, [E, 1]
+        """
+        return self.policy.predict_values(obs)
+
+    def in_branches(self, memory: RNNStates | None, alive: np.ndarray) -> "Actor":
+        """
+        Return who goes on in branches: this actor, if there is nothing to remember of each.
+
+        :param memory: what is remembered after the S states that they leave, [layers, S, units] each
+        :param alive: which branches go on, of B / S from each state, [B] or any shape of as many elements
+        :return: the actor whose ``act`` is called for the M branches that go on, step by step
+        """
+        return self
+
+    def keep(self, survivors: np.ndarray) -> None:
+        """
+        Forget the branches that have ended.
+
+        :param survivors: which of the branches go on, [M]
+        """
 
     def sample(
         self, obs: Observations, n_samples: int, noise: np.ndarray | None = None, action_masks: np.ndarray | None = None
@@ -76,7 +119,7 @@ class Actor:
             if overrides_forward(class_of(self.policy)):
                 actions, values, log_probs = forward_samples(self.policy, obs_tensor, n_samples, action_masks)
                 return Samples(self._shaped(actions, n_samples), values, log_probs)
-            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks))
+            distribution = self._distribution(obs_tensor, action_masks)
             actions = sample_actions(distribution, n_samples)
             if noise is not None:
                 actions[:, 0] = actions_from_noise(distribution, noise)
@@ -98,7 +141,7 @@ class Actor:
         """
         with th.no_grad():
             obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
-            distribution = self.policy.get_distribution(obs_tensor, **masking(action_masks))
+            distribution = self._distribution(obs_tensor, action_masks)
             actions, log_weights = sample_tempered(distribution, n_samples, temperature)
         return Samples(self._shaped(actions, n_samples), log_weights=log_weights.cpu().numpy())
 
@@ -115,7 +158,7 @@ class Actor:
         masks = self._masks(action_masks)
         with th.no_grad(), self._row_by_row:
             obs_tensor = obs_as_tensor(obs, self.policy.device)  # type: ignore[arg-type]
-            distribution = self.policy.get_distribution(obs_tensor, **masking(masks))
+            distribution = self._distribution(obs_tensor, masks)
             actions = actions_from_noise(distribution, noise)
         return to_env_actions(self.policy, self._shaped(actions))
 
@@ -130,7 +173,7 @@ class Actor:
         :raises InvalidArgumentError: if the policy is maskable and there are no masks
         """
         with th.no_grad():
-            distribution = self.policy.get_distribution(obs, **masking(self._masks(action_masks)))
+            distribution = self._distribution(obs, self._masks(action_masks))
             actions = actions_from_noise(distribution, noise)
         actions = actions.reshape(-1, *self.policy.action_space.shape)  # type: ignore[misc]
         if not isinstance(self.policy.action_space, spaces.Box):
@@ -154,6 +197,9 @@ class Actor:
         policy = copy.copy(self.policy)
         vars(policy)["optimizer"] = None
         return PolicyReplica(policy)
+
+    def _distribution(self, obs: PyTorchObs, action_masks: Any) -> Distribution:
+        return self.policy.get_distribution(obs, **masking(action_masks))
 
     def _masks(self, action_masks: Any) -> Any:
         """Return the masks that the policy takes, if it takes any."""

@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_hybrid_grpo.common import Floats, MultiSampleRolloutBufferSamples
+from sb3_hybrid_grpo.policies.evaluators import predict_values
 from sb3_hybrid_grpo.policies.maskable import class_of, stock_class
 from sb3_hybrid_grpo.policies.networks import chunk_size
 
@@ -103,7 +104,10 @@ def refit_value_head(policy: ActorCriticPolicy, buffer: FinishedRollout) -> None
     hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu().numpy()))
     try:
         for rollout_data in buffer.get(chunk_size(policy.observation_space)):
-            residuals.append(rollout_data.returns - policy.predict_values(rollout_data.observations).cpu().numpy().ravel())
+            values = predict_values(policy, rollout_data.observations, rollout_data.sequences)
+            residuals.append(rollout_data.returns - values.cpu().numpy())
+            if rollout_data.sequences is not None:
+                features[-1] = features[-1][rollout_data.sequences.is_state.cpu().numpy()]
     finally:
         hook.remove()
     weight, bias = least_squares_change(np.concatenate(features).astype(np.float64), np.concatenate(residuals))

@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_hybrid_grpo.common import Sequences
 from sb3_hybrid_grpo.estimation import Loss, clip_gradients, scale_down
 from sb3_hybrid_grpo.policies.actors import MlpActor
 from sb3_hybrid_grpo.policies.heads import HEADS
@@ -32,7 +33,11 @@ def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
 
 
 def evaluate_actions(
-    policy: ActorCriticPolicy, obs: PyTorchObs, actions: th.Tensor, action_masks: np.ndarray | th.Tensor | None = None
+    policy: ActorCriticPolicy,
+    obs: PyTorchObs,
+    actions: th.Tensor,
+    action_masks: np.ndarray | th.Tensor | None = None,
+    sequences: Sequences | None = None,
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
     """
     Evaluate N actions at each of B states with the current policy, from one actor and one critic pass where possible.
@@ -41,8 +46,11 @@ def evaluate_actions(
     :param obs: states
     :param actions: actions as the buffer keeps them, [B, N, action_dim]
     :param action_masks: which actions are valid, [B, M], for a maskable policy
+    :param sequences: sequences of the states, for a recurrent policy
     :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
     """
+    if sequences is not None:
+        return _evaluate_sequences(policy, obs, actions, sequences)
     if keeps_distribution(policy) and type(policy.action_dist) in HEADS:
         values, outputs = _predict_outputs(policy, obs)
         return values, *HEADS[type(policy.action_dist)](policy).evaluate(outputs, actions)
@@ -55,6 +63,23 @@ def evaluate_actions(
         return values.flatten(), th.stack([log_prob, *others], dim=1), entropy
     values, _, entropy = policy.evaluate_actions(obs, actions[:, 0], **masking(action_masks))
     return values.flatten(), log_probs(policy.action_dist, actions), entropy
+
+
+def _evaluate_sequences(
+    policy: ActorCriticPolicy, obs: PyTorchObs, actions: th.Tensor, sequences: Sequences
+) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """Evaluate N actions at each of B states with a recurrent policy, see ``evaluate_actions``."""
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.long().squeeze(dim=-1)
+    lstm_states, is_state = sequences
+    placed = actions.new_zeros((len(is_state), *actions.shape[1:]))
+    placed[is_state] = actions
+    values, log_prob, entropy = policy.evaluate_actions(  # type: ignore[call-arg]
+        obs, placed[:, 0], lstm_states, sequences.no_starts
+    )
+    others = [policy.action_dist.log_prob(sample) for sample in placed.transpose(0, 1)[1:]]
+    log_prob = th.stack([log_prob, *others], dim=1)
+    return values.flatten()[is_state], log_prob[is_state], None if entropy is None else entropy[is_state]
 
 
 def keeps_distribution(policy: ActorCriticPolicy) -> bool:
@@ -80,19 +105,47 @@ def _predict_outputs(policy: ActorCriticPolicy, obs: PyTorchObs) -> tuple[th.Ten
     return policy.value_net(latent_vf).flatten(), policy.action_net(latent_pi)
 
 
-def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs) -> th.Tensor:
+def predict_values(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: Sequences | None = None) -> th.Tensor:
+    """
+    Predict values.
+
+    :param policy: the policy
+    :param obs: states
+    :param sequences: sequences of the states, for a recurrent policy
+    :return: values, [B]
+    """
+    if sequences is None:
+        return policy.predict_values(obs).flatten()
+    values = policy.predict_values(obs, sequences.lstm_states.vf, sequences.no_starts)  # type: ignore[call-arg]
+    return values.flatten()[sequences.is_state]
+
+
+def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: Sequences | None = None) -> th.Tensor:
     """
     Predict values such that a gradient step on them leaves the actor as it is: shared features are constants.
 
     :param policy: the policy
     :param obs: states
+    :param sequences: sequences of the states, for a recurrent policy
     :return: values, [B]
     """
+    if sequences is not None:
+        return _predict_sequences_only(policy, obs, sequences)
     if not policy.share_features_extractor:
         return policy.predict_values(obs).flatten()
     features = policy.extract_features(obs)
     assert isinstance(features, th.Tensor)
     return policy.value_net(policy.mlp_extractor.forward_critic(features.detach())).flatten()  # type: ignore[no-any-return]
+
+
+def _predict_sequences_only(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: Sequences) -> th.Tensor:
+    if not policy.share_features_extractor:
+        return predict_values(policy, obs, sequences)
+    hook = policy.features_extractor.register_forward_hook(lambda module, inputs, features: features.detach())
+    try:
+        return predict_values(policy, obs, sequences)
+    finally:
+        hook.remove()
 
 
 class Evaluator:
@@ -108,7 +161,11 @@ class Evaluator:
         self._actor_alone: list[nn.Parameter] = []
 
     def evaluate_actions(
-        self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+        self,
+        obs: PyTorchObs,
+        actions: th.Tensor,
+        action_masks: th.Tensor | None = None,
+        sequences: Sequences | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """
         Evaluate N actions at each of B states.
@@ -116,23 +173,25 @@ class Evaluator:
         :param obs: states
         :param actions: actions as the buffer keeps them, [B, N, action_dim]
         :param action_masks: which actions are valid, [B, M], for a maskable policy
+        :param sequences: sequences of the states, for a recurrent policy
         :return: values [B], log-probabilities [B, N] and entropies [B] (``None`` if they have no closed form)
         """
-        values, log_prob, entropy = evaluate_actions(self.policy, obs, actions, action_masks)
+        values, log_prob, entropy = evaluate_actions(self.policy, obs, actions, action_masks, sequences)
         self._outputs = {"values": values, "log_prob": log_prob}
         if entropy is None:
             return _to_numpy(values), _to_numpy(log_prob), None
         self._outputs["entropy"] = entropy
         return _to_numpy(values), _to_numpy(log_prob), _to_numpy(entropy)
 
-    def predict_values(self, obs: PyTorchObs) -> np.ndarray:
+    def predict_values(self, obs: PyTorchObs, sequences: Sequences | None = None) -> np.ndarray:
         """
         Predict values such that a gradient step on them leaves the actor as it is.
 
         :param obs: states
+        :param sequences: sequences of the states, for a recurrent policy
         :return: values, [B]
         """
-        values = predict_values_only(self.policy, obs)
+        values = predict_values_only(self.policy, obs, sequences)
         self._outputs = {"values": values}
         return _to_numpy(values)
 
@@ -214,7 +273,11 @@ class MlpEvaluator(Evaluator):
 
     @th.no_grad()
     def evaluate_actions(
-        self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+        self,
+        obs: PyTorchObs,
+        actions: th.Tensor,
+        action_masks: th.Tensor | None = None,
+        sequences: Sequences | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         Evaluate N actions at each of B states, see ``Evaluator.evaluate_actions``.
@@ -222,17 +285,19 @@ class MlpEvaluator(Evaluator):
         :param obs: states
         :param actions: actions
         :param action_masks: none
+        :param sequences: none
         :return: values, log-probabilities and entropies
         """
         outputs = th.from_numpy(self._actor.forward(_flatten(obs)))
         log_prob, entropy = self._head.evaluate(outputs, actions)
         return self.predict_values(obs), log_prob.numpy(), entropy.numpy()
 
-    def predict_values(self, obs: PyTorchObs) -> np.ndarray:
+    def predict_values(self, obs: PyTorchObs, sequences: Sequences | None = None) -> np.ndarray:
         """
         Predict values, see ``Evaluator.predict_values``.
 
         :param obs: states
+        :param sequences: none
         :return: values
         """
         return self._critic.forward(_flatten(obs)).ravel()

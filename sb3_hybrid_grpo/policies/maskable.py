@@ -1,12 +1,18 @@
-"""Which class of SB3 or sb3-contrib a policy derives from: the latter's take masks of invalid actions."""
+"""Which class of SB3 or sb3-contrib a policy derives from: the latter's take masks of invalid actions, or remember."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch as th
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+
+from sb3_hybrid_grpo.common import InvalidArgumentError
+
+_RECURRENT_METHODS = ("forward", "get_distribution", "predict_values", "evaluate_actions")
 
 
 def is_maskable(policy_class: type[BasePolicy]) -> bool:
@@ -19,13 +25,45 @@ def is_maskable(policy_class: type[BasePolicy]) -> bool:
     return issubclass(policy_class, MaskableActorCriticPolicy)
 
 
+def is_recurrent(policy_class: type[BasePolicy]) -> bool:
+    """
+    Tell whether a policy remembers what it has seen of an episode.
+
+    :param policy_class: the policy's class
+    :return: whether it is one of sb3-contrib's recurrent policies
+    """
+    return issubclass(policy_class, RecurrentActorCriticPolicy)
+
+
+def check_policy_class(policy_class: type[BasePolicy]) -> None:
+    """
+    Check that a policy can be trained.
+
+    :param policy_class: the policy's class
+    :raises InvalidArgumentError: if it is none for PPO, or has its own way to remember
+    """
+    if not (is_maskable(policy_class) or issubclass(policy_class, ActorCriticPolicy)):
+        raise InvalidArgumentError(f"{policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
+    if "lstm_states" not in inspect.signature(policy_class.forward).parameters:
+        return
+    known = RecurrentActorCriticPolicy
+    own = [name for name in _RECURRENT_METHODS if getattr(policy_class, name, None) is not getattr(known, name)]
+    if own:
+        raise InvalidArgumentError(
+            f"{policy_class.__name__} is recurrent, with its own {', '.join(own)}: what a policy remembers in branches is "
+            f"known for {known.__name__} of sb3-contrib. Derive from that, and change its networks or `lstm_kwargs` instead."
+        )
+
+
 def stock_class(policy_class: type[BasePolicy]) -> type[ActorCriticPolicy]:
     """
     Return the class whose methods a policy inherits where it does not bring its own.
 
     :param policy_class: the policy's class
-    :return: SB3's or sb3-contrib's policy; the latter is no subclass of the former, but does the same
+    :return: SB3's or sb3-contrib's policy; the maskable one is no subclass of the former, but does the same
     """
+    if is_recurrent(policy_class):
+        return RecurrentActorCriticPolicy
     return MaskableActorCriticPolicy if is_maskable(policy_class) else ActorCriticPolicy  # type: ignore[return-value]
 
 

@@ -26,6 +26,13 @@ class Replica(Protocol):
         :return: actions for the environment, [B, \\*action_shape]
         """
 
+    def keep(self, survivors: np.ndarray) -> None:
+        """
+        Forget the branches that have ended, see ``Actor.keep``.
+
+        :param survivors: which of the branches go on, [M]
+        """
+
 
 class PlainMlp:
     """
@@ -78,6 +85,13 @@ class PlainMlp:
         assert isinstance(self._action_space, spaces.Box)
         actions = (parameters + self.std * noise).reshape(-1, *self._action_space.shape)
         return np.asarray(np.clip(actions, self._action_space.low, self._action_space.high))
+
+    def keep(self, survivors: np.ndarray) -> None:
+        """
+        Do nothing: no branch is remembered, see ``Replica``.
+
+        :param survivors: which of the branches go on
+        """
 
     @staticmethod
     def _flat(obs: Observations) -> np.ndarray:

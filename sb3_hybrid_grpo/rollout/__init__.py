@@ -4,9 +4,10 @@ from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling, make_action_
 from sb3_hybrid_grpo.rollout.action_selection import SELECTIONS, check_selection, estimates_before_the_step, to_front
 from sb3_hybrid_grpo.rollout.branch_pace import FIRST_SHARE, BranchPace, TimedBranches, check_pace
 from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, MacroStep, NoiseAhead, reordered
-from sb3_hybrid_grpo.rollout.buffers import multi_sample_buffer_class
+from sb3_hybrid_grpo.rollout.buffers import RecurrentMixin, multi_sample_buffer_class
 from sb3_hybrid_grpo.rollout.callback_locals import CommittedStep, RolloutCallback, locals_of
 from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
+from sb3_hybrid_grpo.rollout.recurrent_values import RecurrentDeferredEntropies, RecurrentDeferredValues
 from sb3_hybrid_grpo.rollout.rollout_branches import AwaitedBranches, RolloutBranches, make_rollout_branches
 from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.rollout.values import DeferredEntropies, DeferredValues, evaluate_rollout
@@ -24,6 +25,9 @@ __all__ = [
     "MacroStep",
     "MultiSampleMixin",
     "NoiseAhead",
+    "RecurrentDeferredEntropies",
+    "RecurrentDeferredValues",
+    "RecurrentMixin",
     "RolloutBranches",
     "RolloutCallback",
     "TimedBranches",

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo.common import InvalidArgumentError, Observations, check_name
-from sb3_hybrid_grpo.policies import Actor, Samples, is_maskable, overrides_forward
+from sb3_hybrid_grpo.policies import Actor, Samples, is_maskable, is_recurrent, overrides_forward
 
 RELATIVE_ESTIMATORS = ("hybrid", "per_action")
 """Advantages that compare each action with the others of its state, and so depend on how these were sampled."""
@@ -254,6 +254,7 @@ def make_modelled_sampling(
             advantage != "hybrid"
         ),
         "a model knows nothing of masks": is_maskable(policy_class),
+        "a model predicts from one observation, where a recurrent policy needs those before": is_recurrent(policy_class),
     }
     obstacle = _obstacle_to_choice(advantage, policy_class) or next((text for text, holds in obstacles.items() if holds), None)
     if obstacle is not None:

@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common import Floats, InvalidArgumentError, check_name, check_outcome
 from sb3_hybrid_grpo.estimation import RewardTransform, branch_estimates
-from sb3_hybrid_grpo.policies import overrides_forward
+from sb3_hybrid_grpo.policies import is_recurrent, overrides_forward
 from sb3_hybrid_grpo.rollout.action_sampling import RELATIVE_ESTIMATORS
 from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths
 from sb3_hybrid_grpo.rollout.values import select_observations
@@ -120,5 +120,7 @@ def check_selection(
         obstacle = f"with branch_fraction={branch_fraction!r} not all states are branched"
     elif overrides_forward(policy_class):
         obstacle = f"{policy_class.__name__} samples in a `forward` of its own"
+    elif is_recurrent(policy_class):
+        obstacle = f"what {policy_class.__name__} remembers is not known of branches that decide about the committed step"
     if obstacle is not None:
         raise InvalidArgumentError(f"action_selection={name!r} is not possible: {obstacle}. Use 'first'.")

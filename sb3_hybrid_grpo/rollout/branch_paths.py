@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -49,7 +50,9 @@ def follow(
     try:
         for step_noise in noise:
             outcome, alive = steps[-1]
-            alive = alive & ~(outcome.terminated | outcome.truncated)
+            goes_on = ~(outcome.terminated | outcome.truncated)
+            actor.keep(goes_on[alive])
+            alive = alive & goes_on
             if not alive.any():
                 break
             # Only finite observations are for the policy.
@@ -77,6 +80,7 @@ class BranchPaths:
     :param noise: the policy's noise in each further step, see ``follow``
     :param is_awaited: whether the outcomes are needed before the committed step
     :param workers_follow: whether workers can follow branches of several steps
+    :param memory: what a recurrent policy remembers after the states, [layers, S, units] each
     """
 
     def __init__(
@@ -89,15 +93,17 @@ class BranchPaths:
         noise: Sequence[np.ndarray] = (),
         is_awaited: bool = False,
         workers_follow: bool = False,
+        memory: RNNStates | None = None,
     ) -> None:
         self._brancher: Any = brancher
+        self.memory = memory
         self._task = actions, alive, noise
         self._is_with_step = False
         self.steps: list[BranchStep] = []
         if brancher is None or not alive.any():
             return
         if not getattr(brancher, "has_workers", False) or (noise and not workers_follow):
-            self.steps = follow(actor, brancher, *self._task, obs)
+            self.steps = follow(actor.in_branches(memory, alive), brancher, *self._task, obs)
         elif is_awaited:
             self.steps = cast(FollowingBrancher, brancher).follow(*self._task)
         else:
@@ -236,7 +242,7 @@ class MacroStep:
         rewards: np.ndarray,
         dones: np.ndarray,
         infos: Sequence[dict[str, Any]],
-        terminal_value: Callable[[Any], float],
+        terminal_value: Callable[[Any, int], float],
     ) -> None:
         """
         Take in the committed step. As in SB3, an episode that was cut off goes on with the value of its last observation.
@@ -244,7 +250,7 @@ class MacroStep:
         :param rewards: rewards, [E]
         :param dones: whether the episode ended, [E]
         :param infos: the environments' infos
-        :param terminal_value: values an observation
+        :param terminal_value: values the last observation of an environment
         """
         self.rewards[:, 0, 0] = rewards
         self.terminated[:, 0, 0] = dones
@@ -253,4 +259,4 @@ class MacroStep:
             terminal_obs = infos[idx].get("terminal_observation")
             if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
                 self.terminated[idx, 0, 0] = False
-                self.next_values[idx, 0, 0] = terminal_value(terminal_obs)
+                self.next_values[idx, 0, 0] = terminal_value(terminal_obs, idx)

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_hybrid_grpo.common import Observations
+from sb3_hybrid_grpo.common import Observations, Sequences
 from sb3_hybrid_grpo.policies import evaluate_actions
 
 
@@ -25,6 +25,7 @@ class CommittedStep:
     :param action_masks: which actions are valid, [E, M], for a maskable policy
     :param values: values of the states, [E], if they are known
     :param log_probs: log-probabilities of the sampled actions, index 0 is the committed one, [E, N], likewise
+    :param sequences: what a recurrent policy remembered before the states
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class CommittedStep:
         action_masks: np.ndarray | None = None,
         values: th.Tensor | None = None,
         log_probs: th.Tensor | None = None,
+        sequences: Sequences | None = None,
     ) -> None:
         self._policy = policy
         self._obs = obs
         self._actions = actions
         self._action_masks = action_masks
+        self._sequences = sequences
         if values is not None and log_probs is not None:
             self._evaluated = values, log_probs[:, 0]
 
@@ -62,7 +65,9 @@ class CommittedStep:
     def _evaluated(self) -> tuple[th.Tensor, th.Tensor]:
         actions = th.as_tensor(self._actions.reshape(len(self._actions), 1, -1), device=self._policy.device).float()
         with th.no_grad():
-            values, log_probs, _ = evaluate_actions(self._policy, self.obs_tensor, actions, self._action_masks)
+            values, log_probs, _ = evaluate_actions(
+                self._policy, self.obs_tensor, actions, self._action_masks, self._sequences
+            )
         return values, log_probs[:, 0]
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_hybrid_grpo.common import Brancher, BranchOutcome, check_outcome
@@ -17,7 +18,15 @@ class DeviceBranches(LateBranches):
     rewards, ends and values leave the device. What vectorised wrappers do to observations is done outside it.
     """
 
-    def _follow(self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice) -> int:
+    def _follow(
+        self,
+        brancher: Brancher,
+        actions: np.ndarray,
+        alive: np.ndarray,
+        noise: list[np.ndarray],
+        rows: slice,
+        memory: RNNStates | None,
+    ) -> int:
         device = self._actor.policy.device
         now, is_alive = th.as_tensor(actions, device=device), th.as_tensor(alive, device=device)
         outcome = self._opened(brancher, now, is_alive, 1 + len(noise))

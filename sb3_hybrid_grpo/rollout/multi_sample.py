@@ -9,7 +9,13 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_hybrid_grpo.common import InvalidArgumentError, MultiSampleRolloutBufferSamples, check_name, check_positive_integer
+from sb3_hybrid_grpo.common import (
+    InvalidArgumentError,
+    MultiSampleRolloutBufferSamples,
+    Sequences,
+    check_name,
+    check_positive_integer,
+)
 from sb3_hybrid_grpo.estimation import (
     ESTIMATORS,
     RELATIVE_ADVANTAGES,
@@ -62,6 +68,7 @@ class MultiSampleMixin(RolloutBuffer):
     :param is_selected: whether the committed action was chosen among the N by their estimates: then it has a branch like the
         others, and the trajectory, which is not the policy's own, counts for nothing
     :param ent_coef: weight of the policy's entropies in rewards, for soft values; 0 if these are not wanted
+    :param kwargs: what the buffer of SB3 or sb3-contrib takes beside this
     :raises InvalidArgumentError: if ``n_samples`` is no positive integer or a name is unknown
     """
 
@@ -100,6 +107,7 @@ class MultiSampleMixin(RolloutBuffer):
         action_sampling: str = "iid",
         is_selected: bool = False,
         ent_coef: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         check_positive_integer("n_samples", n_samples)
         check_positive_integer("branch_horizon", branch_horizon)
@@ -115,7 +123,16 @@ class MultiSampleMixin(RolloutBuffer):
         self.is_selected = is_selected
         self.ent_coef = ent_coef
         self.is_soft = ent_coef != 0
-        super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device=device,
+            gae_lambda=gae_lambda,
+            gamma=gamma,
+            n_envs=n_envs,
+            **kwargs,
+        )
 
     def reset(self) -> None:
         """Forget the rollout."""
@@ -196,6 +213,15 @@ class MultiSampleMixin(RolloutBuffer):
             self.log_probs[self.pos] = log_prob.cpu().numpy()
         self.pos += 1
         self.full = self.pos == self.buffer_size
+
+    def sequences(self, rows: slice) -> Sequences | None:
+        """
+        Return what a recurrent policy remembered before states.
+
+        :param rows: their macro-steps
+        :return: the states as sequences of one each; ``None`` if there is nothing to remember
+        """
+        return None
 
     @property
     def branched(self) -> np.ndarray:

@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
+import torch as th
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
@@ -83,7 +85,7 @@ def make_rollout_branches(
     :param deferred: what is to be known of the next observations
     :return: late branches if the brancher can remember states, else prompt ones
     """
-    if getattr(brancher, "takes_tensors", False) and actor.policy.device.type != "cpu":
+    if getattr(brancher, "takes_tensors", False) and actor.policy.device.type != "cpu" and actor.memory is None:
         from sb3_hybrid_grpo.rollout.device_branches import DeviceBranches
 
         return DeviceBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
@@ -141,9 +143,8 @@ class PromptBranches:
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, obs: Observations, noise: list[np.ndarray]) -> None:
         """Follow the branches, unless workers do that along with the committed step."""
-        self.paths = BranchPaths(
-            self._actor, self._brancher, actions, alive, obs, noise, self._is_awaited, self._workers_follow
-        )
+        how = self._is_awaited, self._workers_follow, self._actor.memory
+        self.paths = BranchPaths(self._actor, self._brancher, actions, alive, obs, noise, *how)
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
         """Take the committed step, after which workers have followed the branches."""
@@ -171,6 +172,7 @@ class _Waiting(NamedTuple):
     actions: np.ndarray
     alive: np.ndarray
     noise: list[np.ndarray]
+    memory: RNNStates | None
 
 
 class LateBranches:
@@ -201,7 +203,7 @@ class LateBranches:
         """Remember the present states, unless workers do that along with the committed step."""
         if not self._has_workers:
             self._brancher.remember(obs)
-        self._waiting.append(_Waiting(actions, alive, noise))
+        self._waiting.append(_Waiting(actions, alive, noise, self._actor.memory))
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
         """Take the committed step."""
@@ -224,7 +226,7 @@ class LateBranches:
             return 0
         end = self._buffer.pos
         rows = slice(end - len(self._waiting), end)
-        actions, alive, noise = zip(*self._waiting, strict=True)
+        actions, alive, noise, memories = zip(*self._waiting, strict=True)
         self._waiting = []
         return self._follow(
             self._brancher.recall(),
@@ -232,11 +234,20 @@ class LateBranches:
             _merge(np.stack(alive, axis=1), 1),
             [_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
             rows,
+            _merge_memories(memories),
         )
 
-    def _follow(self, brancher: Brancher, actions: np.ndarray, alive: np.ndarray, noise: list[np.ndarray], rows: slice) -> int:
+    def _follow(
+        self,
+        brancher: Brancher,
+        actions: np.ndarray,
+        alive: np.ndarray,
+        noise: list[np.ndarray],
+        rows: slice,
+        memory: RNNStates | None,
+    ) -> int:
         """Follow branches [E, T · n] of the T macro-steps in some rows of the buffer; return their simulator steps."""
-        paths = BranchPaths(self._actor, brancher, actions, alive, None, noise, True, self._workers_follow)
+        paths = BranchPaths(self._actor, brancher, actions, alive, None, noise, True, self._workers_follow, memory)
         store_branches(paths, rows, None, self._buffer, self._deferred)
         return paths.n_simulator_steps
 
@@ -244,6 +255,15 @@ class LateBranches:
 def _merge(array: np.ndarray, axis: int) -> np.ndarray:
     """Merge an axis with the next one."""
     return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+
+
+def _merge_memories(memories: Sequence[RNNStates | None]) -> RNNStates | None:
+    """Merge what is remembered after T times E states, in the order of branches [E, T · n]."""
+    if memories[0] is None:
+        return None
+    pi, vf = zip(*cast(Sequence[RNNStates], memories), strict=True)
+    merged = [tuple(th.stack(parts, dim=2).flatten(1, 2) for parts in zip(*states, strict=True)) for states in (pi, vf)]
+    return RNNStates(*merged)
 
 
 def store_branches(
@@ -258,6 +278,9 @@ def store_branches(
     :param buffer: the rollout's buffer, of all N samples or of all but the first
     :param deferred: what is to be known of the next observations
     """
+    if paths.steps:
+        for quantity in deferred:
+            quantity.begin(paths.memory, paths.steps[0].alive)
     for k, step in enumerate(paths.steps):
         outcome = paths.observed(k, committed)
         check_outcome(outcome.observations, outcome.rewards)

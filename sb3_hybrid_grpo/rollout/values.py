@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch as th
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
@@ -28,7 +29,7 @@ def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_v
         all_masks = buffer.action_masks
         masks = None if all_masks is None else all_masks[rows].reshape(-1, all_masks.shape[-1])
         with th.no_grad():
-            values, log_prob, entropy = evaluate_actions(policy, obs, actions, masks)
+            values, log_prob, entropy = evaluate_actions(policy, obs, actions, masks, buffer.sequences(rows))
         if with_values:
             buffer.values[rows] = values.cpu().numpy().reshape(-1, buffer.n_envs)
         if entropy is not None:
@@ -88,6 +89,14 @@ class DeferredValues:
         self._destinations: list[tuple[np.ndarray, np.ndarray]] = []
         self._n_pending = 0
 
+    def begin(self, memory: RNNStates | None, alive: np.ndarray) -> None:
+        """
+        Turn to other branches, before their first step is written: for policies that remember.
+
+        :param memory: what is remembered after the S states that they leave, [layers, S, units] each
+        :param alive: which branches there are, of B / S from each state, any shape of B elements
+        """
+
     def write(self, observations: Observations, destination: np.ndarray, mask: np.ndarray) -> None:
         """
         Ask for values.
@@ -96,25 +105,31 @@ class DeferredValues:
         :param destination: array that gets their values, at the latest on ``flush``
         :param mask: its M places where they go
         """
+        self._ask(observations, destination, mask)
+        if self._n_pending >= self._chunk_size:
+            self.flush()
+
+    def _ask(self, observations: Observations, destination: np.ndarray, mask: np.ndarray) -> None:
         self._observations.append(observations)
         self._destinations.append((destination, mask))
         self._n_pending += int(mask.sum())
-        if self._n_pending >= self._chunk_size:
-            self.flush()
 
     def flush(self) -> None:
         """Write all values that are still due."""
         if not self._destinations:
             return
-        obs = obs_as_tensor(_join(self._observations), self.policy.device)  # type: ignore[arg-type]
         with th.no_grad():
-            values = self.evaluate(obs).cpu().numpy().ravel()
+            values = self._evaluate_all(_join(self._observations))
         start = 0
         for destination, mask in self._destinations:
             end = start + int(mask.sum())
             destination[mask] = values[start:end]
             start = end
         self._observations, self._destinations, self._n_pending = [], [], 0
+
+    def _evaluate_all(self, observations: Observations) -> np.ndarray:
+        obs = obs_as_tensor(observations, self.policy.device)  # type: ignore[arg-type]
+        return self.evaluate(obs).cpu().numpy().ravel()
 
     def evaluate(self, obs: PyTorchObs) -> th.Tensor:
         """

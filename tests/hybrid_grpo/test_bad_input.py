@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -153,11 +152,6 @@ def test_policy_of_another_kind():
 
     with pytest.raises(InvalidArgumentError, match="DQNPolicy is no ActorCriticPolicy"):
         HybridGRPO(DQNPolicy, "CartPole-v1")
-
-
-def test_recurrent_policy():
-    with pytest.raises(InvalidArgumentError, match="RecurrentActorCriticPolicy is recurrent"):
-        HybridGRPO(RecurrentActorCriticPolicy, "CartPole-v1")
 
 
 def test_truncated_minibatch_is_announced():
