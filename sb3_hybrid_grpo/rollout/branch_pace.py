@@ -9,8 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_hybrid_grpo.common import InvalidArgumentError, Observations
-from sb3_hybrid_grpo.common.validation import check_number
+from sb3_hybrid_grpo.common import InvalidArgumentError, Observations, check_number
 from sb3_hybrid_grpo.rollout.rollout_branches import RolloutBranches
 
 FIRST_SHARE = 0.25
