@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ from sb3_hybrid_grpo.branching.snapshots import (
     PrivateAttributes,
     SavedStates,
     Snapshot,
+    StayingStates,
     codecs,
     cost_of,
     known_layers,
@@ -211,6 +213,23 @@ class Simulator:
     def include_masks(self) -> None:
         """Ask for masks of invalid actions from now on, wherever a branch goes on."""
         self.n_masks = number_of_masks(self.env.action_space)
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Let branches be followed with nobody looking at the environment: it is where it was at the end of the context."""
+        states = self._states
+        if type(states) is not SavedStates:
+            yield
+            return
+        states.close()
+        self._states = StayingStates(states)
+        try:
+            yield
+        finally:
+            self._states = states
+            with self._listening, self._detours:
+                _leave_in_any_case(states)
+            states.close()
 
     @property
     def memory(self) -> PrivateAttributes | None:
