@@ -3,8 +3,8 @@
 import os
 import pickle
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gymnasium as gym
@@ -112,7 +112,8 @@ class RayTransport(OwnTransport):
         if not self.actors:
             raise ConnectionError("the actors have been ended")
         packed = [part if isinstance(part, self._ray.ObjectRef) else _pack(part) for part in arguments]
-        self._owed[worker].append(self.actors[worker].answer_packed.remote(method, *packed))
+        with self._room():
+            self._owed[worker].append(self.actors[worker].answer_packed.remote(method, *packed))
 
     def _fetch(self, worker: int, timeout: float | None) -> Any:
         if not self._owed[worker]:
@@ -153,8 +154,14 @@ class RayTransport(OwnTransport):
 
     def share(self, value: Any) -> Any:
         """Put a value into the object store once, see ``Transport``."""
-        try:
+        with self._room():
             return self._ray.put(_pack(value))
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say what is wrong if there is none in the object store."""
+        try:
+            yield
         except (self._ray.exceptions.ObjectStoreFullError, self._ray.exceptions.OutOfDiskError) as error:
             raise MemoryError(f"The object store of Ray is full: {error}") from error
 

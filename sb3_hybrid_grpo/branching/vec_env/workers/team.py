@@ -61,8 +61,7 @@ class Team:
         try:
             shared = self.transport.share(value)
         except MemoryError as error:
-            self._end()
-            raise WorkerLostError(f"{error} {_AFTERWARDS}") from error
+            self._find_no_room(error)
         return self.call(method, [(shared,)] * len(self))
 
     def call_some(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
@@ -94,6 +93,8 @@ class Team:
             self.transport.send(worker, method, *arguments)
         except OSError as error:
             self._lose(worker, error)
+        except MemoryError as error:
+            self._find_no_room(error)
 
     def receive(self, workers: Sequence[int] | None = None) -> list[Any]:
         """
@@ -152,6 +153,10 @@ class Team:
         if isinstance(error, TimeoutError):
             raise WorkerTimeoutError(self._give_up(worker, f"did not answer within {self._limit}")) from error
         raise WorkerLostError(self._give_up(worker, f"died {task or self._task}")) from error
+
+    def _find_no_room(self, error: MemoryError) -> NoReturn:
+        self._end()
+        raise WorkerLostError(f"{error} {_AFTERWARDS}") from error
 
     def _environments_of(self, worker: int) -> str:
         group = self.transport.groups[worker]

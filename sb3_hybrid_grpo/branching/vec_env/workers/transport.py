@@ -30,6 +30,7 @@ class Transport(ABC):
         :param method: name of the method, see ``Dispatcher``
         :param arguments: its arguments, some of which ``share`` may have returned
         :raises OSError: if the worker is lost
+        :raises MemoryError: if there is no room for the arguments on the way
         """
 
     @abstractmethod
