@@ -85,7 +85,7 @@ def assert_nothing_is_left():
     end = time.monotonic() + 30
     while time.monotonic() < end:
         # What there is comes a little later than the end of an actor.
-        if ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU"):
+        if ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU") and stored_objects() == 0:
             break
         time.sleep(0.2)
     assert ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU")

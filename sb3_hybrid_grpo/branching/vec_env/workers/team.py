@@ -164,7 +164,7 @@ class Team:
 
     def _give_up(self, culprit: int, problem: str) -> str:
         """End all workers, since one of them is lost, and return a description."""
-        lost = [worker for worker in range(len(self)) if self.transport.is_lost(worker) or worker == culprit]
+        lost = sorted({culprit} | self.transport.find_lost())
         who = "; ".join(f"{self._environments_of(worker)} ({self.transport.describe(worker)})" for worker in lost)
         self._end()
         return f"A worker of the vectorised environment {problem}: {who}. {_AFTERWARDS}"

@@ -65,12 +65,11 @@ class Transport(ABC):
         """End all workers, whatever they do, and let go of them. The second time there is nothing to do."""
 
     @abstractmethod
-    def is_lost(self, worker: int) -> bool:
+    def find_lost(self) -> set[int]:
         """
-        Tell whether a worker has ended.
+        Look for workers that have ended.
 
-        :param worker: its number
-        :return: whether that is known
+        :return: the numbers of those of which it is known
         """
 
     @abstractmethod
