@@ -131,6 +131,8 @@ def cluster(n_nodes: int | None) -> Iterator[None]:
     if n_nodes is None:
         yield
         return
+    # By default actors have a niceness of 15, and starve where others use the cores.
+    os.environ["RAY_worker_niceness"] = "0"
     import ray
     from ray.cluster_utils import Cluster
 

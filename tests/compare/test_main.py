@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
-from sb3_hybrid_grpo.compare import cli, curve, display, report, run_log, training
+from sb3_hybrid_grpo.compare import cli, curve, display, report, run_log, settings, training
 from sb3_hybrid_grpo.compare.folder import ResultsFolder
 from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, make_envs, parse_hyperparam
 from sb3_hybrid_grpo.compare.training import Evaluation
@@ -136,6 +136,26 @@ def test_evaluations_do_not_change_the_training(algo):
 
     rarely, often = make_settings(eval_every=1000), make_settings(eval_every=1)
     np.testing.assert_array_equal(parameters(rarely), parameters(often))
+
+
+def test_environments_in_workers(monkeypatch):
+    made = []
+    monkeypatch.setattr(settings, "make_parallel_env", lambda *arguments: made.append(arguments))
+    for chosen in (["--engine", "ray", "--workers", "2"], ["--workers", "3"], ["--engine", "process"]):
+        shared = cli._settings(cli._parser().parse_args(["--env", "CartPole-v1", *chosen]))
+        settings.make_env(shared.env, 4, 1, shared.engine, shared.workers)
+    assert made == [
+        ("CartPole-v1", 4, 2, "ray", 1),
+        ("CartPole-v1", 4, 3, "process", 1),
+        ("CartPole-v1", 4, None, "process", 1),
+    ]
+
+
+@pytest.mark.slow
+def test_main_job_with_workers(tmp_path):
+    argv = [*TINY, "--algos", "hybrid_grpo", "--seeds", "1", "--engine", "process", "--workers", "2", "--out", str(tmp_path)]
+    assert cli.main(argv) == 0
+    assert read_rows(tmp_path / "results.csv")
 
 
 def test_curves_are_grouped_and_summarised():

@@ -1,20 +1,17 @@
 """One environment of this process: taken apart, probed, and branched from snapshots."""
 
-from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
+from sb3_hybrid_grpo.branching.simulator.detours import register_transparent_wrapper, transparent_wrappers
+from sb3_hybrid_grpo.branching.simulator.env import BeginAgainError, LocalBrancher
 from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.simulator.layers import Composition, core_of, layers_of
 from sb3_hybrid_grpo.branching.simulator.probes import failed_probe, reset_options
-from sb3_hybrid_grpo.branching.simulator.simulator import (
-    PROBE_STEPS,
-    Simulator,
-    register_transparent_wrapper,
-    transparent_wrappers,
-)
+from sb3_hybrid_grpo.branching.simulator.simulator import PROBE_STEPS, Simulator
 from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit
 from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, sample
 
 __all__ = [
     "PROBE_STEPS",
+    "BeginAgainError",
     "Composition",
     "InProcessBrancher",
     "LocalBrancher",

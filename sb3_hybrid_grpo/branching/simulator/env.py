@@ -3,7 +3,7 @@
 import gc
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +18,10 @@ from sb3_hybrid_grpo.branching.snapshots import Cost, PrivateAttributes, SavedSt
 from sb3_hybrid_grpo.common import BranchOutcome, warn
 
 _MAX_VISITED = 32
+
+
+class BeginAgainError(Exception):
+    """The branches that are open were not saved completely: they have to be opened anew, from where they started."""
 
 
 class LocalBrancher(InProcessBrancher):
@@ -39,6 +43,7 @@ class LocalBrancher(InProcessBrancher):
         super().__init__(envs, as_returned, timeout)
         self._watch = randomness.Watch()
         self._shares_generators = False
+        self._stays = False
         self._visited: deque[tuple[Composition, Simulator]] = deque(maxlen=_MAX_VISITED)
         for simulator in self._simulators:
             self._probe(simulator)
@@ -128,10 +133,29 @@ class LocalBrancher(InProcessBrancher):
                 "torch). From now on these are saved with every branch, which is slower; self.np_random would not be."
             )
             self._include_generators()
+            if self._stays:
+                raise BeginAgainError
             for env_idx, simulator in enumerate(self._simulators):
                 if simulator.may_use_global_generators:
                     self._step_one(env_idx, actions.copy(), alive, outcome)
         return outcome
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """
+        Let branches be followed from ``open`` on with nobody looking at the environments, which are as they were at the end of
+        the context. That spares snapshots.
+
+        :raises BeginAgainError: inside, if the branches must be followed anew, from ``open`` on
+        """
+        with ExitStack() as stack:
+            for simulator in self._simulators:
+                stack.enter_context(simulator.staying())
+            self._stays = True
+            try:
+                yield
+            finally:
+                self._stays = False
 
     def _include_generators(self) -> None:
         self._shares_generators = True

@@ -2,16 +2,17 @@
 
 import copy
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces, wrappers
-from stable_baselines3.common.monitor import Monitor
+from gymnasium import spaces
 
 from sb3_hybrid_grpo.branching.batched import TaskSimulator
+from sb3_hybrid_grpo.branching.simulator.detours import Detours, detours_of, skip_transparent
 from sb3_hybrid_grpo.branching.simulator.layers import core_of
 from sb3_hybrid_grpo.branching.simulator.probes import ResetError, failed_probe, reset_to_probe
 from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, number_of_masks, sample
@@ -21,12 +22,13 @@ from sb3_hybrid_grpo.branching.snapshots import (
     PrivateAttributes,
     SavedStates,
     Snapshot,
+    StayingStates,
     codecs,
     cost_of,
     known_layers,
     randomness,
 )
-from sb3_hybrid_grpo.branching.surroundings import HiddenState, Notice, WatchedStates, announce, branch_hooks
+from sb3_hybrid_grpo.branching.surroundings import HiddenState, Notice, WatchedStates, announce
 from sb3_hybrid_grpo.common import (
     BranchError,
     BranchOutcome,
@@ -40,99 +42,9 @@ from sb3_hybrid_grpo.common import (
     warn,
 )
 
-__all__ = ["PROBE_STEPS", "Simulator", "codecs", "register_transparent_wrapper", "transparent_wrappers"]
+__all__ = ["PROBE_STEPS", "Simulator", "codecs"]
 
 PROBE_STEPS = 8
-
-_AnyWrapper: TypeAlias = gym.Wrapper[Any, Any, Any, Any]
-
-_MISSING = object()
-
-_transparent_wrappers: set[type[_AnyWrapper]] = {
-    Monitor,
-    wrappers.OrderEnforcing,
-    wrappers.PassiveEnvChecker,
-    wrappers.RecordEpisodeStatistics,
-    wrappers.RecordVideo,
-    wrappers.RenderCollection,
-    wrappers.HumanRendering,
-}
-
-
-def register_transparent_wrapper(wrapper_class: type[_AnyWrapper]) -> None:
-    """
-    Declare that a wrapper hands actions, observations, rewards and ends of episodes through unchanged.
-
-    Branches go around such wrappers, so that what they record or draw never includes a branch.
-
-    :param wrapper_class: the wrapper's class; its subclasses are not meant
-    """
-    _transparent_wrappers.add(wrapper_class)
-
-
-def transparent_wrappers() -> set[type[_AnyWrapper]]:
-    """
-    Return what branches go around in this process, for the worker processes of a vectorised environment.
-
-    :return: classes of wrappers
-    """
-    return set(_transparent_wrappers)
-
-
-class _Detours:
-    """
-    Leads around recorders and renderers as long as it is entered.
-
-    :param root: the outermost wrapper that branches go through
-    """
-
-    def __init__(self, root: gym.Env[Any, Any]) -> None:
-        self._detours: list[tuple[dict[str, Any], str, Any]] = []
-        self._originals: list[Any] = []
-        self.layers = [root]
-        while isinstance(layer := self.layers[-1], gym.Wrapper):
-            inner = _skip_transparent(layer.env)
-            if inner is not layer.env:
-                self._detours.append((vars(layer), "env", inner))
-            self.layers.append(inner)
-        if self.layers[-1].render_mode == "human":
-            self._detours.append((vars(self.layers[-1]), "render_mode", None))
-
-    def __enter__(self) -> None:
-        self._originals = [attributes.get(name, _MISSING) for attributes, name, _ in self._detours]
-        for attributes, name, value in self._detours:
-            attributes[name] = value
-
-    def __exit__(self, *exception: object) -> None:
-        for (attributes, name, _), original in zip(self._detours, self._originals, strict=True):
-            if original is _MISSING:
-                del attributes[name]
-            else:
-                attributes[name] = original
-
-
-class _AnnouncedDetours(_Detours):
-    """Calls the environment's hooks before and after as well."""
-
-    def __init__(self, root: gym.Env[Any, Any]) -> None:
-        super().__init__(root)
-        self._starts, self._ends = branch_hooks(self.layers)
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        try:
-            for start in self._starts:
-                start()
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            for end in self._ends:
-                end()
-        finally:
-            super().__exit__()
 
 
 class Simulator:
@@ -149,15 +61,14 @@ class Simulator:
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         self.env = env
-        self.root = _skip_transparent(env)
+        self.root = skip_transparent(env)
         # Spaces may be attributes of the class, where no walk from the instance meets them.
         core = core_of(env)
         self.attributes = (self.root, core.action_space, core.observation_space)
         self.roots: tuple[Any, ...] = self.attributes
-        detours = _Detours(self.root)
-        with detours:
+        with Detours(self.root):
             is_known = known_layers(self.root) is not None
-        self._detours = _AnnouncedDetours(self.root) if any(branch_hooks(detours.layers)) else detours
+        self._detours = detours_of(self.root)
         self._states: BranchStates = SavedStates(*self.roots)
         self.notice = Notice()
         self._listening: AbstractContextManager[Any] = nullcontext() if is_known else self.notice
@@ -168,7 +79,7 @@ class Simulator:
         self.memory: PrivateAttributes | SavedStates | None = None
         self._includes_generators = False
 
-    def unwatched(self) -> _Detours:
+    def unwatched(self) -> Detours:
         """
         Lead around recorders and renderers.
 
@@ -215,11 +126,28 @@ class Simulator:
         """Ask for masks of invalid actions from now on, wherever a branch goes on."""
         self.n_masks = number_of_masks(self.env.action_space)
 
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Let branches be followed with nobody looking at the environment: it is where it was at the end of the context."""
+        states = self._states
+        if type(states) is not SavedStates:
+            yield
+            return
+        states.close()
+        self._states = StayingStates(states)
+        try:
+            yield
+        finally:
+            self._states = states
+            with self._listening, self._detours:
+                _leave_in_any_case(states)
+            states.close()
+
     def include_generators(self) -> None:
         """Save the global random generators as well from now on, and with the open branches, which have not used them yet."""
         if self._includes_generators or not self.may_use_global_generators:
             return
-        assert isinstance(self._states, SavedStates)
+        assert isinstance(self._states, SavedStates | StayingStates)
         self._includes_generators = True
         self._states.take_again(randomness.GLOBAL_GENERATORS)
 
@@ -390,9 +318,3 @@ def _leave_in_any_case(states: BranchStates) -> None:
         # Interrupted, as by Ctrl-C: to do it again is harmless, to stop halfway is not.
         states.leave()
         raise
-
-
-def _skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    while type(env) in _transparent_wrappers and "step" not in vars(env):
-        env = env.env  # type: ignore[attr-defined]
-    return env

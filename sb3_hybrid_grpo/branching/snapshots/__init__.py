@@ -19,6 +19,7 @@ from sb3_hybrid_grpo.branching.snapshots.registry import (
     user_codecs,
 )
 from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot, find
+from sb3_hybrid_grpo.branching.snapshots.staying import StayingStates
 
 __all__ = [
     "CONSTANT",
@@ -33,6 +34,7 @@ __all__ = [
     "ReferencesCodec",
     "SavedStates",
     "Snapshot",
+    "StayingStates",
     "Watch",
     "codec_of",
     "cost_of",

@@ -120,7 +120,7 @@ class SavedStates:
 
     def enter(self, idx: int, is_last: bool) -> None:
         """Restore a branch or the start, see ``BranchStates``."""
-        branch = self._branches.get(idx, self._start)
+        branch = self._kept.get(idx) or self._branches.get(idx, self._start)
         if branch is not None and not self._is_at_start:
             branch.restore()
         self._is_at_start = False

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
-from sb3_hybrid_grpo.branching.simulator import simulator
+from sb3_hybrid_grpo.branching.simulator import detours
 from sb3_hybrid_grpo.branching.simulator.layers import Composition
 from sb3_hybrid_grpo.policies.actors import Samples
 from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling
@@ -215,7 +215,7 @@ def test_other_environment_inside_a_wrapper_of_the_vectorised_one(kind):
 
 @pytest.fixture
 def transparent(monkeypatch):
-    monkeypatch.setattr(simulator, "_transparent_wrappers", {*simulator._transparent_wrappers, TransparentTasks})
+    monkeypatch.setattr(detours, "_transparent_wrappers", {*detours._transparent_wrappers, TransparentTasks})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.branching import make_brancher, register_transparent_wrapper
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
-from sb3_hybrid_grpo.branching.simulator import simulator as simulator_module
+from sb3_hybrid_grpo.branching.simulator import detours
 from sb3_hybrid_grpo.branching.surroundings import side_effects
 from sb3_hybrid_grpo.branching.surroundings.side_effects import Notice, is_outlet
 from tests.envs import Walk, limited
@@ -141,7 +141,7 @@ def test_hook_that_raises_leaves_the_environment_as_it_was(tmp_path):
 
 
 def test_transparent_wrapper_is_gone_around(tmp_path, monkeypatch):
-    monkeypatch.setattr(simulator_module, "_transparent_wrappers", set(simulator_module._transparent_wrappers))
+    monkeypatch.setattr(detours, "_transparent_wrappers", set(detours._transparent_wrappers))
     path = tmp_path / "steps.csv"
     register_transparent_wrapper(Writing)
     venv = DummyVecEnv([lambda: Writing(Walk(), path)])

@@ -98,7 +98,7 @@ def venv():
 
 def assert_ended(venv):
     assert not any(process.is_alive() for process in venv.transport.processes)
-    if venv._shared is not None:
+    if venv._shared is not None and not venv._release.alive:
         with pytest.raises(FileNotFoundError):
             SharedMemory(venv._shared.name)
 
@@ -407,3 +407,18 @@ def test_one_message_for_each_macro_step_and_worker(monkeypatch, horizon):
     others = [name for name in posted if name != "both"]
     # A reset, a lesson for each rollout, and the end.
     assert len(others) <= 2 * (1 + 2 + 1), others
+
+
+@pytest.mark.parametrize("way", ["_post", "share"])
+def test_no_room_on_the_way_to_workers(venv, monkeypatch, way):
+    settings = {"n_steps": 4, "batch_size": 20, "n_epochs": 1, "device": "cpu", "brancher": "snapshot"}
+    model = HybridGRPO("MlpPolicy", venv, branch_horizon=2, **settings)
+
+    def full(*arguments):
+        raise MemoryError("The object store is full.")
+
+    monkeypatch.setattr(venv.transport, way, full)
+    with pytest.raises(WorkerLostError, match=r"The object store is full\. All workers were ended.*last checkpoint"):
+        model.learn(20)
+    assert venv.is_lost
+    assert_ended(venv)

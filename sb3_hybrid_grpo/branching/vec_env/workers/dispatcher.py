@@ -3,13 +3,19 @@
 import pickle
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_hybrid_grpo.branching.simulator import register_transparent_wrapper, transparent_wrappers
+from sb3_hybrid_grpo.branching.simulator import (
+    BeginAgainError,
+    LocalBrancher,
+    register_transparent_wrapper,
+    transparent_wrappers,
+)
 from sb3_hybrid_grpo.branching.snapshots import register_codec, user_codecs
 from sb3_hybrid_grpo.branching.vec_env.behind_wrappers import BranchesBehindWrappers, Stepped
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher, Holder
@@ -174,11 +180,15 @@ class Dispatcher:
         :param arguments: see ``InProcessBrancher.open``
         :return: the outcomes of their first steps
         """
+        self._catch_up()
+        return self._current.brancher.open(*arguments)
+
+    def _catch_up(self) -> None:
+        """Turn to the environments that there are now."""
         if self._current.is_outdated:
             announcement = self._current.renew()
             if announcement is not None:
                 warn(announcement)
-        return self._current.brancher.open(*arguments)
 
     def remember(self) -> list[bool]:
         """
@@ -211,7 +221,15 @@ class Dispatcher:
         :param task: the branches
         :return: their steps, stacked
         """
-        return self._follow(task, _Present(self.open, self._current))
+        self._catch_up()
+        brancher = self._current.brancher
+        staying = brancher.staying if isinstance(brancher, LocalBrancher) and len(task.noise) else nullcontext
+        try:
+            with staying():
+                return self._follow(task, brancher)
+        except BeginAgainError:
+            with staying():
+                return self._follow(task, brancher)
 
     def follow_remembered(self, task: Task) -> BranchStep:
         """
@@ -229,13 +247,3 @@ class Dispatcher:
             raise BranchError(f"Branches are to be followed with policy {task.version}, but there is policy {self._version}.")
         branches = BranchesBehindWrappers(source, task.views)
         return stack_steps(self._follower(branches, task.actions, task.alive, [*task.noise]))
-
-
-class _Present(NamedTuple):
-    """The states that the environments are in."""
-
-    open: Callable[..., BranchOutcome]
-    current: CurrentBrancher
-
-    def advance(self, actions: np.ndarray, alive: np.ndarray) -> BranchOutcome:
-        return self.current.brancher.advance(actions, alive)

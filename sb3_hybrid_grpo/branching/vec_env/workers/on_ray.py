@@ -3,8 +3,9 @@
 import os
 import pickle
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from sb3_hybrid_grpo.branching.vec_env.workers.vec_env import WorkersVecEnv
 from sb3_hybrid_grpo.branching.vec_env.workers.worker import Failed, Worker
 from sb3_hybrid_grpo.common import MissingExtraError, WorkerLostError
 
-_LAST_MOMENTS = 0.5
+_LAST_MOMENTS = 5.0
 _START_TIMEOUT = 180.0
 
 
@@ -88,6 +89,7 @@ class RayTransport(OwnTransport):
         actor_class = self._ray.remote(_Actor).options(**{"scheduling_strategy": "SPREAD", **options})
         self.actors = [actor_class.remote(worker_fns) for worker_fns in env_fns]
         self._owed: list[deque[Any]] = [deque() for _ in self.actors]
+        self._shared: list[Any] = []
         self._whereabouts = ["not started"] * len(self.actors)
         self._await_start(options, start_timeout)
 
@@ -112,7 +114,8 @@ class RayTransport(OwnTransport):
         if not self.actors:
             raise ConnectionError("the actors have been ended")
         packed = [part if isinstance(part, self._ray.ObjectRef) else _pack(part) for part in arguments]
-        self._owed[worker].append(self.actors[worker].answer_packed.remote(method, *packed))
+        with self._room():
+            self._owed[worker].append(self.actors[worker].answer_packed.remote(method, *packed))
 
     def _fetch(self, worker: int, timeout: float | None) -> Any:
         if not self._owed[worker]:
@@ -133,14 +136,24 @@ class RayTransport(OwnTransport):
             with suppress(Exception):
                 self._ray.kill(actor)
         self.actors = []
+        # What an exception still knows of would stay in the object store as long as the exception.
+        with suppress(Exception):
+            from ray._private.internal_api import free
+
+            free([*chain(self._shared, *self._owed)])
+        self._shared = []
         for owed in self._owed:
             owed.clear()
 
-    def is_lost(self, worker: int) -> bool:
-        """Tell whether an actor has ended, see ``Transport``."""
-        ready, _ = self._ray.wait([self.actors[worker].whereabouts.remote()], timeout=_LAST_MOMENTS)
+    def find_lost(self) -> set[int]:
+        """Look for actors that have ended, see ``Transport``: those that are busy do not answer, nor do they raise."""
+        asked = {actor.whereabouts.remote(): worker for worker, actor in enumerate(self.actors)}
+        answered, _ = self._ray.wait([*asked], num_returns=len(asked), timeout=_LAST_MOMENTS) if asked else ([], [])
+        return {asked[answer] for answer in answered if self._is_error(answer)}
+
+    def _is_error(self, answer: Any) -> bool:
         try:
-            self._ray.get(ready)
+            self._ray.get(answer)
         except self._ray.exceptions.RayError:
             return True
         return False
@@ -153,8 +166,15 @@ class RayTransport(OwnTransport):
 
     def share(self, value: Any) -> Any:
         """Put a value into the object store once, see ``Transport``."""
+        with self._room():
+            self._shared = [self._ray.put(_pack(value))]
+        return self._shared[0]
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say what is wrong if there is none in the object store."""
         try:
-            return self._ray.put(_pack(value))
+            yield
         except (self._ray.exceptions.ObjectStoreFullError, self._ray.exceptions.OutOfDiskError) as error:
             raise MemoryError(f"The object store of Ray is full: {error}") from error
 

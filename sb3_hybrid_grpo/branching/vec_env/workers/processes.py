@@ -107,10 +107,11 @@ class ProcessTransport(OwnTransport):
             process.kill()
             process.join()
 
-    def is_lost(self, worker: int) -> bool:
-        """Tell whether a worker has ended, see ``Transport``."""
-        self.processes[worker].join(_LAST_MOMENTS)
-        return self.processes[worker].exitcode is not None
+    def find_lost(self) -> set[int]:
+        """Look for processes that have ended, see ``Transport``."""
+        for process in self.processes:
+            process.join(_LAST_MOMENTS)
+        return {worker for worker, process in enumerate(self.processes) if process.exitcode is not None}
 
     def describe(self, worker: int) -> str:
         """Name the process of a worker, see ``Transport``."""

@@ -72,11 +72,11 @@ class StockTransport(Transport):
             remote.close()
         self._venv.closed = True
 
-    def is_lost(self, worker: int) -> bool:
-        """Tell whether a worker has ended, see ``Transport``."""
-        process = self._venv.processes[worker]
-        process.join(timeout=_LAST_MOMENTS)
-        return process.exitcode is not None
+    def find_lost(self) -> set[int]:
+        """Look for processes that have ended, see ``Transport``."""
+        for process in self._venv.processes:
+            process.join(_LAST_MOMENTS)
+        return {worker for worker, process in enumerate(self._venv.processes) if process.exitcode is not None}
 
     def describe(self, worker: int) -> str:
         """Name the process of a worker, see ``Transport``."""

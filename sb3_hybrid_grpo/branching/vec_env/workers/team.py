@@ -61,8 +61,7 @@ class Team:
         try:
             shared = self.transport.share(value)
         except MemoryError as error:
-            self._end()
-            raise WorkerLostError(f"{error} {_AFTERWARDS}") from error
+            self._find_no_room(error)
         return self.call(method, [(shared,)] * len(self))
 
     def call_some(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
@@ -94,6 +93,8 @@ class Team:
             self.transport.send(worker, method, *arguments)
         except OSError as error:
             self._lose(worker, error)
+        except MemoryError as error:
+            self._find_no_room(error)
 
     def receive(self, workers: Sequence[int] | None = None) -> list[Any]:
         """
@@ -153,13 +154,17 @@ class Team:
             raise WorkerTimeoutError(self._give_up(worker, f"did not answer within {self._limit}")) from error
         raise WorkerLostError(self._give_up(worker, f"died {task or self._task}")) from error
 
+    def _find_no_room(self, error: MemoryError) -> NoReturn:
+        self._end()
+        raise WorkerLostError(f"{error} {_AFTERWARDS}") from error
+
     def _environments_of(self, worker: int) -> str:
         group = self.transport.groups[worker]
         return f"environment {group[0]}" if len(group) == 1 else f"environments {group[0]} to {group[-1]}"
 
     def _give_up(self, culprit: int, problem: str) -> str:
         """End all workers, since one of them is lost, and return a description."""
-        lost = [worker for worker in range(len(self)) if self.transport.is_lost(worker) or worker == culprit]
+        lost = sorted({culprit} | self.transport.find_lost())
         who = "; ".join(f"{self._environments_of(worker)} ({self.transport.describe(worker)})" for worker in lost)
         self._end()
         return f"A worker of the vectorised environment {problem}: {who}. {_AFTERWARDS}"

@@ -30,6 +30,7 @@ class Transport(ABC):
         :param method: name of the method, see ``Dispatcher``
         :param arguments: its arguments, some of which ``share`` may have returned
         :raises OSError: if the worker is lost
+        :raises MemoryError: if there is no room for the arguments on the way
         """
 
     @abstractmethod
@@ -64,12 +65,11 @@ class Transport(ABC):
         """End all workers, whatever they do, and let go of them. The second time there is nothing to do."""
 
     @abstractmethod
-    def is_lost(self, worker: int) -> bool:
+    def find_lost(self) -> set[int]:
         """
-        Tell whether a worker has ended.
+        Look for workers that have ended.
 
-        :param worker: its number
-        :return: whether that is known
+        :return: the numbers of those of which it is known
         """
 
     @abstractmethod

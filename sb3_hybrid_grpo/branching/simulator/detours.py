@@ -1,0 +1,122 @@
+"""Ways around the wrappers that only watch an environment."""
+
+from typing import Any, TypeAlias
+
+import gymnasium as gym
+from gymnasium import wrappers
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_hybrid_grpo.branching.surroundings import branch_hooks
+
+_AnyWrapper: TypeAlias = gym.Wrapper[Any, Any, Any, Any]
+
+_MISSING = object()
+
+_transparent_wrappers: set[type[_AnyWrapper]] = {
+    Monitor,
+    wrappers.OrderEnforcing,
+    wrappers.PassiveEnvChecker,
+    wrappers.RecordEpisodeStatistics,
+    wrappers.RecordVideo,
+    wrappers.RenderCollection,
+    wrappers.HumanRendering,
+}
+
+
+def register_transparent_wrapper(wrapper_class: type[_AnyWrapper]) -> None:
+    """
+    Declare that a wrapper hands actions, observations, rewards and ends of episodes through unchanged.
+
+    Branches go around such wrappers, so that what they record or draw never includes a branch.
+
+    :param wrapper_class: the wrapper's class; its subclasses are not meant
+    """
+    _transparent_wrappers.add(wrapper_class)
+
+
+def transparent_wrappers() -> set[type[_AnyWrapper]]:
+    """
+    Return what branches go around in this process, for the worker processes of a vectorised environment.
+
+    :return: classes of wrappers
+    """
+    return set(_transparent_wrappers)
+
+
+class Detours:
+    """
+    Leads around recorders and renderers as long as it is entered.
+
+    :param root: the outermost wrapper that branches go through
+    """
+
+    def __init__(self, root: gym.Env[Any, Any]) -> None:
+        self._detours: list[tuple[dict[str, Any], str, Any]] = []
+        self._originals: list[Any] = []
+        self.layers = [root]
+        while isinstance(layer := self.layers[-1], gym.Wrapper):
+            inner = skip_transparent(layer.env)
+            if inner is not layer.env:
+                self._detours.append((vars(layer), "env", inner))
+            self.layers.append(inner)
+        if self.layers[-1].render_mode == "human":
+            self._detours.append((vars(self.layers[-1]), "render_mode", None))
+
+    def __enter__(self) -> None:
+        self._originals = [attributes.get(name, _MISSING) for attributes, name, _ in self._detours]
+        for attributes, name, value in self._detours:
+            attributes[name] = value
+
+    def __exit__(self, *exception: object) -> None:
+        for (attributes, name, _), original in zip(self._detours, self._originals, strict=True):
+            if original is _MISSING:
+                del attributes[name]
+            else:
+                attributes[name] = original
+
+
+class _AnnouncedDetours(Detours):
+    """Calls the environment's hooks before and after as well."""
+
+    def __init__(self, root: gym.Env[Any, Any]) -> None:
+        super().__init__(root)
+        self._starts, self._ends = branch_hooks(self.layers)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        try:
+            for start in self._starts:
+                start()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            for end in self._ends:
+                end()
+        finally:
+            super().__exit__()
+
+
+def detours_of(root: gym.Env[Any, Any]) -> Detours:
+    """
+    Find the detours of an environment, which call its hooks if it has some.
+
+    :param root: the outermost wrapper that branches go through
+    :return: the detours
+    """
+    detours = Detours(root)
+    return _AnnouncedDetours(root) if any(branch_hooks(detours.layers)) else detours
+
+
+def skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """
+    Go around the wrappers that only watch.
+
+    :param env: an environment, or a wrapper of it
+    :return: the outermost layer that takes part in its steps
+    """
+    while type(env) in _transparent_wrappers and "step" not in vars(env):
+        env = env.env  # type: ignore[attr-defined]
+    return env
