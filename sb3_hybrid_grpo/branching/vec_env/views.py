@@ -288,7 +288,8 @@ def register_vec_wrapper(wrapper_class: type[VecEnvWrapper], view: Callable[[Any
     Teach branching what a ``VecEnvWrapper`` does to observations and rewards.
 
     :param wrapper_class: the wrapper's class; its subclasses are not meant
-    :param view: called with the wrapper, returns its ``VecWrapperView``
+    :param view: called with the wrapper, returns its ``VecWrapperView``; a ``SendableView``, if workers are to follow branches
+        of several steps by themselves
     """
     _views[wrapper_class] = view
 

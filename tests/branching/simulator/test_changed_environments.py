@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import HybridGRPO, UnbranchableEnvError
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
-from sb3_hybrid_grpo.branching.simulator import detours
+from sb3_hybrid_grpo.branching.simulator import Simulator, detours
 from sb3_hybrid_grpo.branching.simulator.layers import Composition
 from sb3_hybrid_grpo.policies.actors import Samples
 from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling
@@ -241,8 +241,8 @@ def test_swapped_inside_an_environment():
 
 
 def test_known_tasks_are_probed_once(monkeypatch):
-    probed, probe = [], simulator.Simulator.probe
-    monkeypatch.setattr(simulator.Simulator, "probe", lambda self, watch: (probed.append(self), probe(self, watch))[1])
+    probed, probe = [], Simulator.probe
+    monkeypatch.setattr(Simulator, "probe", lambda self, watch: (probed.append(self), probe(self, watch))[1])
     model = make_model(make_vec_env(lambda: Tasks([make_walk(seed=seed) for seed in range(3)]), 1), brancher="snapshot")
     model.learn(72)
     assert len(probed) == 3

@@ -210,3 +210,24 @@ def test_late_branches_of_workers(monkeypatch, wrap):
     assert make_brancher("snapshot", venv).can_remember
     venv.close()
     assert_identical(fill(subproc, "pendulum", **PLAIN), fill(DummyVecEnv, "pendulum", **PLAIN))
+
+
+@pytest.mark.parametrize("make", [rounded(), partial(gym.make, "Pendulum-v1")], ids=["prompt", "late"])
+@pytest.mark.parametrize("n_samples", [2, 4])
+def test_one_message_for_each_macro_step_and_worker(make, n_samples):
+    venv = subproc([make] * 2)
+    settings = {"n_steps": 16, "batch_size": 16, "seed": 0, "device": "cpu", "brancher": "snapshot"}
+    model = HybridGRPO("MlpPolicy", venv, n_samples=n_samples, branch_horizon=8, **settings)
+    model.train = lambda: None
+    model.learn(32)
+    sent = []
+    for remote in venv.remotes:
+        send = remote.send
+        vars(remote)["send"] = lambda message, send=send: (sent.append(message[0]), send(message))
+    model.learn(2 * 32, reset_num_timesteps=False)
+    assert model._brancher.can_remember == ("Pendulum" in str(make))
+    assert sent.count("step_with_call") == 2 * 16 * 2 and "step" not in sent
+    # In each rollout a lesson; and where branches wait until they are many, the word to forget others, and to follow them.
+    assert sent.count("env_method") == 2 * 2 * (3 if model._brancher.can_remember else 1)
+    assert set(sent) == {"step_with_call", "env_method"}
+    venv.close()

@@ -71,7 +71,7 @@ def assert_identical(found, expected):
             np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-@pytest.fixture(scope="module", params=[(2, 1), (4, 8)], ids=["N=2 K=1", "N=4 K=8"])
+@pytest.fixture(scope="module", params=[(2, 1), (2, 8), (4, 8)], ids=["N=2 K=1", "N=2 K=8", "N=4 K=8"])
 def sizes(request):
     return dict(zip(("n_samples", "branch_horizon"), request.param, strict=True))
 
