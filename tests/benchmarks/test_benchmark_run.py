@@ -150,6 +150,15 @@ def test_disturbed_rewards_can_be_branched():
     assert report.brancher == "snapshot", report
 
 
+@pytest.mark.parametrize("name", ["CartPoleNoVelocity-v0", "PendulumNoVelocity-v0"])
+def test_velocities_that_are_not_observed(name):
+    env = gym.make(f"benchmarks.memory_environments:{name}")
+    obs, _ = env.reset(seed=0)
+    whole, _ = gym.make(name.replace("NoVelocity-v0", "-v1")).reset(seed=0)
+    assert obs.shape == (2,) and set(obs) < set(whole) and env.observation_space.contains(obs)
+    assert check_branchable(lambda: env, n_steps=20).brancher == "snapshot"
+
+
 def test_report(tmp_path):
     pytest.importorskip("rliable")
     from benchmarks.learning import report

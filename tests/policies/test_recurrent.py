@@ -18,7 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_hybrid_grpo import GRPO, HybridGRPO, InvalidArgumentError
+from sb3_hybrid_grpo import GRPO, FunctionalVecEnv, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.branching import VecEnvBrancher
 from sb3_hybrid_grpo.estimation.losses import Loss
 from sb3_hybrid_grpo.hybrid_grpo import macro_steps
@@ -26,6 +26,7 @@ from sb3_hybrid_grpo.policies import make_evaluator, refit_value_head
 from sb3_hybrid_grpo.rollout import ActionSampling, values
 from sb3_hybrid_grpo.rollout.buffers import MultiSampleRolloutBuffer, RecurrentMultiSampleRolloutBuffer
 from tests.envs import limited
+from tests.functional_envs import Drift
 
 PPO_SETTINGS = {"n_samples": 1, "reward_transform": "identity", "refit_critic": False, "max_actor_grad_norm": None}
 LSTM = {"lstm_hidden_size": 8, "net_arch": {"pi": [], "vf": [8]}}
@@ -284,6 +285,11 @@ def test_multibinary_actions():
     """RecurrentPPO itself fails with them."""
     env = make_vec_env(limited(action_space=spaces.MultiBinary(3)), 2)
     assert HybridGRPO("MlpLstmPolicy", env, **SMALL).learn(48).num_simulator_steps > 48
+
+
+def test_functional_environments():
+    model = HybridGRPO("MlpLstmPolicy", FunctionalVecEnv(Drift(), 2, seed=0), **SMALL).learn(48)
+    assert model.rollout_buffer.branch_next_values[:, :, 1, 1].any()
 
 
 def test_all_actions_are_enumerated():
