@@ -251,7 +251,7 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
         self._selection_scale = np.inf
-        self._model_state = None
+        self._model_state = self.model_transitions = None
         self._brancher: Brancher | None = None
         self._branched_env: VecEnv | None = None
         self._check_policy_class()
@@ -396,4 +396,4 @@ class HybridGRPO(MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorith
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_watch"]
+        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_watch", "model_transitions"]
