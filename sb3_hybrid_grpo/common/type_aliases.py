@@ -253,6 +253,9 @@ class LearningBrancher(RememberingBrancher, Protocol):
     spread: float
     """Mean variance between the actions of a state, in the same unit."""
 
+    transitions: list[th.Tensor]
+    """What it has learned from, and goes on to learn from."""
+
     def learn_from(self, transitions: Transitions) -> None:
         """
         Train the model.

@@ -257,10 +257,9 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         self.branch_timeout = branch_timeout
         self.num_simulator_steps = 0
         self._selection_scale = np.inf
-        self._model_state = None
-        self._last_lstm_states = None
+        self._model_state = self.model_transitions = self._last_lstm_states = None
         self._brancher, self._branched_env = None, None
-        check_policy_class(self.policy_class)
+        check_policy_class(self.policy_class, self.policy_kwargs, use_sde)
         self._is_maskable, self._is_recurrent = is_maskable(self.policy_class), is_recurrent(self.policy_class)
         self._check_arguments()
 
@@ -395,4 +394,5 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_brancher", "_branched_env", "_pace", "_watch", "_last_lstm_states"]
+        of_this_process = ("_brancher", "_branched_env", "_pace", "_watch", "_last_lstm_states", "model_transitions")
+        return [*super()._excluded_save_params(), *of_this_process]

@@ -84,6 +84,7 @@ class MacroSteps(OnPolicyAlgorithm):
     branch_share: float = FIRST_SHARE
     branch_timeout: float | None
     brancher: str | BrancherFactory
+    model_transitions: list[th.Tensor] | None
     n_samples: int
     num_simulator_steps: int
     reward_transform: AnyRewardTransform
@@ -321,7 +322,7 @@ class MacroSteps(OnPolicyAlgorithm):
     def _learn_model(self, rollout_buffer: MultiSampleMixin, new_obs: Any, dones: np.ndarray) -> None:
         brancher = cast(LearningBrancher, self._brancher)
         brancher.learn_from(committed_transitions(self.policy, rollout_buffer, new_obs, dones))
-        self._model_state = brancher.state_dict()
+        self._model_state, self.model_transitions = brancher.state_dict(), brancher.transitions
         self.logger.record("rollout/model_error", brancher.error)
         self.logger.record("rollout/model_spread", brancher.spread)
         self.logger.record("rollout/model_share", rollout_buffer.model_share)
@@ -371,7 +372,9 @@ class MacroSteps(OnPolicyAlgorithm):
         if self._is_maskable and hasattr(brancher, "include_masks"):
             cast(MaskingBrancher, brancher).include_masks()
         if self._is_modelled and self._model_state is not None:
-            cast(LearningBrancher, brancher).load_state_dict(self._model_state)
+            model = cast(LearningBrancher, brancher)
+            model.load_state_dict(self._model_state)
+            model.transitions = self.model_transitions or []
         return brancher
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

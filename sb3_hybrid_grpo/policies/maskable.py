@@ -1,7 +1,7 @@
 """Which class of SB3 or sb3-contrib a policy derives from: the latter's take masks of invalid actions, or remember."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,21 @@ def is_recurrent(policy_class: type[BasePolicy]) -> bool:
     return issubclass(policy_class, RecurrentActorCriticPolicy)
 
 
-def check_policy_class(policy_class: type[BasePolicy]) -> None:
+def check_policy_class(policy_class: type[BasePolicy], policy_kwargs: Mapping[str, Any], use_sde: bool) -> None:
     """
     Check that a policy can be trained.
 
     :param policy_class: the policy's class
-    :raises InvalidArgumentError: if it is none for PPO, or has its own way to remember
+    :param policy_kwargs: arguments of its constructor
+    :param use_sde: whether it is to explore with gSDE
+    :raises InvalidArgumentError: if it is none for PPO, would squash what SB3 cannot squash, or has its own way to remember
     """
     if not (is_maskable(policy_class) or issubclass(policy_class, ActorCriticPolicy)):
         raise InvalidArgumentError(f"{policy_class.__name__} is no ActorCriticPolicy, which PPO and its kin need.")
+    if policy_kwargs.get("squash_output") and not use_sde:
+        raise InvalidArgumentError(
+            "SB3 squashes the actions of gSDE alone: with policy_kwargs={'squash_output': True}, set use_sde=True as well."
+        )
     if "lstm_states" not in inspect.signature(policy_class.forward).parameters:
         return
     known = RecurrentActorCriticPolicy

@@ -275,3 +275,26 @@ class OwnForward(ActorCriticPolicy):
 def test_refusals(kwargs, error, message):
     with pytest.raises(error, match=message):
         HybridGRPO(**{"policy": "MlpPolicy", "env": Walk(), "brancher": "learned", "branch_horizon": 1, **kwargs})
+
+
+def test_checkpoints_keep_transitions_on_request(tmp_path):
+    env = make_vec_env(limited(5), 1, seed=0)
+    model = HybridGRPO("MlpPolicy", env, brancher="learned", n_steps=32, batch_size=32, n_epochs=1, seed=0).learn(64)
+    model.save(tmp_path / "without")
+    model.save(tmp_path / "with", include=["model_transitions"])
+    assert PPO.load(tmp_path / "with").predict(np.zeros(2, dtype=np.float32))
+    resumed = {name: HybridGRPO.load(tmp_path / name, env) for name in ("without", "with")}
+    for ours, saved in zip(resumed["with"]._brancher.transitions, model._brancher.transitions, strict=True):
+        assert th.equal(ours, saved)
+    lengths = {name: len(other.learn(32).model_transitions[0]) for name, other in resumed.items()}
+    assert lengths["with"] == lengths["without"] + len(model.model_transitions[0])
+
+
+def test_networks_one_after_the_other_predict_what_they_do_together():
+    model = Ensemble(3, 2)
+    inputs, members = th.randn(7, 3), th.arange(7) % 5
+    outputs, logits = model.predict_all(inputs)
+    together = model(inputs.expand(5, -1, -1))
+    th.testing.assert_close((outputs, logits), together)
+    variance = outputs.var(dim=0).mean(dim=-1).numpy()
+    np.testing.assert_allclose(model.predict(inputs, members).variance, variance, rtol=1e-5)
