@@ -1,4 +1,4 @@
-.PHONY: install hooks check test slow lint type format docs links ci release-check report bench
+.PHONY: install hooks check test slow lint type format docs links look pictures ci release-check report bench
 
 install:
 	python -m pip install -c constraints.txt -e ".[dev]"
@@ -31,6 +31,17 @@ docs:
 # Addresses of other sites; links between the pages are checked by `docs`.
 links:
 	python -m sphinx -E -b linkcheck -q docs docs/_build/links
+
+# Pages in a headless browser: none wider than a screen or a phone, none without its pictures.
+look: docs
+	python .ci/look.py
+
+# Pictures in the README and the documentation, from a new run of the main job.
+pictures:
+	python -m sb3_hybrid_grpo --out results/first_run
+	python -m benchmarks.pictures.first_run results/first_run
+	python -m benchmarks.pictures.film results/first_run
+	python -m benchmarks.pictures.screens
 
 ci:
 	.ci/run

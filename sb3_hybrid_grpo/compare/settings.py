@@ -53,7 +53,6 @@ ZOO_HYPERPARAMS: Mapping[str, Mapping[str, Any]] = {
     },
     "HalfCheetah-v5": {
         "normalize": True,
-        "n_envs": 1,
         "n_steps": 512,
         "batch_size": 64,
         "n_epochs": 20,

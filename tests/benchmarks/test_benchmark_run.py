@@ -94,11 +94,13 @@ def test_a_kill_leaves_whole_rows(tmp_path):
     command = [sys.executable, "-m", "benchmarks.learning.run", *arguments(suite, output, seeds=1)]
     process = subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (output / "tiny.csv").exists() or not (output / "tiny.csv").stat().st_size:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        while not (output / "tiny.csv").exists() or not (output / "tiny.csv").stat().st_size:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     (row,) = read_rows(output)
     assert row.settings["steps"] == 256
     assert (output / "tiny.csv").read_bytes().endswith(b"\n")

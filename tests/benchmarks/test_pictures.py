@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.pictures import film, screens
+from benchmarks.pictures import film, first_run, screens
+from sb3_hybrid_grpo.compare import csv_files
 from sb3_hybrid_grpo.compare.training import Evaluation
 
 STATIC = screens.FOLDER
@@ -19,6 +20,21 @@ def test_screens_show_what_was_typed_and_printed():
 @pytest.mark.parametrize("name", ["check", "doctor"])
 def test_committed_screens_are_of_these_commands(name):
     assert f"sb3_hybrid_grpo.{name}" in (STATIC / f"{name}.svg").read_text(encoding="utf-8")
+
+
+def test_figure_of_the_first_run_is_drawn_from_its_rows(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    points = [
+        Evaluation(algo, "Env-v0", 0, step, step, 1.0, 1.0, 5.0, 0.0) for algo in ("ppo", "hybrid_grpo") for step in (0, 9)
+    ]
+    rows = [point._asdict() for point in points]
+    csv_files.write_rows(tmp_path / "run" / "results.csv", Evaluation._fields, rows)
+    monkeypatch.setattr(first_run, "ROWS", tmp_path / "first_run.csv")
+    monkeypatch.setattr(first_run, "FIGURE", tmp_path / "first_run.png")
+    first_run.main([str(tmp_path / "run")])
+    drawn = (tmp_path / "first_run.png").read_bytes()
+    first_run.main([])
+    assert (tmp_path / "first_run.png").read_bytes() == drawn
 
 
 def test_films_stand_side_by_side_and_are_small(tmp_path, monkeypatch):
