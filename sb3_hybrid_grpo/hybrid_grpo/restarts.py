@@ -43,6 +43,15 @@ class Restarts(OnPolicyAlgorithm):
         statistics = [deepcopy(_statistics_of(layer)) for layer in _normalizers_of(env)]
         for n_restarts in range(_MOST_RESTARTS + 1):
             try:
+                if n_restarts:
+                    # A cluster may still send new workers to a node that is dead: that is a loss like any other.
+                    workers.restart()
+                    vars(self).update(counts)
+                    for layer, kept in zip(_normalizers_of(env), statistics, strict=True):
+                        vars(layer).update(deepcopy(kept))
+                    self._brancher, self._branched_env = None, None
+                    self._last_obs = env.reset()  # type: ignore[assignment]
+                    self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
                 return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
             except WorkerLostError as error:
                 if not workers.is_lost or n_restarts == _MOST_RESTARTS:
@@ -51,13 +60,6 @@ class Restarts(OnPolicyAlgorithm):
                     f"{error} Since restart_workers=True, they are started again with new environments instead: the rollout's "
                     f"{self.num_timesteps - counts['num_timesteps']} committed steps are thrown away."
                 )
-            workers.restart()
-            vars(self).update(counts)
-            for layer, kept in zip(_normalizers_of(env), statistics, strict=True):
-                vars(layer).update(deepcopy(kept))
-            self._brancher, self._branched_env = None, None
-            self._last_obs = env.reset()  # type: ignore[assignment]
-            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         raise AssertionError("the last restart has returned or raised")
 
 
