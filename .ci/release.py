@@ -36,9 +36,11 @@ def build(out: Path) -> None:
     :param out: folder for both
     :raises SystemExit: if that warns, or one of them holds too little or too much
     """
+    # What is run here runs in the root.
+    out = out.resolve()
     with tempfile.TemporaryDirectory() as folder:
         copy_sources(Path(folder))
-        printed = _run("-m", "build", "--outdir", out.resolve(), folder)
+        printed = _run("-m", "build", "--outdir", out, folder)
     # Names of files that are copied are no warnings.
     warned = [line for line in printed.splitlines() if _WARNING.fullmatch(line) and not re.match("(copying|adding) ", line)]
     _expect(not warned, "\n".join(warned))

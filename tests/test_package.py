@@ -90,8 +90,9 @@ def test_tags_of_other_states_are_refused(monkeypatch):
 def test_wheel_and_sdist_hold_the_package_and_nothing_else(tmp_path):
     pytest.importorskip("build")
     pytest.importorskip("twine")
-    subprocess.run([sys.executable, ROOT / ".ci" / "release.py", "build", "--out", tmp_path], check=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    command = [sys.executable, ROOT / ".ci" / "release.py", "build", "--out", "made"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
         f"sb3_hybrid_grpo-{sb3_hybrid_grpo.__version__}-py3-none-any.whl",
         f"sb3_hybrid_grpo-{sb3_hybrid_grpo.__version__}.tar.gz",
     ]
