@@ -273,7 +273,7 @@ def test_another_number_of_environments(tmp_path):
         {"branch_fraction": 0.3},
         {"brancher": prompt, "branch_horizon": 1},
     ],
-    ids=str,
+    ids=["averaged", "antithetic", "tempered", "fraction", "prompt"],
 )
 def test_other_arguments(kwargs):
     model = HybridGRPO("MlpLstmPolicy", "Pendulum-v1", **{**SMALL, "n_steps": 48, **kwargs}).learn(48)
