@@ -39,7 +39,7 @@ def frames(folder: Path, algo: str, seed: int) -> Iterator[Image.Image]:
     :return: pictures with a caption
     """
     run = f"{algo}_{seed}"
-    env = gym.make(ENV, render_mode="rgb_array", width=WIDTH, height=HEIGHT)
+    env = gym.make(ENV, render_mode="rgb_array", width=WIDTH, height=HEIGHT, camera_name="track")
     normalization = VecNormalize.load(str(folder / f"{run}_vecnormalize.pkl"), DummyVecEnv([lambda: env]))
     policy = PPO.load(folder / f"{run}.zip", device="cpu")
     last = [point for point in read_evaluations(folder / "results.csv") if (point.algo, point.seed) == (algo, seed)][-1]
