@@ -21,6 +21,7 @@ from sb3_hybrid_grpo.policies.recurrent import (
     of_branches,
     remembering,
 )
+from sb3_hybrid_grpo.policies.row_by_row import RowByRow
 from sb3_hybrid_grpo.policies.sampling import check_common_noise, draw_noise, first_occurrences, to_env_actions
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Evaluator",
     "RecurrentActor",
     "Replica",
+    "RowByRow",
     "Samples",
     "check_common_noise",
     "check_entropies",

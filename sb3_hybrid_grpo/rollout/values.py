@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common import Observations
-from sb3_hybrid_grpo.policies import chunk_size, evaluate_actions
+from sb3_hybrid_grpo.policies import RowByRow, chunk_size, evaluate_actions
 from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 
 
@@ -73,7 +73,8 @@ def select_observations(observations: Observations, mask: np.ndarray) -> Observa
 
 class DeferredValues:
     """
-    Values of next observations, computed in large batches so that none is kept for long.
+    Values of next observations, computed in large batches so that none is kept for long: the same, bit for bit, whatever is
+    computed with them.
 
     ``into`` is the buffer's array for them.
 
@@ -84,6 +85,7 @@ class DeferredValues:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
+        self._row_by_row = RowByRow(policy)
         self._chunk_size = chunk_size(policy.observation_space)
         self._observations: list[Observations] = []
         self._destinations: list[tuple[np.ndarray, np.ndarray]] = []
@@ -118,7 +120,7 @@ class DeferredValues:
         """Write all values that are still due."""
         if not self._destinations:
             return
-        with th.no_grad():
+        with th.no_grad(), self._row_by_row:
             values = self._evaluate_all(_join(self._observations))
         start = 0
         for destination, mask in self._destinations:

@@ -17,6 +17,7 @@ from sb3_hybrid_grpo import (
     RewardTransformError,
     UnbranchableEnvError,
 )
+from sb3_hybrid_grpo.branching import make_brancher
 from tests.envs import Walk, limited
 
 SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
@@ -94,13 +95,26 @@ class Faulty(Walk):
         return obs, reward, *rest
 
 
+def as_they_come(venv):
+    """Follow branches before the committed step, and not late."""
+    brancher = make_brancher("auto", venv)
+    brancher.can_remember = False
+    return brancher
+
+
 @pytest.mark.parametrize("fault", ["reward", "observation"])
 @pytest.mark.parametrize(
-    "threshold, horizon, where", [(-2, 1, "committed step"), (-2, 8, "branch"), (0.9, 1, "committed step|branch")]
+    "threshold, horizon, brancher, where",
+    [
+        (-2, 8, "auto", "committed step"),
+        (-2, 1, as_they_come, "committed step"),
+        (-2, 8, as_they_come, "branch"),
+        (0.9, 1, "auto", "committed step|branch"),
+    ],
 )
-def test_environment_that_returns_nan(fault, threshold, horizon, where):
+def test_environment_that_returns_nan(fault, threshold, horizon, brancher, where):
     vec_env = make_vec_env(lambda: gym.wrappers.TimeLimit(Faulty(fault, threshold), 20), 2)
-    model = HybridGRPO("MlpPolicy", vec_env, branch_horizon=horizon, **SMALL)
+    model = HybridGRPO("MlpPolicy", vec_env, branch_horizon=horizon, brancher=brancher, **SMALL)
     model.env.env_method("arm")
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     with pytest.raises(InvalidOutcomeError, match=f"Environment [01] returned NaN or infinity as {fault} in a ({where})"):

@@ -21,6 +21,10 @@ class RememberedStates(Protocol):
     def branches_at_once(self) -> int:
         """Number of branches that are to be opened together at most."""
 
+    @property
+    def pays_in_workers(self) -> bool:
+        """Whether a worker, which follows branches by itself anyway, saves time by doing so late."""
+
     def remember(self) -> None:
         """Keep the present states."""
 
@@ -65,6 +69,7 @@ class TaskStates:
     """
 
     branches_at_once = 2048
+    pays_in_workers = True
 
     def __init__(self, tasks: Sequence[TaskSimulator], observation_space: spaces.Space[Any], is_worker: bool = False) -> None:
         self._tasks = tasks

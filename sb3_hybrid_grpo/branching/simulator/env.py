@@ -93,9 +93,7 @@ class LocalBrancher(InProcessBrancher):
         tasks = [simulator.task for simulator in self._simulators if simulator.task is not None]
         if len(tasks) == len(self._simulators):
             return TaskStates(tasks, self._observation_space, is_worker=self._as_returned)
-        # In a worker a snapshot can come too late, if a callback exchanges its environment, and is seldom worth it.
-        kinds: Any = PrivateAttributes if self._as_returned else PrivateAttributes | SavedStates
-        memories = [simulator.memory for simulator in self._simulators if isinstance(simulator.memory, kinds)]
+        memories = [simulator.memory for simulator in self._simulators if simulator.memory is not None]
         return _RememberedHere(self, self._simulators, memories) if len(memories) == len(self._simulators) else None
 
     def begin(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
@@ -206,6 +204,11 @@ class _RememberedHere:
     def branches_at_once(self) -> int:
         """Number of branches that are to be opened together at most."""
         return min(memory.branches_at_once for memory in self._memories)
+
+    @property
+    def pays_in_workers(self) -> bool:
+        """Whether a worker saves time by following branches late: not with snapshots, which it can do without."""
+        return all(isinstance(memory, PrivateAttributes) for memory in self._memories)
 
     def remember(self) -> None:
         """Keep the present states."""

@@ -298,7 +298,7 @@ def test_faults_in_workers(fault):
         brancher = make_brancher("fork", venv)
         venv.env_method("arm")
         actions = np.array([[NORMAL, NORMAL], [NORMAL, fault]])
-        with pytest.raises(BranchError, match=f"worker process of environment 1.*(?s:.*){FAULTS[fault]}"):
+        with pytest.raises(BranchError, match=f"worker of environment 1.*(?s:.*){FAULTS[fault]}"):
             brancher.open(actions, np.ones((2, 2), dtype=bool), 2)
         outcome = brancher.open(actions[:, :1], np.ones((2, 1), dtype=bool), 1)
         obs, *_ = venv.step(actions[:, 0])

@@ -32,6 +32,9 @@ class Scripted:
     def act(self, obs, noise, action_masks=None):
         return noise
 
+    def keep(self, survivors):
+        pass
+
 
 class Dicey(Walk):
     """Begins to draw from a generator of the whole process in its third step."""

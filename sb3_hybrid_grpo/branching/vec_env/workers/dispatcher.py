@@ -159,7 +159,8 @@ class Dispatcher:
 
     @property
     def _can_remember(self) -> bool:
-        return getattr(self._current.brancher, "remembered", None) is not None
+        remembered = getattr(self._current.brancher, "remembered", None)
+        return remembered is not None and remembered.pays_in_workers
 
     def renew(self) -> Prepared:
         """

@@ -178,6 +178,7 @@ class _WorkerStates:
 
     answers: list[list[bool]]
     branches_at_once = 2048
+    pays_in_workers = True
 
     def __init__(self, workers: WorkersBrancher) -> None:
         self._workers = workers

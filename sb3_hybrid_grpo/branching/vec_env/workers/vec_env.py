@@ -1,6 +1,5 @@
 """A vectorised environment whose environments live in workers, several in each."""
 
-import warnings
 import weakref
 from abc import abstractmethod
 from collections import OrderedDict
@@ -20,7 +19,7 @@ from sb3_hybrid_grpo.branching.vec_env.workers.observations import ObservationAr
 from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
 from sb3_hybrid_grpo.branching.vec_env.workers.worker import OF_ENVIRONMENTS, STEP, Introduction, Stepped
-from sb3_hybrid_grpo.common import InvalidArgumentError, check_positive_integer
+from sb3_hybrid_grpo.common import InvalidArgumentError, check_positive_integer, warn
 
 _SECONDS_TO_CLOSE = 5.0
 
@@ -184,10 +183,7 @@ class WorkersVecEnv(VecEnv):
         :return: an image of each
         """
         if self.render_mode != "rgb_array":
-            warnings.warn(
-                f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.",
-                stacklevel=2,
-            )
+            warn(f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.")
             return [None for _ in range(self.num_envs)]
         return [*chain(*self._call("render_all"))]
 
