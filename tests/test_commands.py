@@ -67,7 +67,7 @@ def check(words, monkeypatch):
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
         case ["python", script, *_]:
             assert (ROOT / script).exists() or script == "train.py", script
-        case ["ray" | "srun" | "sleep" | "export", *_]:
+        case ["ray", "start", *_]:
             pass
         case _:
             raise AssertionError(f"who knows what {words[0]!r} does?")
@@ -77,7 +77,8 @@ def check(words, monkeypatch):
 def test_blocks(block, only_parse, monkeypatch):
     if shutil.which("bash"):
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
-    for words in commands(block):
+    # What a cluster's own scripts do is not known here.
+    for words in commands(block) if "#SBATCH" not in block else ():
         run(words, monkeypatch)
 
 

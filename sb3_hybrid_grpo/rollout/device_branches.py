@@ -27,6 +27,8 @@ class DeviceBranches(LateBranches):
         rows: slice,
         memory: RNNStates | None,
     ) -> int:
+        # What is stored is what the policy has seen here: outcomes with the statistics after the committed steps.
+        brancher.close()
         device = self._actor.policy.device
         now, is_alive = th.as_tensor(actions, device=device), th.as_tensor(alive, device=device)
         outcome = self._opened(brancher, now, is_alive, 1 + len(noise))
@@ -41,7 +43,6 @@ class DeviceBranches(LateBranches):
                 outcome = self._seen(brancher, brancher.advance(now, is_alive))  # type: ignore[arg-type]
             self._store(k, outcome, is_alive, rows)
             n_steps += int(is_alive.sum())
-        brancher.close()
         return n_steps * brancher.uses_simulator
 
     def _opened(self, brancher: Any, actions: th.Tensor, alive: th.Tensor, horizon: int) -> Any:

@@ -125,6 +125,7 @@ def normalized(vec_env):
     ],
     ids=["prompt", "workers", "dict", "shared", "soft", "gsde", "late", "not-late"],
 )
+@pytest.mark.filterwarnings("ignore:Workers cannot follow branches with a copy of the policy. a recurrent policy:UserWarning")
 def test_a_branch_of_the_committed_action_is_the_committed_trajectory(monkeypatch, env, vec_env_cls, wrapper, kwargs):
     """Its rewards depend on what the actor remembers, its values on what the critic does."""
     monkeypatch.setattr(macro_steps, "first_occurrences", lambda actions: np.tile([0, 1, 2], (len(actions), 1)))

@@ -92,7 +92,8 @@ class RememberedInWorkers(RememberedStates, Protocol):
 
 class RecalledBranches(BranchesBehindWrappers):
     """
-    Branches from all states that were remembered: each outcome is seen with the statistics after its own macro-step. The
+    Branches from all states that were remembered. While they are followed, the policy sees outcomes with the statistics before
+    the committed step of their macro-step, as where branches do not wait; once they are closed, with those after it. The
     environments themselves are not touched.
 
     :param states: the states
@@ -100,10 +101,19 @@ class RecalledBranches(BranchesBehindWrappers):
     """
 
     def __init__(self, states: RememberedStates, views: Sequence[RecallableView]) -> None:
-        super().__init__(states, [view.recall() for view in views])
+        recalled = [view.recall() for view in views]
+        super().__init__(states, [before for before, _ in recalled])
+        self._afterwards = [after for _, after in recalled]
         self.is_changed_by_wrappers = bool(views)
         self.has_workers = hasattr(states, "follow")
 
     def follow(self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]) -> list[BranchStep]:
         """Have workers follow branches, see ``FollowingBrancher``."""
-        return self._source.follow(actions, alive, noise, self._views)  # type: ignore[attr-defined, no-any-return]
+        try:
+            return self._source.follow(actions, alive, noise, self._views)  # type: ignore[attr-defined, no-any-return]
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """See outcomes with the statistics after the committed step."""
+        self._views = self._afterwards

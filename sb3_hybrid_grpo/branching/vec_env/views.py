@@ -60,8 +60,13 @@ class RecallableView(VecWrapperView, Protocol):
     def remember(self) -> None:
         """Keep what the wrapper holds now, before a committed step."""
 
-    def recall(self) -> VecWrapperView:
-        """Return a view of what the T macro-steps since then lead to, outcomes [E, T · n], and forget what was kept."""
+    def recall(self) -> tuple[VecWrapperView, VecWrapperView]:
+        """
+        Forget what was kept.
+
+        :return: views of what the T macro-steps since then lead to, outcomes [E, T · n]: with what the wrapper held before
+            their committed steps, and after these
+        """
 
 
 class _Unchanged:
@@ -85,8 +90,8 @@ class _Unchanged:
     def remember(self) -> None:
         pass
 
-    def recall(self) -> "_Unchanged":
-        return self
+    def recall(self) -> tuple[VecWrapperView, VecWrapperView]:
+        return self, self
 
     def sent(self, rows: slice) -> VecWrapperView:
         return self
@@ -111,12 +116,12 @@ class _NormalizeView(_Unchanged):
         # Their arrays are replaced when they move, not written into.
         self._remembered.append({name: _copy(value) for name, value in vars(self.wrapper).items() if _is_statistic(value)})
 
-    def recall(self) -> "_Unchanged":
+    def recall(self) -> tuple[VecWrapperView, VecWrapperView]:
         self.remember()
         # The statistics after a macro-step are those before the next one.
-        _, *statistics = self._remembered
+        (*before, _), (_, *after) = self._remembered, self._remembered
         self.forget()
-        return _RecalledNormalizeView(self.wrapper, statistics)
+        return _RecalledNormalizeView(self.wrapper, before), _RecalledNormalizeView(self.wrapper, after)
 
     def sent(self, rows: slice) -> VecWrapperView:
         return _NormalizeView(_detached(self.wrapper))
