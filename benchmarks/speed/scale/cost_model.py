@@ -93,7 +93,7 @@ def fit(rows: Sequence[Measured], echoes: Sequence[Measured]) -> Costs:
     traffic = solve(rows, "bytes", ("messages", "committed_steps"))
     (messages,) = solve(contacts, "messages", ("contacts",))
     (round_trips,) = solve(rows, "round_trips", ("macro_steps",))
-    return Costs(*main, *update, *worker, messages, *traffic, round_trips)
+    return Costs._make((*main, *update, *worker, messages, *traffic, round_trips))
 
 
 def solve(rows: Sequence[Measured], total: str, parts: Sequence[str]) -> tuple[float, ...]:
