@@ -1,5 +1,6 @@
 """Tables of what was measured with few workers, and of what is projected for many."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
@@ -10,6 +11,7 @@ from sb3_hybrid_grpo.compare.csv_files import Row
 WORKERS = (8, 64, 512)
 ENVS_PER_WORKER = 8
 ROUND_TRIPS = (0.0005, 0.01)
+FAR = 0.01
 COSTS: Mapping[str, Callable[[Costs], float]] = {
     "main process, µs per macro-step: `loop`": lambda costs: 1e6 * costs.macro_step,
     "main process, µs per message: `message`": lambda costs: 1e6 * costs.message,
@@ -56,10 +58,10 @@ def line_of_errors(env_id: str, costs: Costs, rows: Sequence[Measured]) -> str:
     errors = zip(*(relative_errors(costs, row) for row in rows if not row["round_trip"]), strict=True)
     main, workers = (f"{100 * median(sizes):.1f} %, at most {100 * max(sizes):.0f} %" for sizes in map(absolute, errors))
     speeds = [row["committed_steps_per_second"] / predict(costs, setting_of(row)).steps_per_second for row in rows]
-    way = median(row["on_the_way_seconds"] / (row["round_trips"] * row["round_trip"]) for row in rows if is_far(row))
     return (
         f"{env_id}: {len(rows)} measurements; the model's error is {main} (main process) and {workers} (workers); "
-        f"measured speed / the model's {min(speeds):.2f} to {max(speeds):.2f}; seconds on the way / those asked for {way:.2f}"
+        f"measured speed / the model's {min(speeds):.2f} to {max(speeds):.2f}; "
+        f"wall-clock that round trips of {1000 * FAR:g} ms add / the model's {added_wall_clock(rows):.2f}"
     )
 
 
@@ -68,9 +70,22 @@ def absolute(values: Iterable[float]) -> list[float]:
     return [abs(value) for value in values]
 
 
-def is_far(row: Measured) -> bool:
-    """Tell whether the time on the way is long beside what a process sleeps too long."""
-    return row["round_trip"] >= 0.01
+def added_wall_clock(rows: Sequence[Measured]) -> float:
+    """
+    Compare the longest round trips with none.
+
+    :param rows: measurements
+    :return: the wall-clock that they add, as a share of their sum; the median over numbers of workers and environments
+    """
+    walls: dict[tuple[float, ...], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["batch_size"] == DEFAULT.batch_size:
+            where = row["workers"], row["envs_per_worker"], row["round_trips"]
+            walls[where][row["round_trip"]].append(row["wall_seconds"])
+    return median(
+        (median(by_distance[FAR]) - median(by_distance[0.0])) / (round_trips * FAR)
+        for (_, _, round_trips), by_distance in walls.items()
+    )
 
 
 def as_numbers(row: Row) -> Measured:
@@ -123,7 +138,12 @@ def table_of_costs(costs: Mapping[str, Costs]) -> Iterable[str]:
     yield "| | " + " | ".join(costs) + " |"
     yield "|---" * (len(costs) + 1) + "|"
     for name, number in COSTS.items():
-        yield f"| {name} | " + " | ".join(f"{number(task):.3g}" for task in costs.values()) + " |"
+        yield f"| {name} | " + " | ".join(written(number(task)) for task in costs.values()) + " |"
+
+
+def written(number: float) -> str:
+    """Write three digits of a number that has no more before its point, else those before it."""
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"
 
 
 def table_of_speeds(costs: Mapping[str, Costs]) -> Iterable[str]:
