@@ -43,25 +43,29 @@ def report(rows: Sequence[Row]) -> Iterable[str]:
     yield from table_of_speeds(costs)
     yield ""
     for env_id, of_task in costs.items():
-        yield line_of_errors(env_id, of_task, numbers[env_id])
+        yield line_of_errors(env_id, of_task, numbers[env_id], numbers[ECHO])
 
 
-def line_of_errors(env_id: str, costs: Costs, rows: Sequence[Measured]) -> str:
+def line_of_errors(env_id: str, costs: Costs, rows: Sequence[Measured], echoes: Sequence[Measured]) -> str:
     """
     Say how far the model is from what it was fitted to, and from wall-clock, which it was not.
 
     :param env_id: the task
     :param costs: its costs
     :param rows: measurements
+    :param echoes: measurements of messages alone
     :return: a line
     """
     errors = zip(*(relative_errors(costs, row) for row in rows if not row["round_trip"]), strict=True)
     main, workers = (f"{100 * median(sizes):.1f} %, at most {100 * max(sizes):.0f} %" for sizes in map(absolute, errors))
     speeds = [row["committed_steps_per_second"] / predict(costs, setting_of(row)).steps_per_second for row in rows]
+    others = changes_of_projection(costs, rows, echoes)
     return (
         f"{env_id}: {len(rows)} measurements; the model's error is {main} (main process) and {workers} (workers); "
         f"measured speed / the model's {min(speeds):.2f} to {max(speeds):.2f}; "
-        f"wall-clock that round trips of {1000 * FAR:g} ms add / the model's {added_wall_clock(rows):.2f}"
+        f"wall-clock that round trips of {1000 * FAR:g} ms add / the model's {added_wall_clock(rows):.2f}; "
+        f"fitted without one number of workers and environments, "
+        f"the speed of {WORKERS[-1]} workers changes by {min(others):+.0%} to {max(others):+.0%}"
     )
 
 
@@ -86,6 +90,25 @@ def added_wall_clock(rows: Sequence[Measured]) -> float:
         (median(by_distance[FAR]) - median(by_distance[0.0])) / (round_trips * FAR)
         for (_, _, round_trips), by_distance in walls.items()
     )
+
+
+def changes_of_projection(costs: Costs, rows: Sequence[Measured], echoes: Sequence[Measured]) -> list[float]:
+    """
+    Fit again without the rows of one number of workers and environments, for each of them.
+
+    :param costs: costs that were fitted to all rows
+    :param rows: measurements
+    :param echoes: measurements of messages alone
+    :return: by how much the projected speed of the most workers changes, as a share of it, with either update
+    """
+    places = {(row["workers"], row["envs_per_worker"]) for row in rows}
+    rest = [[row for row in rows if (row["workers"], row["envs_per_worker"]) != place] for place in sorted(places)]
+    settings = [Setting(WORKERS[-1], ENVS_PER_WORKER, ROUND_TRIPS[0], *update) for update in (DEFAULT, LARGE)]
+    return [
+        predict(fit(kept, echoes), setting).steps_per_second / predict(costs, setting).steps_per_second - 1
+        for kept in rest
+        for setting in settings
+    ]
 
 
 def as_numbers(row: Row) -> Measured:
