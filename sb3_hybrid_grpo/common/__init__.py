@@ -33,6 +33,8 @@ from sb3_hybrid_grpo.common.type_aliases import (
     BrancherFactory,
     BranchOutcome,
     BranchStep,
+    CollectingBrancher,
+    Collector,
     Committed,
     Floats,
     Follower,
@@ -45,6 +47,7 @@ from sb3_hybrid_grpo.common.type_aliases import (
     RenewableBrancher,
     Sequences,
     Transitions,
+    WorkerEnvs,
 )
 from sb3_hybrid_grpo.common.validation import check_batches, check_name, check_number, check_outcome, check_positive_integer
 
@@ -58,6 +61,8 @@ __all__ = [
     "BrancherFactory",
     "CheckedCheckpoints",
     "CheckpointError",
+    "CollectingBrancher",
+    "Collector",
     "Committed",
     "Floats",
     "Follower",
@@ -78,6 +83,7 @@ __all__ = [
     "Transitions",
     "UnbranchableEnvError",
     "UnrestorableStateError",
+    "WorkerEnvs",
     "WorkerLostError",
     "WorkerTimeoutError",
     "check_batches",

@@ -188,6 +188,78 @@ class FollowingBrancher(Brancher, Protocol):
         """
 
 
+class WorkerEnvs(Protocol):
+    """The environments of a worker, as what collects a whole rollout there uses them."""
+
+    def remember(self) -> None:
+        """
+        Keep the present states, if the brancher can: see ``RememberingBrancher``.
+
+        :raises BranchError: if an environment is another one than when it was probed
+        """
+
+    def forget(self) -> None:
+        """Forget the states that were kept, and turn to the environments that there are now."""
+
+    def follow(
+        self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray], from_kept: bool = False
+    ) -> BranchStep:
+        """
+        Follow branches with what the worker was taught last, see ``FollowingBrancher``.
+
+        :param actions: first actions for the environments, [E, n, \\*action_shape]
+        :param alive: which of them are branched, [E, n]
+        :param noise: the policy's noise in each further step
+        :param from_kept: whether they leave the states that were kept, which are forgotten then
+        :return: their steps, stacked
+        :raises BranchError: if an environment raises
+        """
+
+    def step(self, actions: np.ndarray) -> tuple[Any, BranchOutcome]:
+        """
+        Take the committed step.
+
+        :param actions: committed actions, [E, \\*action_shape]
+        :return: what the vectorised environment needs to take this step again, and what the policy sees of it, [E, 1, ...]
+        """
+
+
+class Collector(Protocol):
+    """Collects a whole rollout in a worker."""
+
+    def __call__(self, envs: WorkerEnvs, rows: slice, *share: Any) -> Any:
+        """
+        Collect it.
+
+        :param envs: the environments of the worker
+        :param rows: which environments these are
+        :param share: what else this worker was sent
+        :return: what the main process is to get
+        """
+
+
+class CollectingBrancher(FollowingBrancher, Protocol):
+    """A brancher whose workers can collect whole rollouts."""
+
+    can_remember: bool
+    """Whether they can keep states, to branch from many of them at once later."""
+
+    obstacle_to_collecting: str | None
+    """Why they cannot: one without this attribute is no ``CollectingBrancher``."""
+
+    def collect(self, collector: Collector, shares: Callable[[slice], tuple[Any, ...]], n_steps: int) -> list[Any]:
+        """
+        Have workers collect a rollout, with wrappers as they are now.
+
+        :param collector: collects it
+        :param shares: what the worker of some environments is to be given beside
+        :param n_steps: number of macro-steps T
+        :return: what ``collector`` returned in each worker
+        :raises BranchError: if an environment raises in a branch
+        :raises Exception: if an environment raises in a committed step
+        """
+
+
 class MaskingBrancher(Brancher, Protocol):
     """A brancher whose outcomes can include masks of invalid actions."""
 

@@ -28,6 +28,7 @@ from sb3_hybrid_grpo.common import (
 from sb3_hybrid_grpo.diagnostics import Watch
 from sb3_hybrid_grpo.estimation import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.hybrid_grpo.clipped_update import ClippedUpdate
+from sb3_hybrid_grpo.hybrid_grpo.fragments import Fragments
 from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
 from sb3_hybrid_grpo.hybrid_grpo.policies import ALIASES
 from sb3_hybrid_grpo.hybrid_grpo.restarts import Restarts
@@ -55,7 +56,7 @@ PAPER_SETTINGS: Mapping[str, Any] = {
 """Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
 
 
-class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorithm):
+class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorithm):
     """
     Hybrid Group Relative Policy Optimization (Hybrid GRPO)
 
@@ -147,6 +148,8 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         way, and used as far as it is right), or a callable that makes a ``Brancher`` for a ``VecEnv``
     :param branch_timeout: Seconds that the branches of an environment may take for one step before ``BranchTimeoutError`` is
         raised; no limit by default
+    :param rollout_in_workers: Whether each worker of a ``GroupedSubprocVecEnv`` or ``RayVecEnv`` collects its share of a
+        rollout by itself: callbacks see the steps afterwards, and ``VecNormalize`` stands still until the end of each rollout
     :raises InvalidArgumentError: if an argument has a value that cannot work
     :raises UnbranchableEnvError: if N > 1 and the environment cannot be branched exactly
     """
@@ -205,6 +208,7 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         learning_rate_bounds: tuple[float, float] = (1e-6, 1e-2),
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
+        rollout_in_workers: bool = False,
     ) -> None:
         super().__init__(
             policy,
@@ -255,6 +259,7 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         self.learning_rate_factor = 1.0
         self.brancher = brancher
         self.branch_timeout = branch_timeout
+        self.rollout_in_workers = rollout_in_workers
         self.num_simulator_steps = 0
         self._selection_scale = np.inf
         self._model_state = self.model_transitions = self._last_lstm_states = None
@@ -275,13 +280,8 @@ class HybridGRPO(Restarts, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPoli
         check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
         check_pace(self.branch_fraction, self.branch_time_limit)
         check_number("sampling_temperature", self.sampling_temperature, above=0)
-        check_selection(
-            self.action_selection,
-            self.n_samples,
-            self.advantage,
-            self.branch_fraction,
-            self.policy_class,  # type: ignore[arg-type]
-        )
+        how_many = self.n_samples, self.advantage, self.branch_fraction
+        check_selection(self.action_selection, *how_many, self.policy_class)  # type: ignore[arg-type]
         ent_coef = value_at(parse_schedule("ent_coef", self.ent_coef), 1.0)
         if self.soft_values and not ent_coef > 0:
             raise InvalidArgumentError(f"soft_values=True needs an `ent_coef` above 0, not {self.ent_coef!r}.")

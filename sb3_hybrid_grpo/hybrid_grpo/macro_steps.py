@@ -33,7 +33,7 @@ from sb3_hybrid_grpo.estimation import AnyRewardTransform, RewardTransform
 from sb3_hybrid_grpo.policies import (
     Actor,
     RecurrentActor,
-    first_occurrences,
+    Samples,
     make_actor,
     masking,
     no_memory,
@@ -66,6 +66,7 @@ from sb3_hybrid_grpo.rollout import (
     make_modelled_sampling,
     make_rollout_branches,
     reordered,
+    sources_of,
     to_front,
 )
 
@@ -131,8 +132,8 @@ class MacroSteps(OnPolicyAlgorithm):
 
         n_steps = 0
         rollout_buffer.reset()
-        noise = NoiseAhead(self.policy, n_envs, n_samples, self._horizon, self.sde_sample_freq if self.use_sde else None)
-        is_selected = rollout_buffer.is_selected
+        noise = self._make_noise(n_envs)
+        others = slice(0 if rollout_buffer.is_selected else 1, None)
         self._branch(env)
         prepare = partial(self._prepare, actor, rollout_buffer, deferred)
         self._choose_share()
@@ -144,18 +145,12 @@ class MacroSteps(OnPolicyAlgorithm):
             noise.advance()
             action_masks = get_action_masks(env) if self._is_maskable else None
             actor.observe(self._last_obs, self._last_episode_starts)  # type: ignore[arg-type]
-            actions, values, log_probs, _, log_weights = self._action_sampling.sample(
-                actor,
-                self._last_obs,  # type: ignore[arg-type]
-                noise.now,
-                action_masks,
-            )
+            actions, values, log_probs, _, log_weights = self._sample(actor, noise, action_masks)
             env_actions = to_env_actions(self.policy, actions)
 
             if getattr(self._brancher, "is_outdated", False):
                 branches = self._renew(branches, prepare)
             sources, alive = self._choose_branches(actions, action_masks)
-            others = slice(0 if is_selected else 1, None)
             branches.begin(env_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
             if isinstance(branches, AwaitedBranches):
                 order = self._select(branches.paths, sources)
@@ -260,6 +255,13 @@ class MacroSteps(OnPolicyAlgorithm):
         branches: RolloutBranches = make(actor, self._brancher, rollout_buffer, deferred)
         return TimedBranches(branches, self._pace) if self.branch_fraction == "auto" else branches
 
+    def _make_noise(self, n_envs: int) -> NoiseAhead:
+        sde_sample_freq = self.sde_sample_freq if self.use_sde else None
+        return NoiseAhead(self.policy, n_envs, self._action_sampling.group_size, self._horizon, sde_sample_freq)
+
+    def _sample(self, actor: Actor, noise: NoiseAhead, action_masks: np.ndarray | None) -> Samples:
+        return self._action_sampling.sample(actor, self._last_obs, noise.now, action_masks)  # type: ignore[arg-type]
+
     def _choose_share(self) -> None:
         """Decide which share of the states of a rollout is branched."""
         if self.branch_fraction == "auto":
@@ -282,10 +284,9 @@ class MacroSteps(OnPolicyAlgorithm):
         """Tell the buffer what callbacks may have changed since it was made, as PPO looks up ``ent_coef`` at each update."""
         if self.soft_values:
             rollout_buffer.ent_coef = value_at(self.ent_coef, self._current_progress_remaining)
-        chosen_for_buffer = self.rollout_buffer_kwargs
-        if "branch_lambda" not in chosen_for_buffer:
+        if "branch_lambda" not in self.rollout_buffer_kwargs:
             rollout_buffer.branch_lambda = self.branch_lambda
-        if self.tail_coef is not None and "tail_coef" not in chosen_for_buffer:
+        if self.tail_coef is not None and "tail_coef" not in self.rollout_buffer_kwargs:
             rollout_buffer.tail_coef = self.tail_coef
 
     def _choose_branches(self, actions: np.ndarray, action_masks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -293,12 +294,8 @@ class MacroSteps(OnPolicyAlgorithm):
         Return the sample whose outcome each action shares, [E, N], since no action is branched twice at one state, and which
         of these may be branched, [E, N].
         """
-        n_envs, n_samples = actions.shape[:2]
-        own = np.arange(n_samples)
-        if isinstance(self.action_space, spaces.Box) or n_samples == 1 or self._is_modelled:
-            sources = own[None].repeat(n_envs, axis=0)
-        else:
-            sources = first_occurrences(actions)
+        own = np.arange(actions.shape[1])
+        sources = sources_of(actions, self._are_distinct)
         if action_masks is not None and self._action_sampling.name == "enumerate":
             # The probability of invalid actions is zero: any outcome will do.
             sources[~np.take_along_axis(action_masks.astype(bool), actions, axis=1)] = 0
@@ -306,10 +303,15 @@ class MacroSteps(OnPolicyAlgorithm):
         if self._is_modelled and not cast(LearningBrancher, self._brancher).is_ready:
             alive[:] = False
         if self.branch_share < 1:
-            skipped = self._branch_rng.random(n_envs) >= self.branch_share
+            skipped = self._branch_rng.random(len(actions)) >= self.branch_share
             alive[skipped] = False
             sources[skipped] = own
         return sources, alive
+
+    @property
+    def _are_distinct(self) -> bool:
+        """Whether the samples of a state are never equal, or are all branched."""
+        return isinstance(self.action_space, spaces.Box) or self.n_samples == 1 or self._is_modelled
 
     def _select(self, paths: BranchPaths, sources: np.ndarray) -> np.ndarray:
         """Return the order of samples, [E, N], in which the one that is to be committed comes first."""

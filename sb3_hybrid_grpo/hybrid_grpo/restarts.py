@@ -7,10 +7,11 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_hybrid_grpo.branching.vec_env import WorkersVecEnv
 from sb3_hybrid_grpo.common import Brancher, WorkerLostError, warn
+from sb3_hybrid_grpo.rollout import normalizers_of
 
 _MOST_RESTARTS = 3
 _COUNTS = ("num_timesteps", "num_simulator_steps")
@@ -40,14 +41,14 @@ class Restarts(OnPolicyAlgorithm):
         if not (isinstance(workers, WorkersVecEnv) and workers.restart_workers):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         counts = {name: getattr(self, name) for name in _COUNTS}
-        statistics = [deepcopy(_statistics_of(layer)) for layer in _normalizers_of(env)]
+        statistics = [deepcopy(_statistics_of(layer)) for layer in normalizers_of(env)]
         for n_restarts in range(_MOST_RESTARTS + 1):
             try:
                 if n_restarts:
                     # A cluster may still send new workers to a node that is dead: that is a loss like any other.
                     workers.restart()
                     vars(self).update(counts)
-                    for layer, kept in zip(_normalizers_of(env), statistics, strict=True):
+                    for layer, kept in zip(normalizers_of(env), statistics, strict=True):
                         vars(layer).update(deepcopy(kept))
                     self._brancher, self._branched_env = None, None
                     self._last_obs = env.reset()  # type: ignore[assignment]
@@ -61,15 +62,6 @@ class Restarts(OnPolicyAlgorithm):
                     f"{self.num_timesteps - counts['num_timesteps']} committed steps are thrown away."
                 )
         raise AssertionError("the last restart has returned or raised")
-
-
-def _normalizers_of(env: VecEnv) -> list[VecNormalize]:
-    found = []
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecNormalize):
-            found.append(env)
-        env = env.venv
-    return found
 
 
 def _statistics_of(layer: VecNormalize) -> dict[str, Any]:

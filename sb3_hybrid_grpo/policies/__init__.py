@@ -1,6 +1,6 @@
 """What is done to SB3's policies: sampling, evaluation and gradients, many actions at a time."""
 
-from sb3_hybrid_grpo.policies.actors import Actor, Samples, make_actor
+from sb3_hybrid_grpo.policies.actors import Actor, Samples, make_actor, sendable
 from sb3_hybrid_grpo.policies.critic import has_linear_head, refit_value_head
 from sb3_hybrid_grpo.policies.evaluators import Evaluator, evaluate_actions, make_evaluator
 from sb3_hybrid_grpo.policies.heads import check_entropies
@@ -50,6 +50,7 @@ __all__ = [
     "overrides_forward",
     "refit_value_head",
     "remembering",
+    "sendable",
     "to_env_actions",
     "without_sde",
 ]

@@ -190,13 +190,7 @@ class Actor:
         :return: it, picklable if the policy is
         :raises InvalidArgumentError: if another process would not compute the same actions, bit for bit
         """
-        if self.policy.device.type != "cpu":
-            raise InvalidArgumentError(f"the policy is on {self.policy.device}, whose results differ in the last bits")
-        if uncompiled(self.policy) is not self.policy:
-            raise InvalidArgumentError("the policy is compiled, and would have to be compiled again")
-        policy = copy.copy(self.policy)
-        vars(policy)["optimizer"] = None
-        return PolicyReplica(policy)
+        return PolicyReplica(sendable(self.policy))
 
     def _distribution(self, obs: PyTorchObs, action_masks: Any) -> Distribution:
         return self.policy.get_distribution(obs, **masking(action_masks))
@@ -307,6 +301,23 @@ class MlpActor(Actor):
         :return: the network alone
         """
         return self._mlp
+
+
+def sendable(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    """
+    Return what acts like a policy in another process, once it is unpickled there.
+
+    :param policy: the policy
+    :return: a shallow copy, without its optimizer
+    :raises InvalidArgumentError: if another process would not compute the same actions, bit for bit
+    """
+    if policy.device.type != "cpu":
+        raise InvalidArgumentError(f"the policy is on {policy.device}, whose results differ in the last bits")
+    if uncompiled(policy) is not policy:
+        raise InvalidArgumentError("the policy is compiled, and would have to be compiled again")
+    copied = copy.copy(policy)
+    vars(copied)["optimizer"] = None
+    return copied
 
 
 def make_actor(policy: ActorCriticPolicy) -> Actor:

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo.common import InvalidArgumentError, Observations, check_name
-from sb3_hybrid_grpo.policies import Actor, Samples, is_maskable, is_recurrent, overrides_forward
+from sb3_hybrid_grpo.policies import Actor, Samples, first_occurrences, is_maskable, is_recurrent, overrides_forward
 
 RELATIVE_ESTIMATORS = ("hybrid", "per_action")
 """Advantages that compare each action with the others of its state, and so depend on how these were sampled."""
@@ -157,6 +157,19 @@ class ModelledSamples(ActionSampling):
         actions = actor.sample(obs, self.group_size, noise).actions
         actions[:, -1] = actions[:, 0]
         return Samples(actions)
+
+
+def sources_of(actions: np.ndarray, are_distinct: bool) -> np.ndarray:
+    """
+    Return the sample whose outcome each action shares, since no action is branched twice at one state.
+
+    :param actions: sampled actions, [E, N, \\*action_shape]
+    :param are_distinct: whether those of a state are never equal
+    :return: indices of samples, [E, N]
+    """
+    if are_distinct:
+        return np.arange(actions.shape[1])[None].repeat(len(actions), axis=0)
+    return first_occurrences(actions)
 
 
 ACTION_SAMPLINGS = {sampling.name: sampling for sampling in (ActionSampling, Enumeration, AntitheticPairs)}

@@ -168,11 +168,36 @@ class AwaitedBranches(PromptBranches):
     _is_awaited = True
 
 
-class _Waiting(NamedTuple):
+class Waiting(NamedTuple):
+    """
+    Branches of a macro-step that are put off.
+
+    :param actions: first actions for the environments, [E, n, \\*action_shape]
+    :param alive: which of them are branched, [E, n]
+    :param noise: the policy's noise in each further step, [E, \\*noise_dims] each
+    :param memory: what a recurrent policy remembers after the states
+    """
+
     actions: np.ndarray
     alive: np.ndarray
     noise: list[np.ndarray]
-    memory: RNNStates | None
+    memory: RNNStates | None = None
+
+    @staticmethod
+    def merged(waiting: Sequence["Waiting"]) -> "Waiting":
+        """
+        Put the branches of T macro-steps together.
+
+        :param waiting: these
+        :return: branches [E, T · n] from T · E states
+        """
+        actions, alive, noise, memories = zip(*waiting, strict=True)
+        return Waiting(
+            _merge(np.stack(actions, axis=1), 1),
+            _merge(np.stack(alive, axis=1), 1),
+            [_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
+            _merge_memories(memories),
+        )
 
 
 class LateBranches:
@@ -193,7 +218,7 @@ class LateBranches:
         self._brancher = brancher
         self._buffer = buffer
         self._deferred = deferred
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._came_too_late: np.ndarray | None = None
         self._has_workers: bool = getattr(brancher, "has_workers", False)
         self._workers_follow = teach(actor, brancher, buffer.branch_horizon)
@@ -203,7 +228,7 @@ class LateBranches:
         """Remember the present states, unless workers do that along with the committed step."""
         if not self._has_workers:
             self._brancher.remember(obs)
-        self._waiting.append(_Waiting(actions, alive, noise, self._actor.memory))
+        self._waiting.append(Waiting(actions, alive, noise, self._actor.memory))
 
     def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
         """Take the committed step."""
@@ -218,7 +243,7 @@ class LateBranches:
             self._waiting[-1].alive[self._came_too_late] = False
             self._buffer.sources[self._buffer.pos - 1, self._came_too_late] = np.arange(self._buffer.n_samples)
         n_waiting = len(self._waiting) * self._waiting[0].alive.size
-        return self.finish_all() if n_waiting >= getattr(self._brancher, "branches_at_once", _BRANCHES_AT_ONCE) else 0
+        return self.finish_all() if n_waiting >= branches_at_once(self._brancher) else 0
 
     def finish_all(self) -> int:
         """Follow all branches that wait."""
@@ -226,16 +251,9 @@ class LateBranches:
             return 0
         end = self._buffer.pos
         rows = slice(end - len(self._waiting), end)
-        actions, alive, noise, memories = zip(*self._waiting, strict=True)
+        merged = Waiting.merged(self._waiting)
         self._waiting = []
-        return self._follow(
-            self._brancher.recall(),
-            _merge(np.stack(actions, axis=1), 1),
-            _merge(np.stack(alive, axis=1), 1),
-            [_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
-            rows,
-            _merge_memories(memories),
-        )
+        return self._follow(self._brancher.recall(), merged.actions, merged.alive, merged.noise, rows, merged.memory)
 
     def _follow(
         self,
@@ -250,6 +268,16 @@ class LateBranches:
         paths = BranchPaths(self._actor, brancher, actions, alive, None, noise, True, self._workers_follow, memory)
         store_branches(paths, rows, None, self._buffer, self._deferred)
         return paths.n_simulator_steps
+
+
+def branches_at_once(brancher: Any) -> int:
+    """
+    Return how many branches are to wait for one another at most.
+
+    :param brancher: keeps the states
+    :return: their number
+    """
+    return int(getattr(brancher, "branches_at_once", _BRANCHES_AT_ONCE))
 
 
 def _merge(array: np.ndarray, axis: int) -> np.ndarray:

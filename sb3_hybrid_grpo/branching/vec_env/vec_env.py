@@ -1,6 +1,6 @@
 """Branching of vectorised environments, as SB3's users build them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any, TypeAlias, cast
@@ -18,7 +18,16 @@ from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
 from sb3_hybrid_grpo.branching.vec_env.subclasses import stock_class_of, watch_steps
 from sb3_hybrid_grpo.branching.vec_env.views import recallable, see, sent, view_of
 from sb3_hybrid_grpo.branching.vec_env.workers import StockTransport, WorkersBrancher, WorkersVecEnv
-from sb3_hybrid_grpo.common import BranchOutcome, BranchStep, Committed, Follower, Observations, UnbranchableEnvError, warn
+from sb3_hybrid_grpo.common import (
+    BranchOutcome,
+    BranchStep,
+    Collector,
+    Committed,
+    Follower,
+    Observations,
+    UnbranchableEnvError,
+    warn,
+)
 
 _Source: TypeAlias = CurrentBrancher | WorkersBrancher | FunctionalBranches
 
@@ -164,6 +173,31 @@ class VecEnvBrancher:
         :raises BranchError: if an environment raised in a branch; the committed step has been taken then
         """
         return self._workers.follow_and_step(partial(env.step, committed), actions, alive, noise, self._views)
+
+    @property
+    def obstacle_to_collecting(self) -> str | None:
+        """Why workers cannot collect whole rollouts, see ``CollectingBrancher``."""
+        if not isinstance(self._layers[-1], WorkersVecEnv):
+            return (
+                f"a {type(self._layers[-1]).__name__} has no workers that can: make the environments with make_parallel_env, "
+                "GroupedSubprocVecEnv or RayVecEnv"
+            )
+        for view, layer in zip(self._views, reversed(self._layers[:-1]), strict=True):
+            if view.has_memory or sent([view], slice(0)) is None:
+                return f"what {type(layer).__name__} does cannot be done in workers: wrap the single environments instead"
+        return None
+
+    def collect(self, collector: Collector, shares: Callable[[slice], tuple[Any, ...]], n_steps: int) -> list[Any]:
+        """
+        Have workers collect a whole rollout, see ``CollectingBrancher``.
+
+        :param collector: collects it
+        :param shares: what the worker of some environments is to be given beside
+        :param n_steps: number of macro-steps
+        :return: what ``collector`` returned in each worker
+        :raises BranchError: if an environment raises in a branch
+        """
+        return self._workers.collect(collector, shares, n_steps, self._views)
 
     @property
     def _workers(self) -> WorkersBrancher:

@@ -127,6 +127,15 @@ def test_buffers_are_those_of_a_dummy_vec_env(cluster, kind, sizes):
 
 
 @on_cluster
+@pytest.mark.parametrize("kind", ["box", "dict", "gsde"])
+def test_whole_rollouts_in_actors_fill_the_same_buffers(cluster, kind):
+    def fill(**kwargs):
+        return buffers.fill(lambda env_fns: RayVecEnv(env_fns, 2), kind, n_samples=4, branch_horizon=8, **kwargs)
+
+    buffers.assert_identical(fill(rollout_in_workers=True), fill())
+
+
+@on_cluster
 def test_ids_that_only_this_process_knows(cluster):
     class Local(Walk):
         pass

@@ -113,6 +113,7 @@ class Dispatcher:
         self._methods: Mapping[str, Callable[..., Any]] = {
             "prepare": self.prepare,
             "renew": self.renew,
+            "catch_up": self.catch_up,
             "include_masks": self.include_masks,
             "open": self.open,
             "remember": self.remember,
@@ -181,10 +182,10 @@ class Dispatcher:
         :param arguments: see ``InProcessBrancher.open``
         :return: the outcomes of their first steps
         """
-        self._catch_up()
+        self.catch_up()
         return self._current.brancher.open(*arguments)
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Turn to the environments that there are now."""
         if self._current.is_outdated:
             announcement = self._current.renew()
@@ -222,7 +223,7 @@ class Dispatcher:
         :param task: the branches
         :return: their steps, stacked
         """
-        self._catch_up()
+        self.catch_up()
         brancher = self._current.brancher
         staying = brancher.staying if isinstance(brancher, LocalBrancher) and len(task.noise) else nullcontext
         try:

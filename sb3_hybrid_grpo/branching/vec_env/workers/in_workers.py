@@ -11,7 +11,7 @@ from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView, sent
 from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Lesson, Prepared, Setup, Task
 from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
-from sb3_hybrid_grpo.common import BranchOutcome, BranchStep, Follower, join, join_steps
+from sb3_hybrid_grpo.common import BranchOutcome, BranchStep, Collector, Follower, join, join_steps
 
 _GRACE_SECONDS = 5.0
 
@@ -120,6 +120,26 @@ class WorkersBrancher:
         """
         returned, answers = self.team.ride(step, "follow", self._tasks(actions, alive, noise, views))
         return returned, join_steps(answers)
+
+    def collect(
+        self,
+        collector: Collector,
+        shares: Callable[[slice], tuple[Any, ...]],
+        n_steps: int,
+        views: Sequence[VecWrapperView],
+    ) -> list[Any]:
+        """
+        Have workers collect a rollout, see ``CollectingBrancher``.
+
+        :param collector: collects it
+        :param shares: what the worker of some environments is to be given beside
+        :param n_steps: number of macro-steps
+        :param views: views of all wrappers, which can be sent and have no memory
+        :return: what ``collector`` returned in each worker
+        """
+        rows = [(self._version, sent(views, part) or [], part, *shares(part)) for part in self._rows]
+        team = self.team.asked_for_more("while it collected a rollout", n_steps)
+        return team.broadcast("collect", pickle.dumps(CloudpickleWrapper(collector)), rows)
 
     def remember_and_step(self, step: Callable[[], VecEnvStepReturn]) -> VecEnvStepReturn:
         """

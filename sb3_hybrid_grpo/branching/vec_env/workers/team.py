@@ -36,6 +36,17 @@ class Team:
     def __len__(self) -> int:
         return len(self.transport.groups)
 
+    def asked_for_more(self, task: str, times: int) -> "Team":
+        """
+        Return the same team with more patience.
+
+        :param task: what it is asked for, for messages
+        :param times: how many times as long that may take
+        :return: the team
+        """
+        timeout = None if self._timeout is None else times * self._timeout
+        return Team(self.transport, task, timeout, f"{times} times {self._limit}")
+
     def call(self, method: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """
         Call a method in every worker.
@@ -49,12 +60,13 @@ class Team:
         self.send(method, arguments)
         return self.receive()
 
-    def broadcast(self, method: str, value: Any) -> list[Any]:
+    def broadcast(self, method: str, value: Any, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """
         Call a method in every worker with one value that all of them get.
 
         :param method: its name, see ``Dispatcher``
-        :param value: its argument
+        :param value: its first argument
+        :param arguments: its other arguments for each worker
         :return: the answers
         :raises HybridGRPOError: if a worker raised, or is lost
         """
@@ -62,7 +74,7 @@ class Team:
             shared = self.transport.share(value)
         except MemoryError as error:
             self._find_no_room(error)
-        return self.call(method, [(shared,)] * len(self))
+        return self.call(method, [(shared, *row) for row in arguments or [()] * len(self)])
 
     def call_some(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
         """

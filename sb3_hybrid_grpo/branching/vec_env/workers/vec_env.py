@@ -2,7 +2,7 @@
 
 import weakref
 from abc import abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -81,6 +81,7 @@ class WorkersVecEnv(VecEnv):
         self.transport, is_here = self._connect(env_fns, self._groups, self._timeout)
         self._team = Team(self.transport, "in a step of the vectorised environment")
         self._shared: SharedObservations | None = None
+        self._recorded: deque[tuple[Stepped, ...]] = deque()
         try:
             introduction: Introduction = self._team.broadcast("introduce", ids_of_this_process())[0]
             if is_here and can_share(introduction.observation_space):
@@ -112,6 +113,14 @@ class WorkersVecEnv(VecEnv):
             self.seed(first_seed + self._n_restarts * self.num_envs)
             self._first_seed = first_seed
 
+    def play_back(self, recorded: Sequence[Sequence[Stepped]]) -> None:
+        """
+        Return steps that have been taken already when steps are asked for, until none is left or ``reset``.
+
+        :param recorded: steps of each worker
+        """
+        self._recorded = deque(zip(*recorded, strict=True))
+
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """
         Set the seeds of the next reset.
@@ -129,6 +138,7 @@ class WorkersVecEnv(VecEnv):
 
         :return: its observations
         """
+        self._recorded.clear()
         answers = self._call(
             "start_episodes",
             [(self._seeds[group.start : group.stop], self._options[group.start : group.stop]) for group in self._groups],
@@ -145,8 +155,8 @@ class WorkersVecEnv(VecEnv):
 
         :param actions: an action for each environment
         """
-        rows = [(actions[group.start : group.stop],) for group in self._groups]
-        self._team.send(STEP, rows)
+        if not self._recorded:
+            self._team.send(STEP, [(actions[group.start : group.stop],) for group in self._groups])
         self.waiting = True
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -156,7 +166,7 @@ class WorkersVecEnv(VecEnv):
         :return: observations, rewards, ends of episodes and infos
         """
         try:
-            answers: list[Stepped] = self._team.receive()
+            answers: Sequence[Stepped] = self._recorded.popleft() if self._recorded else self._team.receive()
         finally:
             self.waiting = False
         for group, stepped in zip(self._groups, answers, strict=True):
@@ -259,11 +269,12 @@ class WorkersVecEnv(VecEnv):
 
     def _joined(self, parts: Sequence[ObservationArrays | None]) -> VecEnvObs:
         """Put the observations of all workers together, in arrays that the caller may write into."""
-        if self._shared is not None:
-            arrays = OrderedDict((key, array.copy()) for key, array in self._shared.arrays.items())
-        else:
-            sent = [part for part in parts if part is not None]
+        sent = [part for part in parts if part is not None]
+        if sent:
             arrays = OrderedDict((key, np.concatenate([part[key] for part in sent])) for key in sent[0])
+        else:
+            assert self._shared is not None
+            arrays = OrderedDict((key, array.copy()) for key, array in self._shared.arrays.items())
         return dict_to_obs(self.observation_space, arrays)
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +12,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvObs
+from stable_baselines3.common.vec_env.util import dict_to_obs
 
-from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Dispatcher
+from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView, see
+from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Dispatcher, Raised, Task
 from sb3_hybrid_grpo.branching.vec_env.workers.ids import register_ids
 from sb3_hybrid_grpo.branching.vec_env.workers.observations import ObservationArrays, SharedObservations
+from sb3_hybrid_grpo.common import BranchError, BranchOutcome, BranchStep, Collector, HybridGRPOError
 
 OF_ENVIRONMENTS = "envs."
 STEP = f"{OF_ENVIRONMENTS}take_step"
@@ -173,6 +177,61 @@ class _Environments(DummyVecEnv):
         return ()
 
 
+class _Residence:
+    """
+    The environments of a worker, see ``WorkerEnvs``.
+
+    :param environments: these
+    :param dispatcher: branches them
+    :param version: number of the lesson to follow branches with
+    :param views: what vectorised wrappers do to the outcomes
+    """
+
+    def __init__(
+        self, environments: _Environments, dispatcher: Dispatcher, version: int, views: Sequence[VecWrapperView]
+    ) -> None:
+        self._environments = environments
+        self._dispatcher = dispatcher
+        self._version = version
+        self._views = [*views]
+
+    def remember(self) -> None:
+        if any(self._call("remember")):
+            raise BranchError(
+                "An environment, or a wrapper of it, was exchanged while the worker collected a rollout, which takes the main "
+                "process to look at the new one: use rollout_in_workers=False."
+            )
+
+    def forget(self) -> None:
+        self._call("catch_up")
+        self._call("remembered.forget")
+
+    def follow(
+        self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray], from_kept: bool = False
+    ) -> BranchStep:
+        stacked = np.stack(noise) if noise else np.empty((0, len(actions)))
+        task = Task(self._version, actions, alive, stacked, self._views)
+        steps: BranchStep = self._call("follow_remembered" if from_kept else "follow", task)
+        return steps
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        answer = self._dispatcher(method, *arguments)
+        if isinstance(answer, Raised):
+            raise answer.error_class(answer.message)
+        return answer
+
+    def step(self, actions: np.ndarray) -> tuple[Stepped, BranchOutcome]:
+        stepped = self._environments.take_step(actions)
+        # The next step overwrites the buffers.
+        arrays = OrderedDict((key, array.copy()) for key, array in self._environments.buf_obs.items())
+        observations: Any = dict_to_obs(
+            self._environments.observation_space, OrderedDict((key, array[:, None]) for key, array in arrays.items())
+        )
+        ends = stepped.dones[:, None]
+        seen = see(BranchOutcome(observations, stepped.rewards[:, None], ends, np.zeros_like(ends)), (), self._views)
+        return stepped._replace(observations=arrays), seen
+
+
 class Worker:
     """
     Makes environments, and answers what the main process asks of them.
@@ -189,7 +248,7 @@ class Worker:
         """
         Answer a call.
 
-        :param method: ``"introduce"``; ``BOTH`` for two calls; the name of a method of the environments, after
+        :param method: ``"introduce"``; ``"collect"``; ``BOTH`` for two calls; the name of a method of the environments, after
             ``OF_ENVIRONMENTS``; or one of the dispatcher's
         :param arguments: its arguments
         :return: its result; ``Raised`` or ``Failed`` if it raised
@@ -197,8 +256,8 @@ class Worker:
         if method == BOTH:
             return tuple(self.answer(*call) for call in arguments)
         try:
-            if method == "introduce":
-                return self.introduce(*arguments)
+            if method in ("introduce", "collect"):
+                return getattr(self, method)(*arguments)
             name = method.removeprefix(OF_ENVIRONMENTS)
             if name == method:
                 return self._dispatcher(method, *arguments)
@@ -221,3 +280,20 @@ class Worker:
         self._dispatcher = Dispatcher(self._environments)
         environments = self._environments
         return Introduction(environments.observation_space, environments.action_space, environments.metadata)
+
+    def collect(self, collector: bytes, version: int, views: Sequence[VecWrapperView], rows: slice, *share: Any) -> Any:
+        """
+        Collect a whole rollout.
+
+        :param collector: a ``Collector`` in a ``CloudpickleWrapper``, pickled
+        :param version: number of the lesson to follow branches with
+        :param views: what vectorised wrappers do to the outcomes
+        :param rows: which environments are here
+        :param share: what else the collector is given
+        :return: what it returns, or ``Raised``
+        """
+        collect: Collector = pickle.loads(collector).var
+        try:
+            return collect(_Residence(self._environments, self._dispatcher, version, views), rows, *share)
+        except HybridGRPOError as error:
+            return Raised(type(error), str(error))
