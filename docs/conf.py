@@ -64,7 +64,7 @@ def turn_links(app: Sphinx, relative_path: Path, parent_docname: str, content: l
 
 def take_types_of_constructor(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> None:
     """Describe arguments with the types that the constructor has for them; Sphinx prefers those of attributes."""
-    if what == "class":
+    if what == "class" and not issubclass(obj, str):
         parameters = inspect.signature(obj).parameters.values()
         app.env.current_document.autodoc_annotations[name] = {
             parameter.name: stringify_annotation(parameter.annotation, "smart")

@@ -325,7 +325,7 @@ def test_no_action_is_branched_twice_at_a_state(horizon):
     assert far_library().worlds[counter] == model.num_simulator_steps <= 64 * (1 + horizon)
     with pytest.MonkeyPatch.context() as patch:
         everything = np.arange(8)
-        patch.setattr("sb3_hybrid_grpo.hybrid_grpo.macro_steps.first_occurrences", lambda a: np.tile(everything, (len(a), 1)))
+        patch.setattr("sb3_hybrid_grpo.rollout.action_sampling.first_occurrences", lambda a: np.tile(everything, (len(a), 1)))
         straightforward = learn()
     assert straightforward.num_simulator_steps > 64 * 8 - 40 * horizon
     if horizon == 1:  # else the committed path, which may be shared, ends with the rollout

@@ -21,9 +21,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from sb3_hybrid_grpo import GRPO, FunctionalVecEnv, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.branching import VecEnvBrancher
 from sb3_hybrid_grpo.estimation.losses import Loss
-from sb3_hybrid_grpo.hybrid_grpo import macro_steps
 from sb3_hybrid_grpo.policies import make_evaluator, refit_value_head
-from sb3_hybrid_grpo.rollout import ActionSampling, values
+from sb3_hybrid_grpo.rollout import ActionSampling, action_sampling, values
 from sb3_hybrid_grpo.rollout.buffers import MultiSampleRolloutBuffer, RecurrentMultiSampleRolloutBuffer
 from tests.envs import limited
 from tests.functional_envs import Drift
@@ -128,7 +127,7 @@ def normalized(vec_env):
 @pytest.mark.filterwarnings("ignore:Workers cannot follow branches with a copy of the policy. a recurrent policy:UserWarning")
 def test_a_branch_of_the_committed_action_is_the_committed_trajectory(monkeypatch, env, vec_env_cls, wrapper, kwargs):
     """Its rewards depend on what the actor remembers, its values on what the critic does."""
-    monkeypatch.setattr(macro_steps, "first_occurrences", lambda actions: np.tile([0, 1, 2], (len(actions), 1)))
+    monkeypatch.setattr(action_sampling, "first_occurrences", lambda actions: np.tile([0, 1, 2], (len(actions), 1)))
     vec_env_kwargs = {"start_method": "fork"} if vec_env_cls is SubprocVecEnv else {}
     vec_env = make_vec_env(env, 2, seed=0, vec_env_cls=vec_env_cls, vec_env_kwargs=vec_env_kwargs)
     try:
