@@ -93,7 +93,7 @@ class Collector:
         """
         Collect a rollout.
 
-        :return: committed steps per second, and seconds of processor time in the main process and in workers
+        :return: committed steps per second, seconds of processor time of main process and workers, and memory of workers
         """
         holder: Any = self.venv.transport if isinstance(self.venv, GroupedSubprocVecEnv) else self.venv
         processes = [process.pid for process in getattr(holder, "processes", [])]
@@ -104,6 +104,7 @@ class Collector:
             "committed_steps_per_second": self._n_committed / seconds,
             "main_cpu_seconds": time.process_time() - cpu,
             "workers_cpu_seconds": sum(map(cpu_seconds, processes)) - workers_cpu,
+            "workers_megabytes": sum(map(megabytes, processes)),
         }
 
 
@@ -119,6 +120,20 @@ def cpu_seconds(process: int) -> float:
         return 0.0
     fields = path.read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def megabytes(process: int) -> float:
+    """
+    Look up how much memory a process has.
+
+    :param process: its id
+    :return: megabytes, of pages that several processes share its part; 0 where there is no ``/proc``
+    """
+    path = Path(f"/proc/{process}/smaps_rollup")
+    if not path.exists():
+        return 0.0
+    proportional = next(line for line in path.read_text().splitlines() if line.startswith("Pss:"))
+    return int(proportional.split()[1]) / 1024
 
 
 @contextmanager
@@ -166,7 +181,9 @@ def measure(options: argparse.Namespace, origin: dict[str, Any]) -> None:
     :param options: the command line's options
     :param origin: what every row says of the machine and the versions
     """
-    table = [("environment", "vec_env", "best steps/s", "median steps/s", "ratio", "main CPU s", "workers CPU s")]
+    table = [
+        ("environment", "vec_env", "best steps/s", "median steps/s", "ratio", "main CPU s", "workers CPU s", "workers MB")
+    ]
     for env_id in options.envs:
         collectors = {name: Collector(env_id, name, options) for name in options.vec_envs}
         for collector in collectors.values():
@@ -187,7 +204,8 @@ def measure(options: argparse.Namespace, origin: dict[str, Any]) -> None:
             speeds = [measured["committed_steps_per_second"] for measured in results]
             ratio = median(speed / other for speed, other in zip(speeds, reference, strict=True))
             cpu = [median(measured[key] for measured in results) for key in ("main_cpu_seconds", "workers_cpu_seconds")]
-            numbers = (f"{max(speeds):.0f}", f"{median(speeds):.0f}", f"{ratio:.2f}", *(f"{each:.2f}" for each in cpu))
+            memory = f"{results[-1]['workers_megabytes']:.0f}"
+            numbers = (f"{max(speeds):.0f}", f"{median(speeds):.0f}", f"{ratio:.2f}", *(f"{each:.2f}" for each in cpu), memory)
             table.append((env_id, name, *numbers))
         for collector in collectors.values():
             collector.venv.close()
