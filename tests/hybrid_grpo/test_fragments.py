@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 from collections import Counter
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMoni
 
 from sb3_hybrid_grpo import GRPO, BranchError, GroupedSubprocVecEnv, HybridGRPO, InvalidArgumentError, InvalidOutcomeError
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
+from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from tests.branching.vec_env.test_same_buffers import assert_identical
 from tests.envs import Walk, limited
 
@@ -225,6 +227,33 @@ def test_statistics_are_those_of_one_stream(until, venv):
         # The environments have gone on until the end of the rollout.
         assert layer.obs_rms.count == pytest.approx(N_ENVS + 2 * ROLLOUT, abs=0.01)
     assert layer.training
+
+
+def test_statistics_of_parts_of_observations(discrete):
+    layer = VecNormalize(discrete, norm_obs_keys=["position"])
+    model, expected = HybridGRPO("MultiInputPolicy", layer, rollout_in_workers=True, **SETTINGS), RunningMeanStd(shape=(1,))
+
+    class Follow(BaseCallback):
+        def _on_training_start(self):
+            expected.update(layer.get_original_obs()["position"])
+
+        def _on_step(self):
+            expected.update(layer.get_original_obs()["position"])
+            return True
+
+    model.learn(2 * ROLLOUT, callback=Follow())
+    assert layer.obs_rms.keys() == {"position"}
+    assert_same_statistics(layer.obs_rms["position"], expected)
+    layer.norm_obs = False
+    model.learn(ROLLOUT)
+    assert layer.obs_rms["position"].count == pytest.approx(expected.count)
+
+
+def test_limits_of_time_are_for_each_macro_step():
+    team = Team(SimpleNamespace(timeout=0.5, groups=[]), "in a test")
+    longer = team.asked_for_more("while it did more", 8)
+    assert (longer._timeout, longer._limit) == (4.0, "8 times timeout=0.5 s")
+    assert Team(SimpleNamespace(timeout=None, groups=[]), "in a test").asked_for_more("while", 8)._timeout is None
 
 
 def test_statistics_that_the_user_has_frozen_stay_so(venv):

@@ -45,7 +45,7 @@ class FrozenStatistics:
     def __init__(self, layer: VecNormalize) -> None:
         self._layer = layer
         self._returns = np.array(layer.returns)
-        self._statistics = {**_by_key(getattr(layer, "obs_rms", {})), _RETURNS: layer.ret_rms}
+        self._statistics = {**_by_key(layer.obs_rms if layer.norm_obs else {}), _RETURNS: layer.ret_rms}
         self._deltas = {key: RunningMeanStd(epsilon=0.0, shape=rms.mean.shape) for key, rms in self._statistics.items()}
 
     @contextmanager
