@@ -83,7 +83,8 @@ class Actor:
         :param episode_starts: whether an episode starts with a state, [E]; with none by default
         :return: values, [E, 1]
         """
-        return self.policy.predict_values(obs)
+        with self._row_by_row:
+            return self.policy.predict_values(obs)
 
     def in_branches(self, memory: RNNStates | None, alive: np.ndarray) -> "Actor":
         """

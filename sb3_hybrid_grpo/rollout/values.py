@@ -17,18 +17,20 @@ from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 
 def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_values: bool = True) -> None:
     """
-    Fill the buffer's log-probabilities, entropies and values, in few large batches.
+    Fill the buffer's log-probabilities, entropies and values, in few large batches: equal states have equal values, bit for bit,
+    here and in branches.
 
     :param policy: the policy that collected the rollout
     :param buffer: a rollout whose ``values`` and ``log_probs`` are still missing
     :param with_values: whether values are needed
     """
+    row_by_row = RowByRow(policy)
     for rows in _chunks(buffer):
         obs = obs_as_tensor(flatten_observations(buffer.observations, rows), policy.device)  # type: ignore[arg-type]
         actions = buffer.to_torch(buffer.actions[rows].astype(np.float32, copy=False)).flatten(end_dim=1)
         all_masks = buffer.action_masks
         masks = None if all_masks is None else all_masks[rows].reshape(-1, all_masks.shape[-1])
-        with th.no_grad():
+        with th.no_grad(), row_by_row:
             values, log_prob, entropy = evaluate_actions(policy, obs, actions, masks, buffer.sequences(rows))
         if with_values:
             buffer.values[rows] = values.cpu().numpy().reshape(-1, buffer.n_envs)

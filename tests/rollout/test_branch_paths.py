@@ -44,7 +44,7 @@ def equal_first_actions(monkeypatch):
     """Let every sample of a state be its committed action, and branch it all the same."""
     everything = np.arange(N)
     monkeypatch.setattr(
-        "sb3_hybrid_grpo.hybrid_grpo.macro_steps.first_occurrences", lambda actions: np.tile(everything, (len(actions), 1))
+        "sb3_hybrid_grpo.rollout.action_sampling.first_occurrences", lambda actions: np.tile(everything, (len(actions), 1))
     )
     for actor_class in (Actor, MlpActor):
 

@@ -98,11 +98,11 @@ class Env(Base):
 
 def test_costly_variable_is_watched_until_it_changes(monkeypatch):
     """It is not saved with each branch; when it changes, this is said, and the run is right from there on."""
+    monkeypatch.setattr(hidden, "_WATCHING_SHARE", 1e9)
     venv = DummyVecEnv([lambda: make(COSTLY)])
     brancher = make_brancher("snapshot", venv)
     (simulator,) = brancher._simulators._simulators
     assert type(simulator._states) is hidden.WatchedStates and len(simulator.roots) == len(simulator.attributes) + 2
-    monkeypatch.setattr(hidden, "_WATCHING_SHARE", 1e9)
     venv.reset()
     said = []
     for _ in range(60):
