@@ -23,6 +23,7 @@ _WITHOUT_MEANING = {
     "tail_coef",
     "branch_lambda",
     "branch_fraction",
+    "branch_time_limit",
     "action_sampling",
     "sampling_temperature",
     "action_selection",
@@ -53,9 +54,9 @@ class GRPO(HybridGRPO):
 
     The arguments are those of ``HybridGRPO``, in the same order and with the same meaning, but four samples by default, and
     without ``advantage``, ``tail_coef``, ``gae_lambda``, ``clip_range_vf``, ``vf_coef``, ``branch_horizon``,
-    ``branch_lambda``, ``branch_fraction``, ``action_sampling``, ``sampling_temperature``, ``action_selection``,
-    ``soft_values``, ``refit_critic`` and ``max_actor_grad_norm``. ``gamma`` is used by reward transforms only, and
-    ``target_kl`` stops the whole update.
+    ``branch_lambda``, ``branch_fraction``, ``branch_time_limit``, ``action_sampling``, ``sampling_temperature``,
+    ``action_selection``, ``soft_values``, ``refit_critic`` and ``max_actor_grad_norm``. ``gamma`` is used by reward
+    transforms only, and ``target_kl`` stops the whole update.
 
     :param args: see ``HybridGRPO``
     :param kwargs: see ``HybridGRPO``
