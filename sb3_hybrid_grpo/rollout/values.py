@@ -17,8 +17,9 @@ from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 
 def evaluate_rollout(policy: ActorCriticPolicy, buffer: MultiSampleMixin, with_values: bool = True) -> None:
     """
-    Fill the buffer's log-probabilities, entropies and values, in few large batches: equal states have equal values, bit for bit,
-    here and in branches.
+    Fill the buffer's log-probabilities, entropies and values, in few large batches.
+
+    Equal states have equal values, bit for bit, here and in branches: else rounding would tell their actions apart.
 
     :param policy: the policy that collected the rollout
     :param buffer: a rollout whose ``values`` and ``log_probs`` are still missing
