@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "sb3_hybrid_grpo"
-WHEEL_LIMIT = 320_000
+WHEEL_LIMIT = 400_000
 BESIDES = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg"}
 """What the sdist holds besides the package."""
 
