@@ -219,6 +219,7 @@ def test_node_that_is_killed(cluster, doomed):
 
 
 @on_cluster
+@pytest.mark.filterwarnings("ignore:.* updates in a row show:UserWarning")
 def test_run_goes_on_when_a_node_is_killed(cluster, tmp_path):
     node = cluster.add_node(**cluster.arguments)
     cluster.wait_for_nodes()
