@@ -25,7 +25,7 @@ import optuna
 import torch as th
 
 from benchmarks.learning.budgeted.families import FAMILIES
-from benchmarks.learning.budgeted.known_good import first_trials
+from benchmarks.learning.budgeted.known_good import CHEAP, first_trials
 from benchmarks.learning.budgeted.report import best_settings, print_report
 from benchmarks.learning.budgeted.rows import append_row, read_rows
 from benchmarks.learning.budgeted.search_space import search_space
@@ -76,8 +76,9 @@ def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_PRUNED),
     )
     restore(study, finished_trials(folder))
-    borrowed = borrowed_params(finished_trials(folder), family, algorithm)
-    for params in [*first_trials(family, algorithm), *([borrowed] if borrowed else [])]:
+    own_starts = CHEAP if algorithm == "hybrid_grpo" else ()
+    borrowed = borrowed_params(finished_trials(folder), family, algorithm, own_starts)
+    for params in [*first_trials(family, algorithm), *borrowed]:
         study.enqueue_trial(params, skip_if_exists=True)
     # A process that goes on must not draw what it drew before.
     study.sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=12, seed=len(study.trials))

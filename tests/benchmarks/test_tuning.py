@@ -234,11 +234,13 @@ class TestStudies:
             name: max((row for row in rows if row.algorithm == name and row.state == "complete"), key=lambda row: row.value)
             for name in ("ppo", "hybrid_grpo")
         }
-        for algorithm, other in (("ppo", "hybrid_grpo"), ("hybrid_grpo", "ppo")):
-            borrowed = tune.borrowed_params(rows, "discrete", algorithm)
-            assert borrowed == {**best[algorithm].params, **{k: v for k, v in best[other].params.items() if k in borrowed}}
-            assert tune.open_study(tmp_path, "discrete", algorithm).trials[-1].system_attrs["fixed_params"] == borrowed
-        assert tune.borrowed_params(rows[:11], "discrete", "ppo") is None
+        for algorithm, other, own_starts in (("ppo", "hybrid_grpo", ()), ("hybrid_grpo", "ppo", tune.CHEAP)):
+            borrowed = tune.borrowed_params(rows, "discrete", algorithm, own_starts)
+            assert borrowed[0] == {**best[algorithm].params, **{k: v for k, v in best[other].params.items() if k in borrowed[0]}}
+            assert borrowed[1:] == [{**borrowed[0], **start} for start in own_starts]
+            waiting = [trial.system_attrs.get("fixed_params") for trial in tune.open_study(tmp_path, "discrete", algorithm).trials]
+            assert all(params in waiting for params in borrowed)
+        assert tune.borrowed_params(rows[:11], "discrete", "ppo") == []
 
     def test_a_killed_tuning_goes_on(self, tune, tmp_path, monkeypatch):
         monkeypatch.setattr(tune, "storage_in", self.storage_in)

@@ -115,6 +115,13 @@ _HYBRID = {
 # The class's default
 _TWO_SAMPLES = {**_HYBRID, "n_samples": 2}
 
+CHEAP: Sequence[Mapping[str, Any]] = (
+    {**_HYBRID, "n_samples": 2, "branch_horizon": 2, "tail_coef": 1.0, "refit_critic": False, "actor_limit": "none"},
+    {**_HYBRID, "n_samples": 4, "branch_horizon": 1, "tail_coef": 1.0, "refit_critic": False, "actor_limit": "0.5"},
+    {**_HYBRID, "n_samples": 2, "branch_fraction": 0.25, "refit_critic": False, "actor_limit": "none"},
+)
+"""Own settings of Hybrid GRPO with which a step costs about what one of PPO costs."""
+
 
 def first_trials(family: str, algorithm: str) -> list[dict[str, Any]]:
     """

@@ -55,23 +55,26 @@ def rows_of(rows: Sequence[TrialRow], family: str, algorithm: str) -> Iterator[T
     return (row for row in rows if (row.family, row.algorithm) == (family, algorithm) and row.state != "repeated")
 
 
-def borrowed_params(rows: Sequence[TrialRow], family: str, algorithm: str) -> dict[str, Any] | None:
+def borrowed_params(
+    rows: Sequence[TrialRow], family: str, algorithm: str, own_starts: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """
     Join what the other algorithm has found for the parameters of both, and what this one has found for those of its own.
 
     :param rows: finished trials of all studies
     :param family: name of the family of tasks
     :param algorithm: name of the algorithm
-    :return: parameters to try, ``None`` if there is too little to go by
+    :param own_starts: further settings of its own to join
+    :return: parameters to try, none if there is too little to go by
     """
     complete = [row for row in rows if row.family == family and row.state == "complete"]
     own = [row for row in complete if row.algorithm == algorithm]
     others = [row for row in complete if row.algorithm != algorithm]
     if min(len(own), len(others)) < _ENOUGH_TO_BORROW:
-        return None
+        return []
     best_of_own, best_of_others = (max(trials, key=lambda row: row.value).params for trials in (own, others))
     shared = {name: value for name, value in best_of_others.items() if name in best_of_own}
-    return {**best_of_own, **shared}
+    return [{**best_of_own, **start, **shared} for start in ({}, *own_starts)]
 
 
 def means_so_far(row: TrialRow) -> list[float]:

@@ -1,0 +1,153 @@
+"""
+Try ideas on tuning tasks: what Hybrid GRPO has for its own, beside PPO, with the same settings for what both have.
+
+    python -m benchmarks.learning.ideas --seeds 5
+    python -m benchmarks.learning.ideas --report
+
+The common settings are those that tuning has found for PPO, so that an idea has to earn its seconds in PPO's own regime. Finished
+runs are rows of ``ideas.csv`` and are not made again.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from scipy.stats import trim_mean
+
+from benchmarks.learning.budgeted.families import FAMILIES, Task
+from benchmarks.learning.budgeted.report import ranking
+from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
+from benchmarks.learning.budgeted.trial import train_task
+from benchmarks.learning.tune import FOLDER, SECONDS, finished_trials
+
+_NONE = {
+    "n_samples": 1,
+    "branch_horizon": 1,
+    "branch_lambda": 1.0,
+    "branch_fraction": 1.0,
+    "tail_coef": 1.0,
+    "refit_critic": False,
+    "actor_limit": "none",
+}
+"""What makes Hybrid GRPO PPO."""
+
+IDEAS: Mapping[str, Mapping[str, Any] | None] = {
+    "ppo": None,
+    "n1": _NONE,
+    "n4_k1_tail": {**_NONE, "n_samples": 4},
+    "n2_k2": {**_NONE, "n_samples": 2, "branch_horizon": 2},
+    "n2_k4": {**_NONE, "n_samples": 2, "branch_horizon": 4, "tail_coef": 0.0},
+    "n4_k4": {**_NONE, "n_samples": 4, "branch_horizon": 4, "tail_coef": 0.0},
+    "n2_k8_quarter": {**_NONE, "n_samples": 2, "branch_horizon": 8, "tail_coef": 0.0, "branch_fraction": 0.25},
+    "n4_k1_tail_limit": {**_NONE, "n_samples": 4, "actor_limit": "0.5"},
+    "n4_k1_tail_refit": {**_NONE, "n_samples": 4, "refit_critic": True},
+}
+"""Own settings of Hybrid GRPO by the name of an idea; ``None`` is PPO itself."""
+
+
+class IdeaRow(NamedTuple):
+    """
+    A finished run.
+
+    :param idea: its name
+    :param task: environment id
+    :param seed: its seed
+    :param score: area under the curve over processor seconds, 0 for random actions
+    :param curve: its points: processor seconds, committed steps, simulator steps, mean return
+    :param error: what ended it early, if anything
+    :param params: its settings
+    :param seconds: processor seconds of training
+    :param provenance: code and machine
+    """
+
+    idea: str
+    task: str
+    seed: int
+    score: float
+    curve: Sequence[Sequence[float]]
+    error: str
+    params: Mapping[str, Any]
+    seconds: float
+    provenance: Mapping[str, str]
+
+
+def run_idea(idea: str, task: Task, common: Mapping[str, Any], seed: int, seconds: float) -> IdeaRow:
+    """
+    Train with an idea.
+
+    :param idea: its name
+    :param task: the task
+    :param common: settings that all ideas share
+    :param seed: seed of the training
+    :param seconds: its processor seconds
+    :return: the finished run
+    """
+    own = IDEAS[idea]
+    params = {**common, **(own or {})}
+    curve = train_task("ppo" if own is None else "hybrid_grpo", task, params, seed, seconds)
+    score = round(task.normalize(curve.area(seconds, low=task.low)), 5)
+    return IdeaRow(idea, task.id, seed, score, curve.points, curve.error, params, seconds, provenance())
+
+
+def print_report(rows: Sequence[IdeaRow]) -> None:
+    """
+    Print a table in Markdown.
+
+    :param rows: finished runs
+    """
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    print("| idea | " + " | ".join(f"{task} | ms per step" for task in tasks) + " |\n|" + "---|" * (2 * len(tasks) + 1))
+    for idea in dict.fromkeys(row.idea for row in rows):
+        cells = []
+        for task in tasks:
+            runs = [row for row in rows if (row.idea, row.task) == (idea, task)]
+            scores = [row.score for row in runs]
+            costs = [1000 * row.curve[-1][0] / row.curve[-1][1] for row in runs]
+            cells += [f"{trim_mean(scores, 0.25):.2f} ({min(scores):.2f} to {max(scores):.2f}, {len(runs)})"] if runs else ["-"]
+            cells += [f"{np.median(costs):.2f}"] if runs else ["-"]
+        print(f"| {idea} | " + " | ".join(cells) + " |")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Make the missing runs, or report.
+
+    :param argv: arguments of the command line, ``sys.argv`` by default
+    :return: exit code
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning.ideas", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--family", choices=list(FAMILIES), default="continuous", help="family of tasks (%(default)s)")
+    parser.add_argument("--tasks", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"], help="environment ids (%(default)s)")
+    parser.add_argument("--ideas", nargs="+", default=list(IDEAS), choices=list(IDEAS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=0, help="number of seeds that each idea shall have")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="processor seconds of a training (%(default)s)")
+    parser.add_argument("--tuned", type=Path, default=FOLDER, help="where the trials are (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=FOLDER.parent / "research", help="where ideas.csv is (%(default)s)")
+    parser.add_argument("--report", action="store_true", help="print a table")
+    options = parser.parse_args(argv)
+    th.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    path = options.folder / "ideas.csv"
+    if options.seeds:
+        common = ranking(finished_trials(options.tuned), options.family, "ppo")[0][0].params
+        for seed in range(options.seeds):
+            for task in FAMILIES[options.family]:
+                for idea in options.ideas if task.id in options.tasks else ():
+                    done = {(row.idea, row.task, row.seed, row.seconds) for row in read_rows(path, IdeaRow)}
+                    if (idea, task.id, seed, options.seconds) not in done:
+                        row = run_idea(idea, task, common, seed, options.seconds)
+                        append_row(path, row)
+                        print(time.strftime("%H:%M:%S"), *row[:4], row.curve[-1], row.error, flush=True)
+    if options.report:
+        print_report([row for row in read_rows(path, IdeaRow) if row.task in options.tasks])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
