@@ -4,8 +4,8 @@ Try ideas on tuning tasks: what Hybrid GRPO has for its own, beside PPO, with th
     python -m benchmarks.learning.ideas --seeds 5
     python -m benchmarks.learning.ideas --report
 
-The common settings are those that tuning has found for PPO, so that an idea has to earn its seconds in PPO's own regime. Finished
-runs are rows of ``ideas.csv`` and are not made again.
+The common settings are those that tuning has found for PPO, so that an idea has to earn its seconds in PPO's own regime.
+Finished runs are rows of ``ideas.csv`` and are not made again.
 """
 
 import argparse
@@ -107,10 +107,9 @@ def print_report(rows: Sequence[IdeaRow]) -> None:
         cells = []
         for task in tasks:
             runs = [row for row in rows if (row.idea, row.task) == (idea, task)]
-            scores = [row.score for row in runs]
-            costs = [1000 * row.curve[-1][0] / row.curve[-1][1] for row in runs]
-            cells += [f"{trim_mean(scores, 0.25):.2f} ({min(scores):.2f} to {max(scores):.2f}, {len(runs)})"] if runs else ["-"]
-            cells += [f"{np.median(costs):.2f}"] if runs else ["-"]
+            scores = [row.score for row in runs] or [np.nan]
+            costs = [1000 * row.curve[-1][0] / row.curve[-1][1] for row in runs] or [np.nan]
+            cells += [f"{trim_mean(scores, 0.25):.2f} ({min(scores):.2f} to {max(scores):.2f})", f"{np.median(costs):.2f}"]
         print(f"| {idea} | " + " | ".join(cells) + " |")
 
 

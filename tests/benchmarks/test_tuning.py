@@ -236,9 +236,11 @@ class TestStudies:
         }
         for algorithm, other, own_starts in (("ppo", "hybrid_grpo", ()), ("hybrid_grpo", "ppo", tune.CHEAP)):
             borrowed = tune.borrowed_params(rows, "discrete", algorithm, own_starts)
-            assert borrowed[0] == {**best[algorithm].params, **{k: v for k, v in best[other].params.items() if k in borrowed[0]}}
+            common = {name: value for name, value in best[other].params.items() if name in borrowed[0]}
+            assert borrowed[0] == {**best[algorithm].params, **common}
             assert borrowed[1:] == [{**borrowed[0], **start} for start in own_starts]
-            waiting = [trial.system_attrs.get("fixed_params") for trial in tune.open_study(tmp_path, "discrete", algorithm).trials]
+            trials = tune.open_study(tmp_path, "discrete", algorithm).trials
+            waiting = [trial.system_attrs.get("fixed_params") for trial in trials]
             assert all(params in waiting for params in borrowed)
         assert tune.borrowed_params(rows[:11], "discrete", "ppo") == []
 
