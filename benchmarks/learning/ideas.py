@@ -26,7 +26,7 @@ from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.trial import train_task
 from benchmarks.learning.tune import FOLDER, SECONDS, finished_trials
 
-_NONE = {
+_PPO = {
     "n_samples": 1,
     "branch_horizon": 1,
     "branch_lambda": 1.0,
@@ -35,20 +35,44 @@ _NONE = {
     "refit_critic": False,
     "actor_limit": "none",
 }
-"""What makes Hybrid GRPO PPO."""
+"""With these Hybrid GRPO is PPO."""
+_TWO = {**_PPO, "n_samples": 2, "branch_horizon": 2}
+_SMALL = {"rollout": 64}
+_LONG = {"rollout": 1024}
 
-IDEAS: Mapping[str, Mapping[str, Any] | None] = {
-    "ppo": None,
-    "n1": _NONE,
-    "n4_k1_tail": {**_NONE, "n_samples": 4},
-    "n2_k2": {**_NONE, "n_samples": 2, "branch_horizon": 2},
-    "n2_k4": {**_NONE, "n_samples": 2, "branch_horizon": 4, "tail_coef": 0.0},
-    "n4_k4": {**_NONE, "n_samples": 4, "branch_horizon": 4, "tail_coef": 0.0},
-    "n2_k8_quarter": {**_NONE, "n_samples": 2, "branch_horizon": 8, "tail_coef": 0.0, "branch_fraction": 0.25},
-    "n4_k1_tail_limit": {**_NONE, "n_samples": 4, "actor_limit": "0.5"},
-    "n4_k1_tail_refit": {**_NONE, "n_samples": 4, "refit_critic": True},
+IDEAS: Mapping[str, Mapping[str, Any]] = {
+    "ppo": {},
+    "n1": _PPO,
+    "n2_k2": _TWO,
+    # Number of actions
+    "n3_k2": {**_TWO, "n_samples": 3},
+    "n4_k2": {**_TWO, "n_samples": 4},
+    "n4_k4": {**_TWO, "n_samples": 4, "branch_horizon": 4, "tail_coef": 0.0},
+    # Horizon
+    "n2_k1": {**_TWO, "branch_horizon": 1},
+    "n2_k4": {**_TWO, "branch_horizon": 4, "tail_coef": 0.0},
+    "n2_k8_quarter": {**_TWO, "branch_horizon": 8, "tail_coef": 0.0, "branch_fraction": 0.25},
+    "n4_k1_tail": {**_PPO, "n_samples": 4},
+    # The critic's and the actor's gradients
+    "n4_k1_tail_limit": {**_PPO, "n_samples": 4, "actor_limit": "0.5"},
+    "n4_k1_tail_refit": {**_PPO, "n_samples": 4, "refit_critic": True},
+    # Length of rollouts, with PPO's as the control
+    "ppo_small": _SMALL,
+    "ppo_long": _LONG,
+    "n2_k2_small": {**_TWO, **_SMALL},
+    "n2_k2_long": {**_TWO, **_LONG},
+    # Reward transforms
+    "n2_k2_identity": {**_TWO, "reward_transform": "identity"},
+    "n2_k2_tanh": {**_TWO, "reward_transform": "tanh"},
+    "n2_k2_zscore": {**_TWO, "reward_transform": "zscore"},
+    # The paper's form
+    "paper": {**_PPO, "n_samples": 4, "advantage": "averaged", "reward_transform": "tanh"},
+    # Exploration and choice of the committed action
+    "n2_k2_soft_values": {**_TWO, "soft_values": True},
+    "n2_k2_temperature": {**_TWO, "sampling_temperature": 1.5},
+    "n2_k2_best": {**_TWO, "action_selection": "best"},
 }
-"""Own settings of Hybrid GRPO by the name of an idea; ``None`` is PPO itself."""
+"""What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 
 
 class IdeaRow(NamedTuple):
@@ -88,9 +112,8 @@ def run_idea(idea: str, task: Task, common: Mapping[str, Any], seed: int, second
     :param seconds: its processor seconds
     :return: the finished run
     """
-    own = IDEAS[idea]
-    params = {**common, **(own or {})}
-    curve = train_task("ppo" if own is None else "hybrid_grpo", task, params, seed, seconds)
+    params = {**common, **IDEAS[idea]}
+    curve = train_task("hybrid_grpo" if "n_samples" in params else "ppo", task, params, seed, seconds)
     score = round(task.normalize(curve.area(seconds, low=task.low)), 5)
     return IdeaRow(idea, task.id, seed, score, curve.points, curve.error, params, seconds, provenance())
 

@@ -11,7 +11,7 @@ from torch import nn
 from sb3_hybrid_grpo.common import Floats, MultiSampleRolloutBufferSamples
 from sb3_hybrid_grpo.policies.evaluators import predict_values
 from sb3_hybrid_grpo.policies.maskable import class_of, stock_class
-from sb3_hybrid_grpo.policies.networks import chunk_size
+from sb3_hybrid_grpo.policies.networks import chunk_size, product
 
 RIDGE = 3e-3
 """Penalty ρ of a change of the last layer, in units of the features' mean variance."""
@@ -52,7 +52,7 @@ def least_squares_change(features: Floats, residuals: Floats, ridge: float = RID
     :return: Δw, [d], and Δb
     """
     deviations = features - features.mean(axis=0)
-    covariance = deviations.T @ deviations / len(features)
+    covariance = product(deviations.T, deviations) / len(features)
     variance = covariance.trace() / len(covariance)
     if variance == 0:
         return np.zeros(len(covariance)), float(residuals.mean())

@@ -47,6 +47,9 @@ OWN: Mapping[str, BaseDistribution] = {
 }
 """Arguments of Hybrid GRPO alone."""
 
+RESEARCHED = ("action_selection", "advantage", "reward_transform", "sampling_temperature", "soft_values")
+"""Further ones, which are not tuned."""
+
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -108,7 +111,8 @@ def settings_of(params: Params) -> Settings:
     }
     if params["kl_control"] != "none":
         arguments[f"{params['kl_control']}_kl"] = params["kl"]
-    arguments |= {name: params[name] for name in OWN if name in params and name != "actor_limit"}
+    own = (*OWN, *RESEARCHED)
+    arguments |= {name: value for name, value in params.items() if name in own and name != "actor_limit"}
     if "actor_limit" in params:
         limit = params["actor_limit"]
         arguments["max_actor_grad_norm"] = None if limit == "none" else float(limit)
