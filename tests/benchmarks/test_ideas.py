@@ -1,0 +1,52 @@
+"""Ideas that are tried in the settings that tuning has found for PPO."""
+
+import pytest
+from stable_baselines3.common.env_util import make_vec_env
+
+from benchmarks.learning.budgeted.training import Curve, Point
+from sb3_hybrid_grpo import HybridGRPO
+
+ARGUMENTS = ["--tasks", "Pendulum-v1", "--ideas", "ppo", "n2_k2_identity", "--seconds", "1"]
+
+
+@pytest.fixture
+def ideas():
+    pytest.importorskip("optuna")
+    pytest.importorskip("scipy")
+    from benchmarks.learning import ideas
+
+    return ideas
+
+
+def test_runs_are_made_once(ideas, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def train_task(algorithm, task, params, seed, seconds):
+        calls.append((algorithm, task.id, seed, params["learning_rate"], params.get("reward_transform")))
+        return Curve([Point(0.0, 0, 0, -1208.0), Point(seconds, 2_000, 4_000, -170.0)])
+
+    monkeypatch.setattr(ideas, "train_task", train_task)
+    ideas.main([*ARGUMENTS, "--folder", str(tmp_path), "--seeds", "1"])
+    ideas.main([*ARGUMENTS, "--folder", str(tmp_path), "--seeds", "2"])
+    rate = ideas.ranking(ideas.finished_trials(ideas.FOLDER), "continuous", "ppo")[0][0].params["learning_rate"]
+    assert calls == [
+        (algorithm, "Pendulum-v1", seed, rate, transform)
+        for seed in (0, 1)
+        for algorithm, transform in (("ppo", None), ("hybrid_grpo", "identity"))
+    ]
+    capsys.readouterr()
+    ideas.main([*ARGUMENTS, "--folder", str(tmp_path), "--report"])
+    assert "| ppo | 0.50 (0.50 to 0.50) | 0.50 |" in capsys.readouterr().out
+
+
+def test_every_idea_is_a_setting_of_the_algorithm(ideas):
+    from benchmarks.learning.budgeted.search_space import settings_of
+
+    common = ideas.ranking(ideas.finished_trials(ideas.FOLDER), "continuous", "ppo")[0][0].params
+    for idea in ideas.IDEAS.values():
+        params = {**common, **idea}
+        arguments = settings_of(params).arguments
+        if "n_samples" in params:
+            env = make_vec_env("Pendulum-v1", n_envs=params["n_envs"])
+            model = HybridGRPO("MlpPolicy", env, device="cpu", _init_setup_model=False, **arguments)
+            assert (model.n_samples, model.branch_horizon) == (params["n_samples"], params["branch_horizon"])
