@@ -73,6 +73,26 @@ class Drift:
         return np.stack((state.position > -1, np.ones_like(state.position, dtype=bool), state.position < 1), axis=1)
 
 
+class Joint:
+    """The same walk in two functions."""
+
+    arrays = "numpy"
+    max_episode_steps = 9
+
+    def __init__(self):
+        self.parts = Drift()
+        self.observation_space, self.action_space = self.parts.observation_space, self.parts.action_space
+
+    def joint_start(self, rng):
+        state = self.parts.initial(rng)
+        return state, self.parts.observation(state, rng)
+
+    def joint_step(self, state, action, rng):
+        after = self.parts.transition(state, action, rng)
+        told = self.parts.reward(state, action, after, rng), self.parts.terminal(after, rng), after.position > 1
+        return after, self.parts.observation(after, rng), *told
+
+
 class Torch(Drift):
     """The same walk in PyTorch."""
 

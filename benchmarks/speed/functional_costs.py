@@ -40,6 +40,7 @@ TASKS: Mapping[str, tuple[str, int]] = {
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "SB3's defaults": {"n_steps": 32},
     "large minibatches": {"n_steps": 32, "batch_size": 256, "n_epochs": 4},
+    "PureJaxRL's minibatches": {"n_steps": 32, "batch_size": 1024, "n_epochs": 4},
 }
 WAYS = ("ppo, functional", "hybrid_grpo, functional", "hybrid_grpo, Gymnasium")
 

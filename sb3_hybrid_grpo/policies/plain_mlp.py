@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_hybrid_grpo.common import Observations
-from sb3_hybrid_grpo.policies.row_by_row import from_blocks, in_blocks
+from sb3_hybrid_grpo.policies.row_by_row import in_blocks
 
 
 class Replica(Protocol):
@@ -78,8 +78,7 @@ class PlainMlp:
         :param action_masks: not looked at
         :return: actions for the environment
         """
-        rows = self._flat(obs)
-        parameters = from_blocks(self._pass(in_blocks(rows)), len(rows))
+        parameters = in_blocks(self._pass, self._flat(obs))
         if self.std is None:
             return inverse_cdf(softmax(parameters), noise)
         assert isinstance(self._action_space, spaces.Box)

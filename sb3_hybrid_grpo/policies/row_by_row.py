@@ -18,35 +18,35 @@ from torch import nn
 _ROWS = 4
 """Rows of a product: what the kernels of OpenBLAS compute at once, so that more cost no more than a single one."""
 
+_MOST_COPIED = 2**16
+
 _VECTORS = 64
 """A multiple of the elements that a loop over vectors takes at once."""
 
 
-def in_blocks(rows: np.ndarray) -> np.ndarray:
+def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
     """
-    Arrange the rows of a matrix in blocks, of which each is a product of its own.
+    Apply products to the rows of a matrix such that each block of rows is a product of its own.
 
-    :param rows: a matrix, [B, d]
-    :return: blocks that hold its rows first, then zeros, [G, 4, d]
+    :param function: takes blocks [G, 4, n] to [G, 4, m]
+    :param rows: a matrix, [B, n]
+    :return: the results, [B, m]
     """
     n_rows, width = rows.shape
-    n_blocks = -(-n_rows // _ROWS)
-    if n_rows != n_blocks * _ROWS:
-        padded = np.zeros((n_blocks * _ROWS, width), dtype=rows.dtype)
-        padded[:n_rows] = rows
-        rows = padded
-    return rows.reshape(n_blocks, _ROWS, width)
+    n_left = n_rows % _ROWS
+    if n_left == 0:
+        return _of_whole_blocks(function, rows)
+    # Few rows are copied with zeros beside them; of many that would be slow.
+    n_first = n_rows - n_left if rows.nbytes > _MOST_COPIED else 0
+    padded = np.zeros((-(-(n_rows - n_first) // _ROWS) * _ROWS, width), dtype=rows.dtype)
+    padded[: n_rows - n_first] = rows[n_first:]
+    last = _of_whole_blocks(function, padded)[: n_rows - n_first]
+    return last if n_first == 0 else np.concatenate((_of_whole_blocks(function, rows[:n_first]), last))
 
 
-def from_blocks(blocks: np.ndarray, n_rows: int) -> np.ndarray:
-    """
-    Undo ``in_blocks``.
-
-    :param blocks: blocks, [G, 4, d]
-    :param n_rows: number of rows B
-    :return: the rows, [B, d]
-    """
-    return blocks.reshape(-1, blocks.shape[-1])[:n_rows]
+def _of_whole_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    results = function(rows.reshape(-1, _ROWS, rows.shape[1]))
+    return results.reshape(len(rows), results.shape[-1])
 
 
 class RowByRow:
@@ -78,8 +78,9 @@ class RowByRow:
 def _linear(module: nn.Linear) -> Callable[[th.Tensor], th.Tensor]:
     def forward(batch: th.Tensor) -> th.Tensor:
         rows = batch.reshape(-1, batch.shape[-1])
-        product = in_blocks(rows.detach().numpy()) @ module.weight.detach().numpy().T
-        result = th.from_numpy(from_blocks(product, len(rows))).reshape(*batch.shape[:-1], -1)
+        weight = np.ascontiguousarray(module.weight.detach().numpy().T)
+        product = in_blocks(lambda blocks: blocks @ weight, rows.detach().numpy())
+        result = th.from_numpy(product).reshape(*batch.shape[:-1], -1)
         return result if module.bias is None else result + module.bias
 
     return forward

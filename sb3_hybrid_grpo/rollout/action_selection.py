@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_hybrid_grpo.common import Floats, InvalidArgumentError, check_name, check_outcome
+from sb3_hybrid_grpo.common import Floats, InvalidArgumentError, check_name
 from sb3_hybrid_grpo.estimation import RewardTransform, branch_estimates
 from sb3_hybrid_grpo.policies import is_recurrent, overrides_forward
 from sb3_hybrid_grpo.rollout.action_sampling import RELATIVE_ESTIMATORS
@@ -69,7 +69,6 @@ def estimates_before_the_step(
     terminated, alive = np.zeros((2, *shape), dtype=bool)
     for k, step in enumerate(paths.steps):
         outcome = paths.observed(k, None)
-        check_outcome(outcome.observations, outcome.rewards)
         obs = obs_as_tensor(select_observations(outcome.observations, step.alive), policy.device)  # type: ignore[arg-type]
         with th.no_grad():
             next_values[step.alive, k] = policy.predict_values(obs).cpu().numpy().ravel()

@@ -100,10 +100,12 @@ class BranchPaths:
         self._task = actions, alive, noise
         self._is_with_step = False
         self.steps: list[BranchStep] = []
+        self._n_checked = 0
         if brancher is None or not alive.any():
             return
         if not getattr(brancher, "has_workers", False) or (noise and not workers_follow):
             self.steps = follow(actor.in_branches(memory, alive), brancher, *self._task, obs)
+            self._n_checked = len(self.steps) - 1
         elif is_awaited:
             self.steps = cast(FollowingBrancher, brancher).follow(*self._task)
         else:
@@ -131,9 +133,14 @@ class BranchPaths:
         :param k: index of the step
         :param committed: the committed transition, if it has been made
         :return: its outcome after the wrappers
+        :raises InvalidOutcomeError: if there is NaN or infinity in it
         """
         brancher: Brancher = self._brancher
-        return brancher.observed(self.steps[k].outcome, [step.outcome for step in self.steps[:k]], committed)
+        outcome = self.steps[k].outcome
+        seen = brancher.observed(outcome, [step.outcome for step in self.steps[:k]], committed)
+        if k >= self._n_checked or seen is not outcome:
+            check_outcome(seen.observations, seen.rewards)
+        return seen
 
     def reorder(self, order: np.ndarray) -> None:
         """

@@ -17,7 +17,6 @@ from sb3_hybrid_grpo.common import (
     InvalidArgumentError,
     Observations,
     RememberingBrancher,
-    check_outcome,
     warn,
 )
 from sb3_hybrid_grpo.policies import Actor
@@ -311,7 +310,6 @@ def store_branches(
             quantity.begin(paths.memory, paths.steps[0].alive)
     for k, step in enumerate(paths.steps):
         outcome = paths.observed(k, committed)
-        check_outcome(outcome.observations, outcome.rewards)
         store_step(k, step.alive, outcome.rewards, outcome.terminated, rows, buffer)
         if not deferred:
             continue

@@ -111,7 +111,8 @@ class DeferredValues:
         :param mask: its M places where they go
         """
         self._ask(observations, destination, mask)
-        if self._n_pending >= self._chunk_size:
+        # Half a chunk goes by itself: putting it together with another would cost more than a pass saves.
+        if self._n_pending >= self._chunk_size // 2:
             self.flush()
 
     def _ask(self, observations: Observations, destination: np.ndarray, mask: np.ndarray) -> None:
@@ -165,6 +166,8 @@ class DeferredEntropies(DeferredValues):
 
 def _join(parts: list[Observations]) -> Observations:
     first = parts[0]
+    if len(parts) == 1:
+        return first
     if isinstance(first, dict):
         return {key: _join([part[key] for part in parts]) for key in first}  # type: ignore[misc, call-overload]
     return np.concatenate(parts)  # type: ignore[arg-type]

@@ -17,7 +17,8 @@ class FunctionalEnv(Protocol):
 
     Beside these methods an environment may have ``truncation(state, rng)``, which tells where episodes are cut off,
     ``action_mask(state)``, which tells which actions are valid, and the attributes ``max_episode_steps`` and ``arrays``, the
-    name of the library that it is written in.
+    name of the library that it is written in. Where all that a step tells comes out of one computation, it may be a
+    ``JointFunctionalEnv`` instead.
     """
 
     observation_space: spaces.Space[Any]
@@ -37,6 +38,19 @@ class FunctionalEnv(Protocol):
 
     def terminal(self, state: Any, rng: Any) -> Any:
         """Return whether an episode ends in a state."""
+
+
+class JointFunctionalEnv(Protocol):
+    """A ``FunctionalEnv`` in two functions: its states need not hold what a step has told."""
+
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+
+    def joint_start(self, rng: Any) -> tuple[Any, Any]:
+        """Return the state in which an episode starts, and what the agent sees of it."""
+
+    def joint_step(self, state: Any, action: Any, rng: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Return the next state, what the agent sees of it, the reward, and whether the episode ends or is cut off there."""
 
 
 class Rows(NamedTuple):
@@ -171,10 +185,11 @@ class Functions:
     :param max_episode_steps: number of steps after which an episode is cut off
     """
 
-    def __init__(self, env: FunctionalEnv, max_episode_steps: float) -> None:
-        self.env = env
+    def __init__(self, env: FunctionalEnv | JointFunctionalEnv, max_episode_steps: float) -> None:
+        self.env: Any = env
         self.watch: Callable[[Any, Any], None] | None = None
         self._max_episode_steps = int(min(max_episode_steps, np.iinfo(np.int32).max))
+        self._is_joint = hasattr(env, "joint_step")
         self._truncation: Callable[[Any, Any], Any] | None = getattr(env, "truncation", None)
         self._action_mask: Callable[[Any], Any] | None = getattr(env, "action_mask", None)
 
@@ -185,8 +200,12 @@ class Functions:
         :param keys: four keys
         :return: state, observation and mask
         """
-        state = self.env.initial(keys[2])
-        return state, self.env.observation(state, keys[3]), self._mask(state)
+        if self._is_joint:
+            state, observation = self.env.joint_start(keys[2])
+        else:
+            state = self.env.initial(keys[2])
+            observation = self.env.observation(state, keys[3])
+        return state, observation, self._mask(state)
 
     def step(self, rows: Rows, action: Any, keys: Sequence[Any]) -> Stepped:
         """
@@ -197,22 +216,24 @@ class Functions:
         :param keys: four keys: of the transition, of the observation, and two for the start of the next episode
         :return: what it leads to
         """
-        key, observation_key, *_ = keys
-        state, elapsed = rows.state, rows.elapsed + 1
-        next_state = self.env.transition(state, action, key)
+        told: Sequence[Any] = ()
+        if self._is_joint:
+            next_state, *told = self.env.joint_step(rows.state, action, keys[0])
+        else:
+            next_state = self.env.transition(rows.state, action, keys[0])
         if self.watch is not None:
-            self.watch(state, next_state)
-        truncated = elapsed >= self._max_episode_steps
-        if self._truncation is not None:
-            truncated = truncated | self._truncation(next_state, key)
-        return Stepped(
-            Rows(next_state, elapsed),
-            self.env.observation(next_state, observation_key),
-            self.env.reward(state, action, next_state, key),
-            self.env.terminal(next_state, key),
-            truncated,
-            self._mask(next_state),
-        )
+            self.watch(rows.state, next_state)
+        observation, reward, terminated, truncated = told or self._told(rows.state, action, next_state, keys)
+        elapsed = rows.elapsed + 1
+        truncated = (elapsed >= self._max_episode_steps) | truncated
+        return Stepped(Rows(next_state, elapsed), observation, reward, terminated, truncated, self._mask(next_state))
+
+    def _told(self, state: Any, action: Any, next_state: Any, keys: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+        """Return observation, reward, and whether the episode ends or is cut off."""
+        key, observation_key, *_ = keys
+        truncated = False if self._truncation is None else self._truncation(next_state, key)
+        observation = self.env.observation(next_state, observation_key)
+        return observation, self.env.reward(state, action, next_state, key), self.env.terminal(next_state, key), truncated
 
     def _mask(self, state: Any) -> Any:
         return None if self._action_mask is None else self._action_mask(state)

@@ -12,6 +12,7 @@ from sb3_hybrid_grpo.branching.functional.trees import leaves, map_trees
 from sb3_hybrid_grpo.common import FunctionalEnvError, InvalidArgumentError, InvalidOutcomeError
 
 _METHODS = ("initial", "transition", "observation", "reward", "terminal")
+_JOINT_METHODS = ("joint_start", "joint_step")
 _SEED = 0
 _TIME = 1
 
@@ -23,7 +24,8 @@ def check_spaces(env: FunctionalEnv) -> None:
     :param env: the environment
     :raises FunctionalEnvError: if it has not
     """
-    missing = [name for name in _METHODS if not callable(getattr(env, name, None))]
+    methods = _JOINT_METHODS if hasattr(env, "joint_step") else _METHODS
+    missing = [name for name in methods if not callable(getattr(env, name, None))]
     missing += [
         name for name in ("observation_space", "action_space") if not isinstance(getattr(env, name, None), spaces.Space)
     ]

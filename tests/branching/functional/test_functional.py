@@ -31,7 +31,7 @@ from sb3_hybrid_grpo.branching.functional import random
 from sb3_hybrid_grpo.hybrid_grpo import macro_steps
 from sb3_hybrid_grpo.rollout.device_branches import DeviceBranches
 from sb3_hybrid_grpo.rollout.rollout_branches import LateBranches
-from tests.functional_envs import Drift, Torch, example
+from tests.functional_envs import Drift, Joint, Torch, example
 from tests.functional_laws import check_laws, same
 
 ENVS = {
@@ -41,6 +41,7 @@ ENVS = {
     "box": lambda: Drift(action_space=spaces.Box(-1, 1, (2,))),
     "multi_discrete": lambda: Drift(action_space=spaces.MultiDiscrete([3, 2])),
     "masks": lambda: Drift(masks=True),
+    "joint": Joint,
     "torch": Torch,
     "cartpole_numpy": lambda: example("functional_cartpole_numpy"),
     "cartpole_torch": lambda: example("functional_cartpole_torch"),
@@ -353,6 +354,25 @@ def test_a_branch_that_raises(monkeypatch):
     with pytest.raises(BranchError, match=r"Mine raised in a branch(.|\n)*boom"):
         make_brancher("auto", venv).open(np.array([[1, 2], [1, 1]]), np.ones((2, 2), dtype=bool), 1)
     assert venv.rows is before
+
+
+def test_a_joint_environment_is_what_its_parts_are():
+    by_parts, joint = (FunctionalVecEnv(env, 3, seed=0) for env in (Drift(), Joint()))
+    for actions in np.random.default_rng(0).integers(3, size=(20, 3)):
+        before = by_parts.rows.state
+        assert same(tuple(before), tuple(joint.rows.state))
+        by_parts.step(actions)
+        *_, dones, infos = joint.step(actions)
+        if dones.any():
+            break
+    # What only the joint form tells: an episode is cut off beyond 1.
+    assert [info["TimeLimit.truncated"] for info in infos if info] == [True] * int(dones.sum()) and dones.any()
+
+
+def test_half_a_joint_environment(monkeypatch):
+    monkeypatch.delattr(Joint, "joint_start")
+    with pytest.raises(FunctionalEnvError, match="Joint is no functional environment: it lacks joint_start"):
+        FunctionalVecEnv(Joint(), 2)
 
 
 def test_attributes_cannot_be_set():

@@ -19,9 +19,9 @@ from sb3_hybrid_grpo import (  # noqa: E402
     check_branchable,
 )
 from sb3_hybrid_grpo.branching.functional import make_functional_env  # noqa: E402
+from tests.branching.functional.test_functional import BUFFER, rollout  # noqa: E402
 from tests.functional_envs import State, example  # noqa: E402
 from tests.functional_laws import check_laws, same  # noqa: E402
-from tests.test_functional import BUFFER, rollout  # noqa: E402
 
 # Compiling takes seconds; what the libraries warn of is theirs.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

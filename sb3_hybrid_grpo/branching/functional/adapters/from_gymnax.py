@@ -1,23 +1,14 @@
 """gymnax, before and since version 1."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnax
 import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 from gymnax.environments import spaces as gymnax_spaces
 
 from sb3_hybrid_grpo.common import InvalidArgumentError
-
-
-class _State(NamedTuple):
-    state: Any
-    observation: Any
-    reward: Any
-    terminated: Any
-    truncated: Any
 
 
 class GymnaxEnv:
@@ -39,38 +30,21 @@ class GymnaxEnv:
         self._tells_truncation = hasattr(env, "is_truncated")
         self._unlimited = self.params.replace(max_steps_in_episode=np.iinfo(np.int32).max)
 
-    def initial(self, rng: Any) -> _State:
-        """Return the state in which an episode starts."""
+    def joint_start(self, rng: Any) -> tuple[Any, Any]:
+        """Return the state in which an episode starts, and what the agent sees of it."""
         observation, state = self.env.reset_env(rng, self.params)
-        nothing = jnp.array(False)
-        return _State(state, self._seen(observation), jnp.float32(0), nothing, nothing)
+        return state, self._seen(observation)
 
-    def transition(self, state: _State, action: Any, rng: Any) -> _State:
-        """Return the state that an action leads to."""
-        observation, next_state, reward, ended, _ = self.env.step_env(rng, state.state, action, self.params)
+    def joint_step(self, state: Any, action: Any, rng: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Return the next state, what the agent sees of it, the reward, and whether the episode ends or is cut off there."""
+        observation, next_state, reward, ended, _ = self.env.step_env(rng, state, action, self.params)
         if self._tells_truncation:
             terminated, truncated = ended, self.env.is_truncated(next_state, self.params)
         else:
             # Before version 1 an end is an end. What is computed twice here is compiled once.
-            terminated = self.env.step_env(rng, state.state, action, self._unlimited)[3]
+            terminated = self.env.step_env(rng, state, action, self._unlimited)[3]
             truncated = ended & ~terminated
-        return _State(next_state, self._seen(observation), jnp.float32(reward), terminated, truncated)
-
-    def observation(self, state: _State, rng: Any) -> Any:
-        """Return what the agent sees of a state."""
-        return state.observation
-
-    def reward(self, state: _State, action: Any, next_state: _State, rng: Any) -> Any:
-        """Return the reward of a transition."""
-        return next_state.reward
-
-    def terminal(self, state: _State, rng: Any) -> Any:
-        """Return whether an episode ends in a state."""
-        return state.terminated
-
-    def truncation(self, state: _State, rng: Any) -> Any:
-        """Return whether an episode is cut off in a state."""
-        return state.truncated
+        return next_state, self._seen(observation), reward, terminated, truncated
 
     def _seen(self, observation: Any) -> Any:
         space = self.observation_space
