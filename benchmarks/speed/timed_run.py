@@ -51,14 +51,15 @@ class Run(NamedTuple):
     :param n_envs: number E of environments
     :param vec_env: name in ``VEC_ENVS``
     :param n_steps: committed steps per environment and rollout
-    :param iterations: number of rollouts and updates that are timed, after one to warm up
+    :param iterations: number of rollouts and updates that are timed
     :param pair: index of the repetition, which is also the seed
     :param algorithm: name in ``ALGORITHMS``
     :param n_samples: number N of actions per state
     :param branch_horizon: number K of steps per branch
-    :param branch_fraction: share of states that are branched
+    :param branch_fraction: share of states that are branched, or ``"auto"``
     :param device: PyTorch's device
     :param brancher: name of the brancher
+    :param warm_up: number of rollouts and updates before those that are timed
     """
 
     environment: str
@@ -70,9 +71,10 @@ class Run(NamedTuple):
     algorithm: str
     n_samples: int = 1
     branch_horizon: int = 1
-    branch_fraction: float = 1.0
+    branch_fraction: float | str = 1.0
     device: str = "cpu"
     brancher: str = "auto"
+    warm_up: int = 1
 
     def columns(self) -> dict[str, str]:
         """Return the columns that tell its row from those of other runs."""
@@ -183,7 +185,8 @@ def measure(run: Run) -> dict[str, Any]:
     env = make_env(run)
     model = make_model(run, env, clock)
     rollout_steps = run.n_steps * run.n_envs
-    model.learn(rollout_steps)
+    model.learn(run.warm_up * rollout_steps)
+    steps_before = model.num_timesteps
 
     clock.seconds.clear()
     earlier_simulator_steps = simulator_steps(model)
@@ -192,7 +195,7 @@ def measure(run: Run) -> dict[str, Any]:
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 
     steps = {
-        "committed_steps": model.num_timesteps - rollout_steps,
+        "committed_steps": model.num_timesteps - steps_before,
         "simulator_steps": simulator_steps(model) - earlier_simulator_steps,
     }
     peak = peak_rss_mb([process.pid for process in getattr(env.unwrapped, "processes", [])])
