@@ -62,7 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vec-env", choices=VEC_ENVS, default="dummy")
     parser.add_argument("--branch-horizon", type=int, default=1)
     parser.add_argument("--branch-fraction", type=_fraction, default=1.0, help="a number, or auto (default: %(default)s)")
-    parser.add_argument("--brancher", choices=BRANCHER_NAMES, default="auto")
+    parser.add_argument("--brancher", choices=(*BRANCHER_NAMES, "learned"), default="auto")
     parser.add_argument("--device", default="cpu", help="PyTorch's device (default: cpu)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file of rows")
     parser.add_argument("--restart", action="store_true", help="throw the rows in it away")

@@ -26,7 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 from sb3_hybrid_grpo import HybridGRPO
-from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching import LearnedBrancher, make_brancher
 from sb3_hybrid_grpo.common.type_aliases import Brancher
 from sb3_hybrid_grpo.hybrid_grpo import macro_steps
 from sb3_hybrid_grpo.policies.actors import Actor, MlpActor
@@ -58,7 +58,7 @@ class Run(NamedTuple):
     :param branch_horizon: number K of steps per branch
     :param branch_fraction: share of states that are branched, or ``"auto"``
     :param device: PyTorch's device
-    :param brancher: name of the brancher
+    :param brancher: name of the brancher; training a learned model counts as branching
     :param warm_up: number of rollouts and updates before those that are timed
     """
 
@@ -140,7 +140,8 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
     kwargs: dict[str, Any] = {name: defaults[name].default for name in SHARED}
     if algorithm is HybridGRPO:
         kwargs |= {name: getattr(run, name) for name in ("n_samples", "branch_horizon", "branch_fraction")}
-        kwargs["brancher"] = partial(watched_brancher, clock, run.brancher)
+        is_learned = run.brancher == "learned"
+        kwargs["brancher"] = run.brancher if is_learned else partial(watched_brancher, clock, run.brancher)
     policy = "CnnPolicy" if run.environment.startswith("ALE/") else "MlpPolicy"
     model = algorithm(policy, env, n_steps=run.n_steps, seed=run.pair, device=run.device, **kwargs)
 
@@ -155,6 +156,7 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
     for actor in (Actor, MlpActor):
         clock.watch(actor, "act", "branching")
     clock.watch(LateBranches, "finish_all", "branching")
+    clock.watch(LearnedBrancher, "learn_from", "branching")
     return model
 
 

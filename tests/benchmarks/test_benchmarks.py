@@ -87,6 +87,12 @@ def test_brancher(tmp_path):
     assert int(hybrid["simulator_steps"]) > 64
 
 
+def test_learned_model(tmp_path):
+    _, hybrid = measure(tmp_path / "throughput.csv", "2", "--brancher", "learned")
+    assert hybrid["simulator_steps"] == hybrid["committed_steps"] == "64"
+    assert float(hybrid["branching_seconds"]) > 0
+
+
 def test_missing_runs_get_a_reference_of_their_own(monkeypatch):
     options = throughput.parse("--envs CartPole-v1 --n-samples 1 2 --n-envs 4 --pairs 1".split())
     (runs,) = throughput.rounds(options)
