@@ -63,9 +63,9 @@ class BranchPace:
     Chooses the share of states that are branched, once for each rollout, from what branches and all else took in those before.
 
     Within a rollout the share does not change: whether a state is branched is then independent of it, and all branched states
-    count alike, as do all others: what a state leads to has a part in neither, but for the weight that ``relative_precision``
-    estimates from all of them. What a rollout takes beyond
-    the limit, later ones save, but for the first one, before which nothing is known.
+    count alike, as do all others. What a state leads to has a part in neither, but for the weight that ``relative_precision``
+    estimates from all of them. What a rollout takes beyond the limit, later ones save, but for the first one, before which
+    nothing is known.
 
     :param limit: how many times as long as without branches a step may take
     :param clock: tells the time in seconds
