@@ -76,7 +76,10 @@ class BranchPace:
         self._clock = clock
         self._past = Spent()
         self._debt = 0.0
-        self.forget()
+        self._start: float | None = None
+        self._branching = 0.0
+        self._elsewhere = 0.0
+        self._n_branched = 0
 
     def begin(self, share: float) -> float:
         """
@@ -101,7 +104,7 @@ class BranchPace:
 
     def forget(self) -> None:
         """Forget what was measured: the rollout does not go on to the next one's begin."""
-        self._start: float | None = None
+        self._start = None
         self._branching = self._elsewhere = 0.0
         self._n_branched = 0
 
