@@ -6,8 +6,10 @@ Training speed of HybridGRPO beside SB3's PPO and sb3-contrib's TRPO, all with P
 
 For each environment and number of environments in turn: PPO, then the other algorithms and each N, in a process and a thread
 each. Every one of them makes a pair with that PPO; in every other repetition their order is reversed. A row per run goes to
-``benchmarks/results/throughput.csv``; ``ratio_to_ppo`` is its time per committed step over that of its pair's PPO. Runs whose
-rows are there already are not repeated. ``--profile`` tells where the time goes in one environment: it writes ``profile.csv``
+``benchmarks/results/throughput.csv``; ``ratio_to_ppo`` is its time per committed step over that of its pair's PPO,
+``cpu_ratio_to_ppo`` that of the processor in the process itself, which other processes on the same machine disturb less, but
+which leaves workers and forks out. Runs whose rows are there already are not repeated. With N = 1 nothing is branched, and
+options of branches are passed over. ``--profile`` tells where the time goes in one environment: it writes ``profile.csv``
 and ``profile.png`` beside the rows.
 """
 
@@ -32,6 +34,7 @@ from sb3_hybrid_grpo.branching.choice import BRANCHER_NAMES
 from sb3_hybrid_grpo.compare.csv_files import Row, append_row, read_rows
 
 RESULTS = HERE / "results" / "throughput.csv"
+RATIOS = {"seconds": "ratio_to_ppo", "cpu_seconds": "cpu_ratio_to_ppo"}
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "ALE/Pong-v5"]
 
 with contextlib.suppress(ImportError):
@@ -53,12 +56,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-envs", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
     parser.add_argument("--pairs", type=int, default=5, help="number of repetitions")
-    parser.add_argument("--iterations", type=int, default=4, help="rollouts and updates timed per run, after one to warm up")
+    parser.add_argument("--iterations", type=int, default=4, help="rollouts and updates timed per run")
+    parser.add_argument("--warm-up", type=int, default=1, help="rollouts and updates before them (default: %(default)s)")
     parser.add_argument("--n-steps", type=int, default=2048)
     parser.add_argument("--vec-env", choices=VEC_ENVS, default="dummy")
     parser.add_argument("--branch-horizon", type=int, default=1)
-    parser.add_argument("--branch-fraction", type=float, default=1.0)
-    parser.add_argument("--brancher", choices=BRANCHER_NAMES, default="auto")
+    parser.add_argument("--branch-fraction", type=_fraction, default=1.0, help="a number, or auto (default: %(default)s)")
+    parser.add_argument("--brancher", choices=(*BRANCHER_NAMES, "learned"), default="auto")
     parser.add_argument("--device", default="cpu", help="PyTorch's device (default: cpu)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file of rows")
     parser.add_argument("--restart", action="store_true", help="throw the rows in it away")
@@ -67,6 +71,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.profile:
         options.envs, options.n_envs, options.algorithms = [options.profile], options.n_envs[:1], ["ppo", "hybrid_grpo"]
     return options
+
+
+def _fraction(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 def rounds(options: argparse.Namespace) -> Iterator[list[Run]]:
@@ -81,9 +89,11 @@ def rounds(options: argparse.Namespace) -> Iterator[list[Run]]:
         for n_envs in options.n_envs:
             for pair in range(options.pairs):
                 setting = (environment, n_envs, options.vec_env, options.n_steps, options.iterations, pair)
-                run_of = partial(Run, *setting, device=options.device)
+                run_of = partial(Run, *setting, device=options.device, warm_up=options.warm_up)
                 others = [run_of(algorithm="trpo")]
-                others += [run_of(algorithm="hybrid_grpo", n_samples=n, **branched) for n in options.n_samples]
+                others += [
+                    run_of(algorithm="hybrid_grpo", n_samples=n, **(branched if n > 1 else {})) for n in options.n_samples
+                ]
                 runs = [run_of(algorithm="ppo"), *(others if pair % 2 == 0 else reversed(others))]
                 yield [run for run in runs if run.algorithm in options.algorithms]
 
@@ -112,15 +122,15 @@ def time_round(runs: Sequence[Run], done: Iterable[Row]) -> Iterator[Row]:
     :return: a row per run as it ends
     """
     missing = [run for run in runs if not any(run.columns().items() <= row.items() for row in done)]
-    reference = None
+    reference: dict[str, float] = {}
     for run in runs:
         if run not in missing and not (missing and run.algorithm == "ppo"):
             continue
         measured = time_apart(run)
-        seconds_per_step = measured["seconds"] / measured["committed_steps"]
+        per_step = {name: measured[name] / measured["committed_steps"] for name in RATIOS}
         if run.algorithm == "ppo":
-            reference = seconds_per_step
-        measured["ratio_to_ppo"] = reference and seconds_per_step / reference
+            reference = per_step
+        measured |= {ratio: per_step[name] / reference[name] if reference else None for name, ratio in RATIOS.items()}
         yield run.columns() | {name: "" if number is None else f"{number:.7g}" for name, number in measured.items()}
 
 
@@ -161,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             for row in time_round(runs, done):
                 append_row(options.output, row | origin)
-                names = ("environment", "n_envs", "algorithm", "n_samples", "pair", "seconds", "ratio_to_ppo")
+                names = ("environment", "n_envs", "algorithm", "n_samples", "pair", "seconds", *RATIOS.values())
                 print(*(f"{name}={row[name]}" for name in names), flush=True)
         except subprocess.CalledProcessError as error:
             print(f"failed with exit code {error.returncode}: {error.cmd[-1]}", flush=True)

@@ -60,19 +60,19 @@ def numbers(rows: Iterable[Row], column: str) -> list[float]:
 
 def print_table(runs: Iterable[Run], rows: Iterable[Row]) -> None:
     """
-    Print the medians over repetitions, and the smallest and largest ratio.
+    Print the medians over repetitions, and the smallest and largest ratios.
 
     :param runs: runs of all repetitions
     :param rows: rows of runs
     """
-    lines = [["environment", "E", "algorithm", "N", *TABLE, "time/step / PPO's"]]
+    lines = [["environment", "E", "algorithm", "N", *TABLE, "time/step / PPO's", "processor's"]]
     for run, found in grouped(runs, rows).items():
         columns = [numbers(found, column) for column in TABLE.values()]
-        ratios = numbers(found, "ratio_to_ppo")
+        ratios = [numbers(found, column) for column in ("ratio_to_ppo", "cpu_ratio_to_ppo")]
         lines.append(
             [run.environment, str(run.n_envs), run.algorithm, str(run.n_samples)]
             + [f"{median(column):.4g}" if column else "" for column in columns]
-            + [f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]" if ratios else ""]
+            + [f"{median(column):.2f} [{min(column):.2f}, {max(column):.2f}]" if column else "" for column in ratios]
         )
     print_aligned(lines)
 

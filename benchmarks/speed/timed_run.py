@@ -26,7 +26,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 from sb3_hybrid_grpo import HybridGRPO
-from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching import LearnedBrancher, make_brancher
 from sb3_hybrid_grpo.common.type_aliases import Brancher
 from sb3_hybrid_grpo.hybrid_grpo import macro_steps
 from sb3_hybrid_grpo.policies.actors import Actor, MlpActor
@@ -51,14 +51,15 @@ class Run(NamedTuple):
     :param n_envs: number E of environments
     :param vec_env: name in ``VEC_ENVS``
     :param n_steps: committed steps per environment and rollout
-    :param iterations: number of rollouts and updates that are timed, after one to warm up
+    :param iterations: number of rollouts and updates that are timed
     :param pair: index of the repetition, which is also the seed
     :param algorithm: name in ``ALGORITHMS``
     :param n_samples: number N of actions per state
     :param branch_horizon: number K of steps per branch
-    :param branch_fraction: share of states that are branched
+    :param branch_fraction: share of states that are branched, or ``"auto"``
     :param device: PyTorch's device
-    :param brancher: name of the brancher
+    :param brancher: name of the brancher; training a learned model counts as branching
+    :param warm_up: number of rollouts and updates before those that are timed
     """
 
     environment: str
@@ -70,9 +71,10 @@ class Run(NamedTuple):
     algorithm: str
     n_samples: int = 1
     branch_horizon: int = 1
-    branch_fraction: float = 1.0
+    branch_fraction: float | str = 1.0
     device: str = "cpu"
     brancher: str = "auto"
+    warm_up: int = 1
 
     def columns(self) -> dict[str, str]:
         """Return the columns that tell its row from those of other runs."""
@@ -138,7 +140,8 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
     kwargs: dict[str, Any] = {name: defaults[name].default for name in SHARED}
     if algorithm is HybridGRPO:
         kwargs |= {name: getattr(run, name) for name in ("n_samples", "branch_horizon", "branch_fraction")}
-        kwargs["brancher"] = partial(watched_brancher, clock, run.brancher)
+        is_learned = run.brancher == "learned"
+        kwargs["brancher"] = run.brancher if is_learned else partial(watched_brancher, clock, run.brancher)
     policy = "CnnPolicy" if run.environment.startswith("ALE/") else "MlpPolicy"
     model = algorithm(policy, env, n_steps=run.n_steps, seed=run.pair, device=run.device, **kwargs)
 
@@ -153,6 +156,7 @@ def make_model(run: Run, env: VecEnv, clock: Clock) -> OnPolicyAlgorithm:
     for actor in (Actor, MlpActor):
         clock.watch(actor, "act", "branching")
     clock.watch(LateBranches, "finish_all", "branching")
+    clock.watch(LearnedBrancher, "learn_from", "branching")
     return model
 
 
@@ -183,7 +187,8 @@ def measure(run: Run) -> dict[str, Any]:
     env = make_env(run)
     model = make_model(run, env, clock)
     rollout_steps = run.n_steps * run.n_envs
-    model.learn(rollout_steps)
+    model.learn(run.warm_up * rollout_steps)
+    steps_before = model.num_timesteps
 
     clock.seconds.clear()
     earlier_simulator_steps = simulator_steps(model)
@@ -192,7 +197,7 @@ def measure(run: Run) -> dict[str, Any]:
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 
     steps = {
-        "committed_steps": model.num_timesteps - rollout_steps,
+        "committed_steps": model.num_timesteps - steps_before,
         "simulator_steps": simulator_steps(model) - earlier_simulator_steps,
     }
     peak = peak_rss_mb([process.pid for process in getattr(env.unwrapped, "processes", [])])

@@ -1,7 +1,7 @@
 """Macro-steps: N actions at each state, all of them evaluated in branches of the environment, one of them committed."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -136,13 +136,13 @@ class MacroSteps(OnPolicyAlgorithm):
         others = slice(0 if rollout_buffer.is_selected else 1, None)
         self._branch(env)
         prepare = partial(self._prepare, actor, rollout_buffer, deferred)
-        self._choose_share()
+        timed, untimed = self._choose_share()
         branches = prepare()
-
         callback.on_rollout_start()
 
         while n_steps < n_rollout_steps:
-            noise.advance()
+            with timed():
+                noise.advance()
             action_masks = get_action_masks(env) if self._is_maskable else None
             actor.observe(self._last_obs, self._last_episode_starts)  # type: ignore[arg-type]
             actions, values, log_probs, _, log_weights = self._sample(actor, noise, action_masks)
@@ -150,7 +150,8 @@ class MacroSteps(OnPolicyAlgorithm):
 
             if getattr(self._brancher, "is_outdated", False):
                 branches = self._renew(branches, prepare)
-            sources, alive = self._choose_branches(actions, action_masks)
+            with timed():
+                sources, alive = self._choose_branches(actions, action_masks)
             branches.begin(env_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
             if isinstance(branches, AwaitedBranches):
                 order = self._select(branches.paths, sources)
@@ -182,11 +183,12 @@ class MacroSteps(OnPolicyAlgorithm):
                 *(self.policy, self._last_obs, committed, action_masks, values, log_probs, actor.present),
             )
             callback.update_locals(shown)
-            if not self._goes_on(callback):
+            with untimed():
+                goes_on = callback.on_step()
+            if not goes_on:
                 return False
 
             self._update_info_buffer(infos, dones)
-
             macro_step = MacroStep(n_envs, n_samples, self._horizon)
             macro_step.commit(rewards, dones, infos, partial(self._terminal_value, actor))
             rollout_buffer.add(
@@ -213,8 +215,9 @@ class MacroSteps(OnPolicyAlgorithm):
             self._last_lstm_states = actor.memory
 
         self.num_simulator_steps += branches.finish_all()
-        for quantity in deferred:
-            quantity.flush()
+        with timed():
+            for quantity in deferred:
+                quantity.flush()
         if log_probs is None:
             evaluate_rollout(self.policy, rollout_buffer, with_values=self.uses_critic)
         with th.no_grad():
@@ -262,17 +265,14 @@ class MacroSteps(OnPolicyAlgorithm):
     def _sample(self, actor: Actor, noise: NoiseAhead, action_masks: np.ndarray | None) -> Samples:
         return self._action_sampling.sample(actor, self._last_obs, noise.now, action_masks)  # type: ignore[arg-type]
 
-    def _choose_share(self) -> None:
-        """Decide which share of the states of a rollout is branched."""
-        if self.branch_fraction == "auto":
-            self.branch_share = self._pace.begin(self.branch_share)
-            self.logger.record("rollout/branch_share", self.branch_share)
-        else:
+    def _choose_share(self) -> tuple[Callable[[], AbstractContextManager[None]], Callable[[], AbstractContextManager[None]]]:
+        """Decide which share of the states is branched; return what counts time as that of branches, and what as no one's."""
+        if self.branch_fraction != "auto":
             self.branch_share = float(self.branch_fraction)
-
-    def _goes_on(self, callback: BaseCallback) -> bool:
-        with self._pace.elsewhere() if self.branch_fraction == "auto" else nullcontext():
-            return callback.on_step()
+            return nullcontext, nullcontext
+        self.branch_share = self._pace.begin(self.branch_share)
+        self.logger.record("rollout/branch_share", self.branch_share)
+        return self._pace.branching, self._pace.elsewhere
 
     def _renew(self, branches: RolloutBranches, prepare: Callable[[], RolloutBranches]) -> RolloutBranches:
         """Complete what is to be branched in environments that were exchanged, and go on with those that there are now."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
@@ -15,6 +15,8 @@ from sb3_hybrid_grpo.rollout.rollout_branches import RolloutBranches
 FIRST_SHARE = 0.25
 """Share of states that are branched before anything was measured."""
 _LEAST_SHARE = 0.01
+_MEMORY = 0.8
+"""What a rollout counts beside the one after it."""
 
 
 def check_pace(branch_fraction: float | str, branch_time_limit: float) -> None:
@@ -33,12 +35,37 @@ def check_pace(branch_fraction: float | str, branch_time_limit: float) -> None:
     check_number("branch_time_limit", branch_time_limit, above=1)
 
 
+class Spent(NamedTuple):
+    """
+    What rollouts took, the earlier ones counting less and less.
+
+    :param rest: seconds of all but branches
+    :param branching: seconds of branches
+    :param share: shares of states that were branched, added up
+    """
+
+    rest: float = 0.0
+    branching: float = 0.0
+    share: float = 0.0
+
+    def and_then(self, last: "Spent") -> "Spent":
+        """
+        Add a rollout.
+
+        :param last: what it took
+        :return: what all of them took
+        """
+        return Spent(*(_MEMORY * before + now for before, now in zip(self, last, strict=True)))
+
+
 class BranchPace:
     """
-    Chooses the share of states that are branched, once for each rollout, from what branches and all else took in the last one.
+    Chooses the share of states that are branched, once for each rollout, from what branches and all else took in those before.
 
     Within a rollout the share does not change: whether a state is branched is then independent of it, and all branched states
-    count alike, as do all others, so that the gradient stays what it is in expectation.
+    count alike, as do all others. What a state leads to has a part in neither, but for the weight that ``relative_precision``
+    estimates from all of them. What a rollout takes beyond the limit, later ones save, but for the first one, before which
+    nothing is known.
 
     :param limit: how many times as long as without branches a step may take
     :param clock: tells the time in seconds
@@ -47,6 +74,8 @@ class BranchPace:
     def __init__(self, limit: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._limit = limit
         self._clock = clock
+        self._past = Spent()
+        self._debt = 0.0
         self._start: float | None = None
         self._branching = 0.0
         self._elsewhere = 0.0
@@ -62,9 +91,13 @@ class BranchPace:
         now = self._clock()
         if self._start is not None and self._n_branched > 0:
             rest = now - self._start - self._branching - self._elsewhere
+            affordable = (self._limit - 1) * rest
+            if self._past.share > 0:  # Else the share was a guess.
+                self._debt = max(self._debt + self._branching - affordable, 0.0)
+            self._past = self._past.and_then(Spent(rest, self._branching, share))
             # Of c seconds for a branched state and r for the rest of a step, the share s makes r + s c.
-            affordable = (self._limit - 1) * rest * share / max(self._branching, 1e-9)
-            share = min(max(affordable, _LEAST_SHARE), 1.0)
+            per_share = max(self._past.branching / self._past.share, 1e-9)
+            share = min(max((affordable - self._debt) / per_share, _LEAST_SHARE), 1.0)
         self.forget()
         self._start = now
         return share

@@ -72,19 +72,39 @@ def test_device(measured):
     assert exit_info.value.code == 1
 
 
+def test_options_of_branches():
+    arguments = "--envs CartPole-v1 --n-samples 1 2 --n-envs 1 --pairs 1 --branch-fraction auto --branch-horizon 8 --warm-up 3"
+    (runs,) = throughput.rounds(throughput.parse(arguments.split()))
+    told = [
+        (run.n_samples, run.branch_fraction, run.branch_horizon, run.warm_up) for run in runs if run.algorithm == "hybrid_grpo"
+    ]
+    assert told == [(1, 1.0, 1, 3), (2, "auto", 8, 3)]
+
+
 def test_brancher(tmp_path):
     ppo, hybrid = measure(tmp_path / "throughput.csv", "2", "--brancher", "replay")
     assert (ppo["brancher"], hybrid["brancher"]) == ("auto", "replay")
     assert int(hybrid["simulator_steps"]) > 64
 
 
+def test_learned_model(tmp_path):
+    _, hybrid = measure(tmp_path / "throughput.csv", "2", "--brancher", "learned")
+    assert hybrid["simulator_steps"] == hybrid["committed_steps"] == "64"
+    assert float(hybrid["branching_seconds"]) > 0
+
+
 def test_missing_runs_get_a_reference_of_their_own(monkeypatch):
     options = throughput.parse("--envs CartPole-v1 --n-samples 1 2 --n-envs 4 --pairs 1".split())
     (runs,) = throughput.rounds(options)
-    monkeypatch.setattr(throughput, "time_apart", lambda run: {"seconds": float(run.n_samples), "committed_steps": 1})
+
+    def time_apart(run):
+        return {"seconds": float(run.n_samples), "cpu_seconds": run.n_samples**2, "committed_steps": 1}
+
+    monkeypatch.setattr(throughput, "time_apart", time_apart)
     done = [run.columns() for run in runs if run.n_samples == 1]
     rows = list(throughput.time_round(runs, done))
-    assert [(row["algorithm"], row["ratio_to_ppo"]) for row in rows] == [("ppo", "1"), ("hybrid_grpo", "2")]
+    ratios = [(row["algorithm"], row["ratio_to_ppo"], row["cpu_ratio_to_ppo"]) for row in rows]
+    assert ratios == [("ppo", "1", "1"), ("hybrid_grpo", "2", "4")]
     assert not list(throughput.time_round(runs, [run.columns() for run in runs]))
 
 

@@ -1,5 +1,6 @@
 """The share of states that are branched follows the clock."""
 
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -48,6 +49,20 @@ def test_share_is_what_the_limit_affords(per_branch, expected):
     assert expected in (0.01, 1.0) or 1 + share * per_branch == pytest.approx(1.5)
 
 
+def test_what_was_taken_beyond_the_limit_is_saved_later():
+    """Branches of the rollout to come take twice as long as those that the share was chosen by, or half as long."""
+    clock = Clock()
+    pace = BranchPace(1.5, clock)
+    share, spent, rest = pace.begin(0.25), 0.0, 0.0
+    for idx, cost in enumerate([2.0, *np.random.default_rng(0).choice([1.0, 2.0, 4.0], size=60)]):
+        n_branched = round(1000 * share)
+        spend(pace, clock, 1000, n_branched, 1.0, cost)
+        share = pace.begin(share)
+        if idx > 0:
+            spent, rest = spent + n_branched * cost, rest + 1000
+    assert 0.4 * rest < spent < 0.5 * rest
+
+
 def test_nothing_is_learned_from_what_was_interrupted():
     clock = Clock()
     pace = BranchPace(1.5, clock)
@@ -58,6 +73,24 @@ def test_nothing_is_learned_from_what_was_interrupted():
     assert pace.begin(0.3) == 0.3
     clock.now += 10
     assert pace.begin(0.3) == 0.3, "nothing was branched"
+
+
+def test_all_that_branches_need_counts():
+    """Noise for steps ahead, the choice of what is branched, and the values where branches end: nothing without branches."""
+    counted = []
+
+    class Pace(BranchPace):
+        @contextmanager
+        def branching(self, n_states=0):
+            counted.append(sys._getframe(2).f_code.co_name)
+            with super().branching(n_states):
+                yield
+
+    model = make_model(n_steps=8)
+    model._pace = Pace(1.5)
+    model.learn(16)
+    assert counted.count("collect_rollouts") == 2 * 8 + 1
+    assert counted.count("begin") == counted.count("finish") == 8
 
 
 def make_model(**kwargs):
