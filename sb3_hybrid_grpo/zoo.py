@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="The RL Zoo with Hybrid GRPO and GRPO.",
         epilog=f"The options are those of the Zoo's train and enjoy: '%(prog)s train --help' lists them. --algo is "
         f"{_DEFAULT_ALGO} by default; it and grpo read their settings from {_HYPERPARAMS}, unless --conf-file is given. "
+        "--conf-file hybrid_grpo_seconds has settings for a score in seconds. "
         f"--engine {{{','.join(ENGINES)}}} and --workers N put the environments into workers.",
     )
     parser.add_argument(
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rl_zoo3.enjoy import enjoy
     from rl_zoo3.train import train
 
-    engine, options = _engine(command, arguments[1:])
+    engine, options = _engine(command, _with_config_file(arguments[1:]))
     previous = sys.argv
     sys.argv = [f"{parser.prog} {command}", *_defaults(command, options), *options]
     try:
@@ -162,6 +163,20 @@ def _in_place_of_subproc_vec_env(vec_env_class: Callable[..., VecEnv]) -> Iterat
         yield
     finally:
         exp_manager.SubprocVecEnv = known
+
+
+def _with_config_file(options: Sequence[str]) -> list[str]:
+    """
+    Look up one of our files of settings.
+
+    :param options: the user's options
+    :return: the same, with the file's path where its name was
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-conf", "--conf-file")
+    chosen, others = parser.parse_known_args(options)
+    path = _HYPERPARAMS / f"{chosen.conf_file}.yml"
+    return [*others, "--conf-file", str(path)] if chosen.conf_file and path.is_file() else list(options)
 
 
 def _defaults(command: str, options: Sequence[str]) -> list[str]:

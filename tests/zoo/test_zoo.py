@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -20,6 +21,7 @@ import pytest
 from sb3_hybrid_grpo import GRPO, HybridGRPO, zoo
 from sb3_hybrid_grpo.compare.settings import ZOO_HYPERPARAMS
 
+ROOT = Path(__file__).parents[2]
 needs_zoo = pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed")
 TINY = {
     "batch_size_pow": 5,
@@ -163,6 +165,32 @@ class TestSettings:
                 assert actual | {"n_envs": entry.get("n_envs", 1)} == expected, env_id
                 compared += 1
         assert compared >= 20
+
+    def test_settings_for_seconds_are_what_tuning_has_found(self, tmp_path):
+        import yaml
+
+        folder = ROOT / "benchmarks" / "results" / "tuning"
+        found = json.loads((folder / "tuned.json").read_text())["continuous"]["hybrid_grpo"]
+        file = ROOT / "sb3_hybrid_grpo" / "hyperparams" / "hybrid_grpo_seconds.yml"
+        ours = yaml.safe_load(file.read_text())["default"]
+        same = (
+            *("learning_rate", "n_envs", "batch_size", "n_epochs", "clip_range", "ent_coef", "max_grad_norm", "normalize"),
+            *("n_samples", "branch_horizon", "tail_coef", "refit_critic"),
+        )
+        assert {name: ours[name] for name in same} == pytest.approx({name: found[name] for name in same}, rel=3e-3)
+        assert ours["n_steps"] * ours["n_envs"] == found["rollout"]
+        assert (1 - ours["gamma"], 1 - ours["gae_lambda"]) == pytest.approx(
+            (found["one_minus_gamma"], found["one_minus_lambda"]), rel=3e-3
+        )
+        assert (ours["desired_kl"], found["kl_control"]) == (pytest.approx(found["kl"], rel=3e-3), "desired")
+        assert (ours["max_actor_grad_norm"], found["actor_limit"]) == (None, "none")
+        assert eval(ours["policy_kwargs"]) == {
+            "log_std_init": pytest.approx(found["log_std_init"], rel=3e-3),
+            "net_arch": [found["width"]] * 2,
+        }
+        command = ["train", "--env", "Pendulum-v1", "--eval-freq", "-1", "--conf-file", "hybrid_grpo_seconds"]
+        printed = run("-W", "error::UserWarning", "-c", BUILD_ALL, json.dumps([command]), cwd=tmp_path)
+        assert "('desired_kl', 0.0153)" in printed and "built Pendulum-v1" in printed
 
     def test_the_comparisons_settings_are_the_zoos(self):
         ours = read_settings()
