@@ -165,7 +165,7 @@ def makes_workers(item: pytest.Function) -> bool:
     :return: whether it names the class, or is parametrised with what took its place
     """
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return vec_env.SubprocVecEnv in parameters or "SubprocVecEnv" in inspect.getsource(item.function)
+    return any(value is vec_env.SubprocVecEnv for value in parameters) or "SubprocVecEnv" in inspect.getsource(item.function)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
