@@ -165,7 +165,21 @@ def makes_workers(item: pytest.Function) -> bool:
     :return: whether it names the class, or is parametrised with what took its place
     """
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return vec_env.SubprocVecEnv in parameters or "SubprocVecEnv" in inspect.getsource(item.function)
+    return any(value is vec_env.SubprocVecEnv for value in parameters) or "SubprocVecEnv" in inspect.getsource(item.function)
+
+
+def without_start_method(cls: Any) -> Any:
+    """
+    Let a vectorised environment ignore the argument of ``SubprocVecEnv`` that means nothing to it.
+
+    :param cls: its class
+    :return: a subclass that takes it
+    """
+
+    def init(self: Any, env_fns: Any, start_method: str | None = None, **kwargs: Any) -> None:
+        cls.__init__(self, env_fns, **kwargs)
+
+    return type(cls.__name__, (cls,), {"__init__": init})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -180,7 +194,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if name is not None:
         if "forkserver" in multiprocessing.get_all_start_methods():
             multiprocessing.set_forkserver_preload(["sb3_hybrid_grpo"])
-        vec_env.SubprocVecEnv = getattr(sb3_hybrid_grpo, VEC_ENVS[name])
+        ours = getattr(sb3_hybrid_grpo, VEC_ENVS[name])
+        vec_env.SubprocVecEnv = without_start_method(ours) if name == "ray" else ours
         return
     suite, is_replaced = suite_of(config), config.getoption("algo") != "stock"
     for name, attributes in suite.replaced.items():
@@ -191,9 +206,15 @@ def pytest_configure(config: pytest.Config) -> None:
                 setattr(module, name, replacement)
 
 
+NOT_FOR_RAY = ("test_vec_envs.py::test_subproc_start_method",)
+"""Tests of what actors do not have."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     if not config.getoption("everything"):
         is_selected = makes_workers if config.getoption("--vec-env") else exercises
+        if config.getoption("--vec-env") == "ray":
+            items[:] = [item for item in items if not item.nodeid.split("[")[0].endswith(NOT_FOR_RAY)]
         config.hook.pytest_deselected(items=[item for item in items if not is_selected(item)])
         items[:] = filter(is_selected, items)
     if config.getoption("algo") != "stock":

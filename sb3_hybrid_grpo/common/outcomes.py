@@ -1,7 +1,6 @@
 """Outcomes as arrays, whatever the observation space."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,19 +139,41 @@ def join_steps(stacked: Sequence[BranchStep]) -> list[BranchStep]:
     :param stacked: what ``stack_steps`` returned for environments
     :return: the steps of all of them, zero where branches have ended
     """
+    outcome, alive = _concatenate_padded(stacked, axis=1)
+    return [BranchStep(BranchOutcome(*(_at(k, part) for part in outcome)), alive[k]) for k in range(len(alive))]
+
+
+def join_macro_steps(stacked: Sequence[Sequence[BranchStep]]) -> list[BranchStep]:
+    """
+    Put branches of several environments and of T macro-steps together.
+
+    :param stacked: for each macro-step, what ``stack_steps`` returned for environments; nothing if nothing was branched, which
+        must not be so in all of them
+    :return: the steps of all of them, [E, T · n, ...], zero where branches have ended or there are none
+    """
+    example = next(filter(None, stacked))
+    nothing = [_merge(_one_zero_step, [steps]) for steps in example]
+    of_workers = zip(*(steps or nothing for steps in stacked), strict=True)
+    return join_steps([_concatenate_padded(steps, axis=2) for steps in of_workers])
+
+
+def _one_zero_step(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.zeros_like(arrays[0][:1])
+
+
+def _concatenate_padded(stacked: Sequence[BranchStep], axis: int) -> BranchStep:
     n_steps = max(len(steps.alive) for steps in stacked)
-    outcome, alive = _merge(partial(_concatenate_padded, n_steps), [*stacked])
-    return [BranchStep(BranchOutcome(*(_at(k, part) for part in outcome)), alive[k]) for k in range(n_steps)]
 
+    def concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        padded = [
+            array
+            if len(array) == n_steps
+            else np.concatenate((array, np.zeros((n_steps - len(array), *array.shape[1:]), array.dtype)))
+            for array in arrays
+        ]
+        return np.concatenate(padded, axis=axis)
 
-def _concatenate_padded(n_steps: int, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    padded = [
-        array
-        if len(array) == n_steps
-        else np.concatenate((array, np.zeros((n_steps - len(array), *array.shape[1:]), array.dtype)))
-        for array in arrays
-    ]
-    return np.concatenate(padded, axis=1)
+    return _merge(concatenate, [*stacked])  # type: ignore[no-any-return]
 
 
 def _merge(merge: Callable[[Sequence[np.ndarray]], np.ndarray], structures: Sequence[Any]) -> Any:

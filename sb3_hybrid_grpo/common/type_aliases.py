@@ -180,12 +180,19 @@ class FollowingBrancher(Brancher, Protocol):
 
         :param env: the training environment
         :param committed: committed actions, [E, \\*action_shape]
-        :param actions: see ``follow``
-        :param alive: see ``follow``
-        :param noise: see ``follow``
-        :return: what the environment returns, and the steps of the branches
+        :param actions: see ``follow``, as ``alive`` and ``noise``
+        :return: what the environment returns, and the steps of the branches of each worker, stacked
         :raises BranchError: if an environment raised in a branch; the committed step has been taken then
         """
+
+    can_wait: bool
+    """Whether outcomes can be observed later: one without this attribute lacks the two methods that follow."""
+
+    def wait(self) -> None:
+        """Have the outcomes of a macro-step wait, before its committed step."""
+
+    def observe_late(self) -> Brancher:
+        """Return what observes the outcomes of all T macro-steps that wait, [E, T · n, ...], as after each of them."""
 
 
 class WorkerEnvs(Protocol):
@@ -207,9 +214,7 @@ class WorkerEnvs(Protocol):
         """
         Follow branches with what the worker was taught last, see ``FollowingBrancher``.
 
-        :param actions: first actions for the environments, [E, n, \\*action_shape]
-        :param alive: which of them are branched, [E, n]
-        :param noise: the policy's noise in each further step
+        :param actions: see ``FollowingBrancher.follow``, as ``alive`` and ``noise``
         :param from_kept: whether they leave the states that were kept, which are forgotten then
         :return: their steps, stacked
         :raises BranchError: if an environment raises

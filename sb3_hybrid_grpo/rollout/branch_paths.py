@@ -2,9 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch as th
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
@@ -18,6 +19,8 @@ from sb3_hybrid_grpo.common import (
     FollowingBrancher,
     Observations,
     check_outcome,
+    join_macro_steps,
+    join_steps,
 )
 from sb3_hybrid_grpo.policies import Actor, Replica, draw_noise
 from sb3_hybrid_grpo.rollout.values import select_observations
@@ -72,6 +75,8 @@ class BranchPaths:
     """
     The branches of one macro-step: see ``follow``. Workers that can follow them do so along with the committed step.
 
+    ``followed`` are steps that each worker has taken then, stacked, and that wait to become ``steps``.
+
     :param actor: the policy that goes on after the first step
     :param brancher: source of the outcomes, needed if anything is branched
     :param actions: first actions for the environments, [E, n, \\*action_shape]
@@ -101,6 +106,7 @@ class BranchPaths:
         self._is_with_step = False
         self.steps: list[BranchStep] = []
         self._n_checked = 0
+        self.followed: list[BranchStep] = []
         if brancher is None or not alive.any():
             return
         if not getattr(brancher, "has_workers", False) or (noise and not workers_follow):
@@ -123,8 +129,29 @@ class BranchPaths:
         if not self._is_with_step:
             return env.step(committed)
         returned: VecEnvStepReturn
-        returned, self.steps = self._brancher.follow_and_step(env, committed, *self._task)
+        returned, self.followed = self._brancher.follow_and_step(env, committed, *self._task)
         return returned
+
+    def join(self) -> None:
+        """Put what workers have followed together."""
+        if self.followed:
+            self.steps, self.followed = join_steps(self.followed), []
+
+    @classmethod
+    def late(cls, brancher: Brancher, macro_steps: Sequence["BranchPaths"]) -> "BranchPaths":
+        """
+        Put what workers have followed in T macro-steps together.
+
+        :param brancher: observes the outcomes
+        :param macro_steps: the branches of each
+        :return: branches [E, T · n]
+        """
+        late = cls.__new__(cls)
+        late._brancher = brancher
+        late._n_checked = 0
+        late.steps = join_macro_steps([paths.followed for paths in macro_steps])
+        late.memory = merge_memories([paths.memory for paths in macro_steps])
+        return late
 
     def observed(self, k: int, committed: Committed | None) -> BranchOutcome:
         """
@@ -157,6 +184,52 @@ class BranchPaths:
     def n_simulator_steps(self) -> int:
         """Number of simulator steps taken."""
         return sum(int(step.alive.sum()) for step in self.steps if self._brancher.uses_simulator)
+
+
+class Waiting(NamedTuple):
+    """
+    Branches of a macro-step that are put off.
+
+    :param actions: first actions for the environments, [E, n, \\*action_shape]
+    :param alive: which of them are branched, [E, n]
+    :param noise: the policy's noise in each further step, [E, \\*noise_dims] each
+    :param memory: what a recurrent policy remembers after the states
+    """
+
+    actions: np.ndarray
+    alive: np.ndarray
+    noise: list[np.ndarray]
+    memory: RNNStates | None = None
+
+    @staticmethod
+    def merged(waiting: Sequence["Waiting"]) -> "Waiting":
+        """
+        Put the branches of T macro-steps together.
+
+        :param waiting: these
+        :return: branches [E, T · n] from T · E states
+        """
+        actions, alive, noise, memories = zip(*waiting, strict=True)
+        return Waiting(
+            _merge(np.stack(actions, axis=1), 1),
+            _merge(np.stack(alive, axis=1), 1),
+            [_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
+            merge_memories(memories),
+        )
+
+
+def _merge(array: np.ndarray, axis: int) -> np.ndarray:
+    """Merge an axis with the next one."""
+    return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+
+
+def merge_memories(memories: Sequence[RNNStates | None]) -> RNNStates | None:
+    """Merge what is remembered after T times E states, in the order of branches [E, T · n]."""
+    if memories[0] is None:
+        return None
+    pi, vf = zip(*cast(Sequence[RNNStates], memories), strict=True)
+    merged = [tuple(th.stack(parts, dim=2).flatten(1, 2) for parts in zip(*states, strict=True)) for states in (pi, vf)]
+    return RNNStates(*merged)
 
 
 def reordered(samples: Any, order: np.ndarray) -> Any:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
-import torch as th
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
@@ -19,8 +18,8 @@ from sb3_hybrid_grpo.common import (
     RememberingBrancher,
     warn,
 )
-from sb3_hybrid_grpo.policies import Actor
-from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, follow
+from sb3_hybrid_grpo.policies import Actor, chunk_size
+from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, Waiting, follow
 from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
 from sb3_hybrid_grpo.rollout.values import DeferredValues, select_observations
 
@@ -90,6 +89,8 @@ def make_rollout_branches(
         return DeviceBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
     if getattr(brancher, "can_remember", False):
         return LateBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
+    if getattr(brancher, "can_wait", False):
+        return FollowedBranches(actor, cast(FollowingBrancher, brancher), buffer, deferred)
     return PromptBranches(actor, brancher, buffer, deferred)
 
 
@@ -151,6 +152,7 @@ class PromptBranches:
 
     def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
         """Complete the macro-step."""
+        self.paths.join()
         last = self._buffer.pos - 1
         committed = Committed(_next_observations(new_obs, infos), terminated)
         store_branches(self.paths, slice(last, last + 1), committed, self._buffer, self._deferred)
@@ -161,42 +163,59 @@ class PromptBranches:
         return 0
 
 
+class FollowedBranches(PromptBranches):
+    """
+    Branches that workers follow along with the committed step, and that wait until they are stored with those of other
+    macro-steps: see ``RolloutBranches``. What it takes to store them is shared by many.
+
+    :param actor: the policy that goes on after the first step
+    :param brancher: has workers follow the branches
+    :param buffer: the rollout's buffer
+    :param deferred: what is to be known of the next observations
+    """
+
+    def __init__(
+        self, actor: Actor, brancher: FollowingBrancher, buffer: MultiSampleMixin, deferred: Sequence[DeferredValues]
+    ) -> None:
+        super().__init__(actor, brancher, buffer, deferred)
+        self._late = brancher
+        self._can_wait = self._workers_follow or buffer.branch_horizon == 1
+        outcomes_of_macro_step = buffer.n_envs * buffer.n_samples * buffer.branch_horizon
+        self._most_waiting = max(chunk_size(buffer.observation_space) // outcomes_of_macro_step, 1)
+        self._waiting: list[BranchPaths] = []
+        # What a rollout that was interrupted has left.
+        brancher.observe_late()
+
+    def step_env(self, env: VecEnv, actions: np.ndarray) -> VecEnvStepReturn:
+        """Take the committed step, after which workers have followed the branches."""
+        if self._can_wait:
+            self._late.wait()
+        return super().step_env(env, actions)
+
+    def finish(self, new_obs: Observations, infos: Sequence[dict[str, Any]], terminated: np.ndarray) -> int:
+        """Complete macro-steps if many wait."""
+        if not self._can_wait:
+            return super().finish(new_obs, infos, terminated)
+        self._waiting.append(self.paths)
+        return self.finish_all() if len(self._waiting) >= self._most_waiting else 0
+
+    def finish_all(self) -> int:
+        """Complete the macro-steps that wait."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return 0
+        brancher, end = self._late.observe_late(), self._buffer.pos
+        if not any(paths.followed for paths in waiting):
+            return 0
+        paths = BranchPaths.late(brancher, waiting)
+        store_branches(paths, slice(end - len(waiting), end), None, self._buffer, self._deferred)
+        return paths.n_simulator_steps
+
+
 class AwaitedBranches(PromptBranches):
     """Branches of all N actions, the committed one included, whose outcomes decide about it: see ``RolloutBranches``."""
 
     _is_awaited = True
-
-
-class Waiting(NamedTuple):
-    """
-    Branches of a macro-step that are put off.
-
-    :param actions: first actions for the environments, [E, n, \\*action_shape]
-    :param alive: which of them are branched, [E, n]
-    :param noise: the policy's noise in each further step, [E, \\*noise_dims] each
-    :param memory: what a recurrent policy remembers after the states
-    """
-
-    actions: np.ndarray
-    alive: np.ndarray
-    noise: list[np.ndarray]
-    memory: RNNStates | None = None
-
-    @staticmethod
-    def merged(waiting: Sequence["Waiting"]) -> "Waiting":
-        """
-        Put the branches of T macro-steps together.
-
-        :param waiting: these
-        :return: branches [E, T · n] from T · E states
-        """
-        actions, alive, noise, memories = zip(*waiting, strict=True)
-        return Waiting(
-            _merge(np.stack(actions, axis=1), 1),
-            _merge(np.stack(alive, axis=1), 1),
-            [_merge(np.stack(step_noise, axis=1), 0) for step_noise in zip(*noise, strict=True)],
-            _merge_memories(memories),
-        )
 
 
 class LateBranches:
@@ -277,20 +296,6 @@ def branches_at_once(brancher: Any) -> int:
     :return: their number
     """
     return int(getattr(brancher, "branches_at_once", _BRANCHES_AT_ONCE))
-
-
-def _merge(array: np.ndarray, axis: int) -> np.ndarray:
-    """Merge an axis with the next one."""
-    return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
-
-
-def _merge_memories(memories: Sequence[RNNStates | None]) -> RNNStates | None:
-    """Merge what is remembered after T times E states, in the order of branches [E, T · n]."""
-    if memories[0] is None:
-        return None
-    pi, vf = zip(*cast(Sequence[RNNStates], memories), strict=True)
-    merged = [tuple(th.stack(parts, dim=2).flatten(1, 2) for parts in zip(*states, strict=True)) for states in (pi, vf)]
-    return RNNStates(*merged)
 
 
 def store_branches(

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecChec
 from sb3_hybrid_grpo import BranchError, HybridGRPO
 from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher
 from sb3_hybrid_grpo.branching.batched.task_simulator import TaskSimulator
+from sb3_hybrid_grpo.common import join_steps
 from tests.envs import limited
 from tests.lockstep import describe
 
@@ -276,8 +277,8 @@ def test_a_step_that_a_wrapper_refuses_is_not_taken(env_id):
             if brancher.can_remember:
                 obs = brancher.remember_and_step(venv, committed)[0]
             else:
-                (obs, *_), steps = brancher.follow_and_step(venv, committed, *branches)
-                np.testing.assert_array_equal(steps[0].outcome.observations[:, 0], obs)
+                (obs, *_), stacked = brancher.follow_and_step(venv, committed, *branches)
+                np.testing.assert_array_equal(join_steps(stacked)[0].outcome.observations[:, 0], obs)
         if not refused:
             np.testing.assert_array_equal(obs, twin.step(actions)[0])
     venv.close()

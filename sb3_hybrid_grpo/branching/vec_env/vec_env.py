@@ -13,7 +13,7 @@ from sb3_hybrid_grpo.branching.batched import RememberedStates
 from sb3_hybrid_grpo.branching.functional import FunctionalBranches, FunctionalVecEnv
 from sb3_hybrid_grpo.branching.simulator import InProcessBrancher
 from sb3_hybrid_grpo.branching.snapshots import CONSTANT, register_builtin
-from sb3_hybrid_grpo.branching.vec_env.behind_wrappers import RecalledBranches
+from sb3_hybrid_grpo.branching.vec_env.behind_wrappers import BranchesBehindWrappers, RecalledBranches
 from sb3_hybrid_grpo.branching.vec_env.current import CurrentBrancher
 from sb3_hybrid_grpo.branching.vec_env.subclasses import stock_class_of, watch_steps
 from sb3_hybrid_grpo.branching.vec_env.views import recallable, see, sent, view_of
@@ -169,7 +169,8 @@ class VecEnvBrancher:
         :param actions: first actions of branches, [E, n, \\*action_shape]
         :param alive: which of them are branched, [E, n]
         :param noise: the policy's noise in each further step
-        :return: what the environment returns, and the steps of the branches as the simulators return them
+        :return: what the environment returns, and the steps of the branches of each worker as the simulators return them,
+            stacked
         :raises BranchError: if an environment raised in a branch; the committed step has been taken then
         """
         return self._workers.follow_and_step(partial(env.step, committed), actions, alive, noise, self._views)
@@ -262,6 +263,25 @@ class VecEnvBrancher:
         self._remember_views()
         assert self._remembered is not None
         self._remembered.remember()
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether outcomes of branches that workers follow can be observed later, see ``wait``."""
+        return self.has_workers and self._recallable is not None
+
+    def wait(self) -> None:
+        """Have the outcomes of this macro-step wait, before its committed step, until ``observe_late``."""
+        self._remember_views()
+
+    def observe_late(self) -> BranchesBehindWrappers:
+        """
+        Observe the outcomes of all macro-steps that wait.
+
+        :return: a brancher that observes them, [E, T · n, ...]
+        """
+        assert self._recallable is not None
+        assert isinstance(self._simulators, WorkersBrancher)
+        return BranchesBehindWrappers(self._simulators, [view.recall()[1] for view in self._recallable])
 
     def remember_and_step(self, env: VecEnv, committed: np.ndarray) -> VecEnvStepReturn:
         """

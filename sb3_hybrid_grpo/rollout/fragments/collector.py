@@ -12,8 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_hybrid_grpo.common import BranchStep, Observations, WorkerEnvs, check_outcome
 from sb3_hybrid_grpo.policies import make_actor, to_env_actions
 from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling, sources_of
-from sb3_hybrid_grpo.rollout.branch_paths import NoiseAhead
-from sb3_hybrid_grpo.rollout.rollout_branches import Waiting
+from sb3_hybrid_grpo.rollout.branch_paths import NoiseAhead, Waiting
 
 
 class Fragment(NamedTuple):

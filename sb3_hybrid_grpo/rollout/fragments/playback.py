@@ -116,8 +116,8 @@ class Playback:
         return Samples(self._actions[self._n_steps], log_weights=log_weights)
 
     def branch_steps(self) -> list[BranchStep]:
-        """Return the steps of the branches that workers have followed at this point."""
-        return join_steps([branches[self._n_steps] for branches in self._branches])
+        """Return the steps of the branches that workers have followed at this point, stacked by each of them."""
+        return [branches[self._n_steps] for branches in self._branches]
 
     def go_on(self, take: Callable[[], VecEnvStepReturn]) -> VecEnvStepReturn:
         """
@@ -166,6 +166,7 @@ class _PlayedBrancher:
 
     uses_simulator = True
     has_workers = True
+    can_wait = True
 
     def __init__(self, playback: Playback, brancher: Any) -> None:
         self._playback = playback
@@ -188,8 +189,14 @@ class _PlayedBrancher:
     def recall(self) -> "_PlayedBrancher":
         return self
 
+    def wait(self) -> None:
+        """Do nothing: wrappers learn of the rollout in the end."""
+
+    def observe_late(self) -> "_PlayedBrancher":
+        return self
+
     def follow(self, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]) -> list[BranchStep]:
-        return self._playback.branch_steps()
+        return join_steps(self._playback.branch_steps())
 
     def follow_and_step(
         self, env: VecEnv, committed: np.ndarray, actions: np.ndarray, alive: np.ndarray, noise: Sequence[np.ndarray]

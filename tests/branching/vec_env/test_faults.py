@@ -281,6 +281,7 @@ def test_branch_and_committed_step_stay_in_step(vec_env_cls, actions):
     else:
         branches = paths(brancher, [HARMLESS], [actions])
         np.testing.assert_array_equal(branches.step_env(vec_env, committed)[0], reference.step(committed)[0])
+        branches.join()
         assert len(branches.steps) == 1
     assert_intact(vec_env, brancher, reference)
     vec_env.close()

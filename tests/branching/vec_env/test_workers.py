@@ -245,6 +245,18 @@ def test_worker_that_dies(venv, method):
     assert_ended(venv)
 
 
+def test_the_worker_that_died_in_a_branch_is_named_and_not_one_after_it():
+    venv = grouped([talkative()] * 3, 3)
+    model = HybridGRPO("MlpPolicy", venv, n_steps=4, batch_size=4, branch_horizon=2, seed=0, device="cpu")
+    process = venv.transport.processes[1]
+    venv.env_method("break_by", "die", indices=1)
+    with pytest.raises(
+        WorkerLostError, match=rf"died in a branch.*: environment 1 \(process {process.pid}, exit code 3\)\. All"
+    ):
+        model.learn(12)
+    assert_ended(venv)
+
+
 def test_worker_that_hangs():
     venv = grouped([talkative()] * 3, timeout=0.5)
     venv.reset()

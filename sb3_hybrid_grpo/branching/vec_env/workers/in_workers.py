@@ -116,10 +116,9 @@ class WorkersBrancher:
         :param alive: see ``follow``
         :param noise: see ``follow``
         :param views: see ``follow``
-        :return: what the environment returns, and the steps of the branches
+        :return: what the environment returns, and the steps of the branches of each worker, stacked
         """
-        returned, answers = self.team.ride(step, "follow", self._tasks(actions, alive, noise, views))
-        return returned, join_steps(answers)
+        return self.team.ride(step, "follow", self._tasks(actions, alive, noise, views))
 
     def collect(
         self,

@@ -89,7 +89,7 @@ class RayTransport(OwnTransport):
         actor_class = self._ray.remote(_Actor).options(**{"scheduling_strategy": "SPREAD", **options})
         self.actors = [actor_class.remote(worker_fns) for worker_fns in env_fns]
         self._owed: list[deque[Any]] = [deque() for _ in self.actors]
-        self._shared: list[Any] = []
+        self._shared = _Shared(None)
         self._whereabouts = ["not started"] * len(self.actors)
         self._await_start(options, start_timeout)
 
@@ -113,7 +113,7 @@ class RayTransport(OwnTransport):
     def _post(self, worker: int, method: str, *arguments: Any) -> None:
         if not self.actors:
             raise ConnectionError("the actors have been ended")
-        packed = [part if isinstance(part, self._ray.ObjectRef) else _pack(part) for part in arguments]
+        packed = [part.reference if isinstance(part, _Shared) else _pack(part) for part in arguments]
         with self._room():
             self._owed[worker].append(self.actors[worker].answer_packed.remote(method, *packed))
 
@@ -136,12 +136,12 @@ class RayTransport(OwnTransport):
             with suppress(Exception):
                 self._ray.kill(actor)
         self.actors = []
-        # What an exception still knows of would stay in the object store as long as the exception.
+        # What the frames of an exception still know of would stay in the object store as long as the exception.
+        self._shared.reference = None
         with suppress(Exception):
             from ray._private.internal_api import free
 
-            free([*chain(self._shared, *self._owed)])
-        self._shared = []
+            free([*chain(*self._owed)])
         for owed in self._owed:
             owed.clear()
 
@@ -167,8 +167,8 @@ class RayTransport(OwnTransport):
     def share(self, value: Any) -> Any:
         """Put a value into the object store once, see ``Transport``."""
         with self._room():
-            self._shared = [self._ray.put(_pack(value))]
-        return self._shared[0]
+            self._shared = _Shared(self._ray.put(_pack(value)))
+        return self._shared
 
     @contextmanager
     def _room(self) -> Iterator[None]:
@@ -180,6 +180,17 @@ class RayTransport(OwnTransport):
 
     def _alive_nodes(self) -> list[str]:
         return [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
+
+
+class _Shared:
+    """
+    What ``RayTransport.share`` hands out, so that there is one place that keeps it in the object store.
+
+    :param reference: Ray's reference to it
+    """
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
 
 
 class _Actor(Worker):

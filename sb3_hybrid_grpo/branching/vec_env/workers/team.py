@@ -127,6 +127,9 @@ class Team:
             except KeyboardInterrupt:
                 self._drain(waiting[n_received:])
                 raise
+            except WorkerLostError:
+                # In a step that took a call along: all workers have been ended.
+                raise
             except Exception:
                 # The answer has come, but cannot be read.
                 self._drain(waiting[n_received + 1 :])
