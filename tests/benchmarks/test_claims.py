@@ -167,6 +167,15 @@ class TestClaims:
         assert by_task == pytest.approx({"A-v0": 3 / 6, "B-v0": 8 / 2})
         assert median == pytest.approx((2.25, 2.25, 2.25))
 
+    def test_scores_of_untrained_policies_say_nothing(self):
+        standing = [claim_row("C-v0", method, 0, (0, 90), (9, 100)) for method in ("hybrid_grpo", "ppo")]
+        claims = Claims([*ROWS, *standing], 9.0, ("ppo", "ppo_8"), {"A-v0": 0.0, "B-v0": 0.0, "C-v0": 0.0})
+        assert claims.is_hard("C-v0", 0.95) and not claims.is_hard("C-v0", 0.9)
+        assert claims.ratios("hybrid_grpo", 0.75, 0) == self.claims.ratios("hybrid_grpo", 0.75, 0)
+        alone = Claims(standing, 9.0, ("ppo",), {"C-v0": 0.0})
+        by_task, median = alone.ratios("hybrid_grpo", 0.75, 0)
+        assert not by_task and np.isnan(median.estimate)
+
     def test_restricted_means(self):
         means = self.claims.restricted_means("A-v0", 0.75, 0)
         assert {method: interval.estimate for method, interval in means.items()} == {"hybrid_grpo": 3, "ppo": 6, "ppo_8": 9}

@@ -86,6 +86,17 @@ class Claims:
         """
         return times_to(self.curves[task][method], self.scales[task].target(share), axis)
 
+    def is_hard(self, task: str, share: float) -> bool:
+        """
+        Tell whether a score takes any learning.
+
+        :param task: environment id
+        :param share: share of the best final score
+        :return: whether untrained policies have less, in the mean of all runs
+        """
+        untrained = [curve[0][3] for curves in self.curves[task].values() for curve in curves]
+        return float(np.mean(untrained)) < self.scales[task].target(share)
+
     def restricted_means(self, task: str, share: float, axis: int) -> dict[str, Interval]:
         """
         Measure all methods on a task, each as far as it was followed: on the axis of seconds, that is equally far.
@@ -118,7 +129,7 @@ class Claims:
         :param method: name of the method
         :param share: share of the best final score
         :param axis: index in ``AXES``
-        :return: the ratio of their restricted mean times on each task, and its median over tasks
+        :return: the ratio of their restricted mean times on each task where that takes learning, and its median over tasks
         """
         pairs = {
             task: (
@@ -126,9 +137,10 @@ class Claims:
                 self.times(task, self.best_baseline(task, share, axis), share, axis),
             )
             for task, by_method in self.curves.items()
-            if method in by_method and any(baseline in by_method for baseline in self.baselines)
+            if method in by_method and any(baseline in by_method for baseline in self.baselines) and self.is_hard(task, share)
         }
-        return {task: ratio(*pair) for task, pair in pairs.items()}, median_ratio(list(pairs.values()))
+        median = median_ratio(list(pairs.values())) if pairs else Interval(np.nan, np.nan, np.nan)
+        return {task: float(ratio(*pair)) for task, pair in pairs.items()}, median
 
     def normalized_scores(self, methods: Sequence[str], axis: int, shares: Sequence[float]) -> dict[str, np.ndarray]:
         """

@@ -83,6 +83,7 @@ def _mean_final(claims: Claims, task: str, method: str) -> str:
 
 def _print_ratios(claims: Claims, axis: int, name: str) -> None:
     print(f"\n## {name.capitalize()} to a score, {OURS} over the best of {', '.join(claims.baselines)}\n")
+    print("nan: nobody got there, or untrained policies have it.\n")
     print("| share | median | " + " | ".join(claims.curves) + " |\n|---|---|" + "---|" * len(claims.curves))
     for share in SHARES:
         by_task, median = claims.ratios(OURS, share, axis)
