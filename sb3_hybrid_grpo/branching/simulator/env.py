@@ -207,12 +207,8 @@ class _RememberedHere:
 
     @property
     def pays_in_workers(self) -> bool:
-        """
-        Whether it saves time to follow branches late: with snapshots, which a worker that does not wait can mostly do without,
-        where they are cheap and many workers have to wait for one another's only environment.
-        """
-        are_cheap = self._brancher.cost is None and len(self._simulators) == 1
-        return are_cheap or all(isinstance(memory, PrivateAttributes) for memory in self._memories)
+        """Whether a worker saves time by following branches late: not with snapshots, which it can do without."""
+        return all(isinstance(memory, PrivateAttributes) for memory in self._memories)
 
     def remember(self) -> None:
         """Keep the present states."""
