@@ -249,7 +249,13 @@ class _Check:
                 snapshot.restore()
 
     def _cannot_be_made(self, error: Exception) -> InvalidArgumentError:
-        return InvalidArgumentError(f"{self._name} cannot be made and reset: {type(error).__name__}: {error}")
+        is_unknown = isinstance(error, gym.error.UnregisteredEnv)
+        way_out = (
+            " Ids are registered with gymnasium.register; in Python, check_branchable takes a class as well."
+            if is_unknown
+            else ""
+        )
+        return InvalidArgumentError(f"{self._name} cannot be made and reset: {type(error).__name__}: {error}{way_out}")
 
     def _make(self) -> gym.Env[Any, Any]:
         env: Any = self._env

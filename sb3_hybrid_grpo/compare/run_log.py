@@ -1,6 +1,7 @@
 """What a run prints, in a file: it must not scroll through the progress of all runs."""
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -46,7 +47,9 @@ def warnings_in(path: Path) -> list[str]:
 
 
 def _show(message: Warning | str, *_: Any) -> None:
-    print(_WARNING + " ".join(str(message).split()), file=sys.stderr)
+    # Gymnasium's have colours and a prefix.
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(message)).removeprefix("WARN: ")
+    print(_WARNING + " ".join(text.split()), file=sys.stderr)
 
 
 def _flush() -> None:

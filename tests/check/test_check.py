@@ -408,6 +408,7 @@ def test_command_line(capsys):
     "arguments, message",
     [
         (["NoSuchGame-v0"], "NoSuchGame-v0 cannot be made"),
+        (["NoSuchGame-v0"], "check_branchable takes a class as well"),
         (["CartPole-v1", "--wrapper", "gymnasium.wrappers:NoSuchWrapper"], "no wrapper 'gymnasium.wrappers:NoSuchWrapper'"),
         (["CartPole-v1", "--wrapper", "NoSuchModule"], "no wrapper 'NoSuchModule'; write module:Class"),
     ],

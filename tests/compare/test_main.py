@@ -9,6 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -237,11 +238,12 @@ def test_what_a_run_prints_goes_to_its_log(tmp_path, capfd, monkeypatch):
         print("of Python")
         os.write(2, b"of a library\n")
         warnings.warn("it is\ngetting warm: open a window", UserWarning, stacklevel=1)
+        gym.logger.warn("not that warm")
         raise ZeroDivisionError
     os.write(1, b"after it")
     assert capfd.readouterr() == ("after it", "")
     assert {"of Python", "of a library"} < set(log.read_text().splitlines())
-    assert run_log.warnings_in(log) == ["it is getting warm: open a window"]
+    assert run_log.warnings_in(log) == ["it is getting warm: open a window", "not that warm"]
     assert run_log.warnings_in(tmp_path / "none.log") == []
 
 
