@@ -143,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(time.strftime("%H:%M:%S"), *run, *row.curve[-1][1:], row.error, flush=True)
     if options.report:
         rows = [row for row in read_rows(path, ClaimRow) if row.task in options.tasks]
+        if options.methods:
+            rows = [row for row in rows if row.method in options.methods]
         print_report(Claims(rows, options.seconds, PPO_VARIANTS, RANDOM_RETURNS), options.folder)
     return 0
 
