@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import HybridGRPO, MissingExtraError, RayVecEnv, WorkerLostError, make_parallel_env
@@ -283,7 +284,7 @@ def test_pendulum(cluster):
     venv = make_parallel_env("Pendulum-v1", 12, 6, engine="ray", seed=0)
     model = HybridGRPO("MlpPolicy", venv, seed=0, device="cpu", **hyperparams).learn(19 * 12 * 342)
     assert model.num_timesteps <= 80_000
-    assert evaluate_policy(model, gym.make("Pendulum-v1"), 20)[0] >= -250
+    assert evaluate_policy(model, Monitor(gym.make("Pendulum-v1")), 20)[0] >= -250
     venv.close()
 
 
