@@ -96,7 +96,8 @@ class _Description:
 @functools.cache
 def _mujoco_fields(cls):
     # What MuJoCo keeps of constraints and islands is not set where there are none: it is the memory of others.
-    return [name for name in dir(cls) if not name.startswith(("_", "efc_", "efm_", "i", "map_"))]
+    names = [name for name in dir(cls) if not name.startswith(("_", "efc_", "efm_", "i", "map_"))]
+    return [name for name in names if not name.endswith("_island")]
 
 
 def _mujoco_state(data):

@@ -21,28 +21,19 @@ import torch as th
 from scipy.stats import trim_mean
 
 from benchmarks.learning.budgeted.families import FAMILIES, Task
+from benchmarks.learning.budgeted.known_good import WITHOUT_BRANCHES
 from benchmarks.learning.budgeted.report import ranking
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.trial import train_task
 from benchmarks.learning.tune import FOLDER, SECONDS, finished_trials
 
-_PPO = {
-    "n_samples": 1,
-    "branch_horizon": 1,
-    "branch_lambda": 1.0,
-    "branch_fraction": 1.0,
-    "tail_coef": 1.0,
-    "refit_critic": False,
-    "actor_limit": "none",
-}
-"""With these Hybrid GRPO is PPO."""
-_TWO = {**_PPO, "n_samples": 2, "branch_horizon": 2}
+_TWO = {**WITHOUT_BRANCHES, "n_samples": 2, "branch_horizon": 2}
 _SMALL = {"rollout": 64}
 _LONG = {"rollout": 1024}
 
 IDEAS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {},
-    "n1": _PPO,
+    "n1": WITHOUT_BRANCHES,
     "n2_k2": _TWO,
     # Number of actions
     "n3_k2": {**_TWO, "n_samples": 3},
@@ -52,10 +43,10 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "n2_k1": {**_TWO, "branch_horizon": 1},
     "n2_k4": {**_TWO, "branch_horizon": 4, "tail_coef": 0.0},
     "n2_k8_quarter": {**_TWO, "branch_horizon": 8, "tail_coef": 0.0, "branch_fraction": 0.25},
-    "n4_k1_tail": {**_PPO, "n_samples": 4},
+    "n4_k1_tail": {**WITHOUT_BRANCHES, "n_samples": 4},
     # The critic's and the actor's gradients
-    "n4_k1_tail_limit": {**_PPO, "n_samples": 4, "actor_limit": "0.5"},
-    "n4_k1_tail_refit": {**_PPO, "n_samples": 4, "refit_critic": True},
+    "n4_k1_tail_limit": {**WITHOUT_BRANCHES, "n_samples": 4, "actor_limit": "0.5"},
+    "n4_k1_tail_refit": {**WITHOUT_BRANCHES, "n_samples": 4, "refit_critic": True},
     # Length of rollouts, with PPO's as the control
     "ppo_small": _SMALL,
     "ppo_long": _LONG,
@@ -66,7 +57,7 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "n2_k2_tanh": {**_TWO, "reward_transform": "tanh"},
     "n2_k2_zscore": {**_TWO, "reward_transform": "zscore"},
     # The paper's form
-    "paper": {**_PPO, "n_samples": 4, "advantage": "averaged", "reward_transform": "tanh"},
+    "paper": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "averaged", "reward_transform": "tanh"},
     # Exploration and choice of the committed action
     "n2_k2_soft_values": {**_TWO, "soft_values": True},
     "n2_k2_temperature": {**_TWO, "sampling_temperature": 1.5},

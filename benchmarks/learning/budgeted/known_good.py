@@ -115,7 +115,18 @@ _HYBRID = {
 # The class's default
 _TWO_SAMPLES = {**_HYBRID, "n_samples": 2}
 
+WITHOUT_BRANCHES: Mapping[str, Any] = {
+    **_HYBRID,
+    "n_samples": 1,
+    "branch_horizon": 1,
+    "tail_coef": 1.0,
+    "refit_critic": False,
+    "actor_limit": "none",
+}
+"""With these Hybrid GRPO is PPO, in its own loop and with its own updates."""
+
 CHEAP: Sequence[Mapping[str, Any]] = (
+    WITHOUT_BRANCHES,
     {**_HYBRID, "n_samples": 2, "branch_horizon": 2, "tail_coef": 1.0, "refit_critic": False, "actor_limit": "none"},
     {**_HYBRID, "n_samples": 4, "branch_horizon": 1, "tail_coef": 1.0, "refit_critic": False, "actor_limit": "0.5"},
     {**_HYBRID, "n_samples": 2, "branch_fraction": 0.25, "refit_critic": False, "actor_limit": "none"},

@@ -37,7 +37,7 @@ SHARED: Mapping[str, BaseDistribution] = {
 CONTINUOUS: Mapping[str, BaseDistribution] = {"log_std_init": FloatDistribution(-2.5, 0.0)}
 
 OWN: Mapping[str, BaseDistribution] = {
-    "n_samples": CategoricalDistribution([2, 3, 4, 6, 8]),
+    "n_samples": CategoricalDistribution([1, 2, 3, 4, 6, 8]),
     "branch_horizon": CategoricalDistribution([1, 2, 4, 8, 16]),
     "branch_lambda": FloatDistribution(0.7, 1.0),
     "branch_fraction": CategoricalDistribution([0.25, 0.5, 1.0]),
