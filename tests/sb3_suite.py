@@ -195,6 +195,11 @@ def pytest_configure(config: pytest.Config) -> None:
         if "forkserver" in multiprocessing.get_all_start_methods():
             multiprocessing.set_forkserver_preload(["sb3_hybrid_grpo"])
         ours = getattr(sb3_hybrid_grpo, VEC_ENVS[name])
+        if name == "ray":
+            import ray
+
+            # Some tests make several environments at once.
+            ray.init(num_cpus=8)
         vec_env.SubprocVecEnv = without_start_method(ours) if name == "ray" else ours
         return
     suite, is_replaced = suite_of(config), config.getoption("algo") != "stock"
