@@ -35,6 +35,8 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {},
     "n1": WITHOUT_BRANCHES,
     "n2_k2": _TWO,
+    # Share of branched states
+    "n2_k2_half": {**_TWO, "branch_fraction": 0.5},
     # Number of actions
     "n3_k2": {**_TWO, "n_samples": 3},
     "n4_k2": {**_TWO, "n_samples": 4},
