@@ -22,9 +22,9 @@ from scipy.stats import trim_mean
 
 from benchmarks.learning.budgeted.families import FAMILIES, Task
 from benchmarks.learning.budgeted.known_good import WITHOUT_BRANCHES
-from benchmarks.learning.budgeted.report import ranking
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.trial import train_task
+from benchmarks.learning.budgeted.trials import ranking
 from benchmarks.learning.tune import FOLDER, SECONDS, finished_trials
 
 _TWO = {**WITHOUT_BRANCHES, "n_samples": 2, "branch_horizon": 2}

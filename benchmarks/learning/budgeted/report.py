@@ -10,25 +10,9 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from benchmarks.learning.budgeted.rows import read_rows
 from benchmarks.learning.budgeted.search_space import search_space
-from benchmarks.learning.budgeted.trials import TrialRow, restore, rows_of
+from benchmarks.learning.budgeted.trials import TrialRow, ranking, restore, rows_of
 
 _FEWEST_FOR_IMPORTANCE = 10
-
-
-def ranking(rows: Sequence[TrialRow], family: str, algorithm: str) -> list[tuple[TrialRow, list[float]]]:
-    """
-    Order the complete trials of a study: those that were repeated first, by the mean of their repetitions alone, since the
-    value that had them chosen is biased; then the others, by their value.
-
-    :param rows: finished trials of all studies
-    :param family: name of the family of tasks
-    :param algorithm: name of the algorithm
-    :return: trials, each with the values of its repetitions
-    """
-    repeated = [row for row in rows if (row.family, row.algorithm, row.state) == (family, algorithm, "repeated")]
-    complete = [row for row in rows_of(rows, family, algorithm) if row.state == "complete"]
-    pairs = [(row, [again.value for again in repeated if again.number == row.number]) for row in complete]
-    return sorted(pairs, key=lambda pair: (bool(pair[1]), np.mean(pair[1]) if pair[1] else pair[0].value), reverse=True)
 
 
 def importances(rows: Sequence[TrialRow], family: str, algorithm: str) -> dict[str, float]:

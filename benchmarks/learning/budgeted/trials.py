@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import optuna
 from optuna.trial import TrialState
 
@@ -55,6 +56,22 @@ def rows_of(rows: Sequence[TrialRow], family: str, algorithm: str) -> Iterator[T
     return (row for row in rows if (row.family, row.algorithm) == (family, algorithm) and row.state != "repeated")
 
 
+def ranking(rows: Sequence[TrialRow], family: str, algorithm: str) -> list[tuple[TrialRow, list[float]]]:
+    """
+    Order the complete trials of a study: those that were repeated first, by the mean of their repetitions alone, since the
+    value that had them chosen is biased; then the others, by their value.
+
+    :param rows: finished trials of all studies
+    :param family: name of the family of tasks
+    :param algorithm: name of the algorithm
+    :return: trials, each with the values of its repetitions
+    """
+    repeated = [row for row in rows if (row.family, row.algorithm, row.state) == (family, algorithm, "repeated")]
+    complete = [row for row in rows_of(rows, family, algorithm) if row.state == "complete"]
+    pairs = [(row, [again.value for again in repeated if again.number == row.number]) for row in complete]
+    return sorted(pairs, key=lambda pair: (bool(pair[1]), np.mean(pair[1]) if pair[1] else pair[0].value), reverse=True)
+
+
 def borrowed_params(
     rows: Sequence[TrialRow], family: str, algorithm: str, own_starts: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
@@ -67,12 +84,10 @@ def borrowed_params(
     :param own_starts: further settings of its own to join
     :return: parameters to try, none if there is too little to go by
     """
-    complete = [row for row in rows if row.family == family and row.state == "complete"]
-    own = [row for row in complete if row.algorithm == algorithm]
-    others = [row for row in complete if row.algorithm != algorithm]
-    if min(len(own), len(others)) < _ENOUGH_TO_BORROW:
+    rankings = [ranking(rows, family, name) for name in (algorithm, "ppo" if algorithm == "hybrid_grpo" else "hybrid_grpo")]
+    if min(map(len, rankings)) < _ENOUGH_TO_BORROW:
         return []
-    best_of_own, best_of_others = (max(trials, key=lambda row: row.value).params for trials in (own, others))
+    best_of_own, best_of_others = (trials[0][0].params for trials in rankings)
     shared = {name: value for name, value in best_of_others.items() if name in best_of_own}
     return [{**best_of_own, **start, **shared} for start in ({}, *own_starts)]
 
