@@ -21,30 +21,29 @@ import torch as th
 from scipy.stats import trim_mean
 
 from benchmarks.learning.budgeted.families import FAMILIES, Task
-from benchmarks.learning.budgeted.known_good import WITHOUT_BRANCHES
+from benchmarks.learning.budgeted.known_good import TWO_ACTIONS, WITHOUT_BRANCHES
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.trial import train_task
 from benchmarks.learning.budgeted.trials import ranking
 from benchmarks.learning.tune import FOLDER, SECONDS, finished_trials
 
-_TWO = {**WITHOUT_BRANCHES, "n_samples": 2, "branch_horizon": 2}
 _SMALL = {"rollout": 64}
 _LONG = {"rollout": 1024}
 
 IDEAS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {},
     "n1": WITHOUT_BRANCHES,
-    "n2_k2": _TWO,
+    "n2_k2": TWO_ACTIONS,
     # Share of branched states
-    "n2_k2_half": {**_TWO, "branch_fraction": 0.5},
+    "n2_k2_half": {**TWO_ACTIONS, "branch_fraction": 0.5},
     # Number of actions
-    "n3_k2": {**_TWO, "n_samples": 3},
-    "n4_k2": {**_TWO, "n_samples": 4},
-    "n4_k4": {**_TWO, "n_samples": 4, "branch_horizon": 4, "tail_coef": 0.0},
+    "n3_k2": {**TWO_ACTIONS, "n_samples": 3},
+    "n4_k2": {**TWO_ACTIONS, "n_samples": 4},
+    "n4_k4": {**TWO_ACTIONS, "n_samples": 4, "branch_horizon": 4, "tail_coef": 0.0},
     # Horizon
-    "n2_k1": {**_TWO, "branch_horizon": 1},
-    "n2_k4": {**_TWO, "branch_horizon": 4, "tail_coef": 0.0},
-    "n2_k8_quarter": {**_TWO, "branch_horizon": 8, "tail_coef": 0.0, "branch_fraction": 0.25},
+    "n2_k1": {**TWO_ACTIONS, "branch_horizon": 1},
+    "n2_k4": {**TWO_ACTIONS, "branch_horizon": 4, "tail_coef": 0.0},
+    "n2_k8_quarter": {**TWO_ACTIONS, "branch_horizon": 8, "tail_coef": 0.0, "branch_fraction": 0.25},
     "n4_k1_tail": {**WITHOUT_BRANCHES, "n_samples": 4},
     # The critic's and the actor's gradients
     "n4_k1_tail_limit": {**WITHOUT_BRANCHES, "n_samples": 4, "actor_limit": "0.5"},
@@ -52,18 +51,18 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     # Length of rollouts, with PPO's as the control
     "ppo_small": _SMALL,
     "ppo_long": _LONG,
-    "n2_k2_small": {**_TWO, **_SMALL},
-    "n2_k2_long": {**_TWO, **_LONG},
+    "n2_k2_small": {**TWO_ACTIONS, **_SMALL},
+    "n2_k2_long": {**TWO_ACTIONS, **_LONG},
     # Reward transforms
-    "n2_k2_identity": {**_TWO, "reward_transform": "identity"},
-    "n2_k2_tanh": {**_TWO, "reward_transform": "tanh"},
-    "n2_k2_zscore": {**_TWO, "reward_transform": "zscore"},
+    "n2_k2_identity": {**TWO_ACTIONS, "reward_transform": "identity"},
+    "n2_k2_tanh": {**TWO_ACTIONS, "reward_transform": "tanh"},
+    "n2_k2_zscore": {**TWO_ACTIONS, "reward_transform": "zscore"},
     # The paper's form
     "paper": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "averaged", "reward_transform": "tanh"},
     # Exploration and choice of the committed action
-    "n2_k2_soft_values": {**_TWO, "soft_values": True},
-    "n2_k2_temperature": {**_TWO, "sampling_temperature": 1.5},
-    "n2_k2_best": {**_TWO, "action_selection": "best"},
+    "n2_k2_soft_values": {**TWO_ACTIONS, "soft_values": True},
+    "n2_k2_temperature": {**TWO_ACTIONS, "sampling_temperature": 1.5},
+    "n2_k2_best": {**TWO_ACTIONS, "action_selection": "best"},
 }
 """What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 

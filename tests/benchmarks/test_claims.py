@@ -227,7 +227,7 @@ class TestRunner:
 
         for family, task in ("continuous", "Pendulum-v1"), ("discrete", "CartPole-v1"):
             methods = methods_of(family, self.tuned[family])
-            assert {"hybrid_grpo", "no_branches", "ppo", "ppo_8", "ppo_16", "trpo"} < methods.keys() and len(methods) in (8, 9)
+            assert {"hybrid_grpo", "two_actions", "ppo", "ppo_8", "ppo_16", "trpo"} < methods.keys() and len(methods) in (8, 9)
             n_envs = {name: method.n_envs for name, method in methods.items() if method.n_envs > 1}
             assert n_envs == {"ppo_8": 8, "ppo_16": 16}
             for method in methods.values():

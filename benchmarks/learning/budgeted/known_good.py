@@ -125,9 +125,12 @@ WITHOUT_BRANCHES: Mapping[str, Any] = {
 }
 """With these Hybrid GRPO is PPO, in its own loop and with its own updates."""
 
+TWO_ACTIONS: Mapping[str, Any] = {**WITHOUT_BRANCHES, "n_samples": 2, "branch_horizon": 2}
+"""The cheapest branches that brought something: the second action is followed for two steps."""
+
 CHEAP: Sequence[Mapping[str, Any]] = (
     WITHOUT_BRANCHES,
-    {**_HYBRID, "n_samples": 2, "branch_horizon": 2, "tail_coef": 1.0, "refit_critic": False, "actor_limit": "none"},
+    TWO_ACTIONS,
     {**_HYBRID, "n_samples": 4, "branch_horizon": 1, "tail_coef": 1.0, "refit_critic": False, "actor_limit": "0.5"},
     {**_HYBRID, "n_samples": 2, "branch_fraction": 0.25, "refit_critic": False, "actor_limit": "none"},
 )

@@ -89,7 +89,7 @@ _fallbacks: list[Callable[[type], _Entry | None]] = []
 
 
 def _qualified_names(cls: type) -> tuple[str, str]:
-    # Types of some extension modules have no module, such as SWIG's, or with Python 3.10 a descriptor, such as Cython's functions.
+    # Types of some extension modules have no module, such as SWIG's, or a descriptor, such as Cython's with Python 3.10.
     module = getattr(cls, "__module__", "")
     module = module if isinstance(module, str) else ""
     return f"{module}.{cls.__qualname__}", f"{module.split('.')[0]}.*"
