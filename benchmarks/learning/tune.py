@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch as th
@@ -76,13 +77,16 @@ def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_PRUNED),
     )
     restore(study, finished_trials(folder))
-    own_starts = CHEAP if algorithm == "hybrid_grpo" else ()
-    borrowed = borrowed_params(finished_trials(folder), family, algorithm, own_starts)
-    for params in [*first_trials(family, algorithm), *borrowed]:
+    for params in [*first_trials(family, algorithm), *_borrowed(folder, family, algorithm)]:
         study.enqueue_trial(params, skip_if_exists=True)
     # A process that goes on must not draw what it drew before.
     study.sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=12, seed=len(study.trials))
     return study
+
+
+def _borrowed(folder: Path, family: str, algorithm: str) -> list[dict[str, Any]]:
+    own_starts = CHEAP if algorithm == "hybrid_grpo" else ()
+    return borrowed_params(finished_trials(folder), family, algorithm, own_starts)
 
 
 def next_trial(folder: Path, family: str, algorithm: str, seconds: float) -> TrialRow:
@@ -98,10 +102,12 @@ def next_trial(folder: Path, family: str, algorithm: str, seconds: float) -> Tri
     study = open_study(folder, family, algorithm)
     number = len(list(rows_of(finished_trials(folder), family, algorithm)))
     trial = study.ask(search_space(family, algorithm))
+    is_borrowed = trial.params in _borrowed(folder, family, algorithm)
 
     def is_hopeless(step: int, mean_so_far: float) -> bool:
         trial.report(mean_so_far, step)
-        return trial.should_prune()
+        # What the other has found best is judged whole: at a ceiling half of all trials are below the median.
+        return trial.should_prune() and not is_borrowed
 
     # All trials of a number have one seed, whatever their algorithm, and no seed decides a study.
     row = run_trial(family, algorithm, number, trial.params, number, seconds, is_hopeless)

@@ -243,6 +243,20 @@ class TestStudies:
             waiting = [trial.system_attrs.get("fixed_params") for trial in trials]
             assert all(params in waiting for params in borrowed)
         assert tune.borrowed_params(rows[:11], "discrete", "ppo") == []
+        again = [row._replace(state="repeated", value=value) for row, value in ((rows[1], 5.0), (best["ppo"], 4.0))]
+        borrowed = tune.borrowed_params([*rows, *again], "discrete", "hybrid_grpo")
+        assert borrowed[0]["learning_rate"] == rows[1].params["learning_rate"] != best["ppo"].params["learning_rate"]
+
+    def test_what_is_borrowed_is_not_pruned(self, tune, tmp_path, monkeypatch):
+        arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
+        tune.main([*arguments, "10"])
+        monkeypatch.setattr(tune.optuna.pruners.MedianPruner, "prune", lambda self, study, trial: True)
+        tune.main([*arguments, "20"])
+        rows = tune.finished_trials(tmp_path)
+        for row in rows[20:]:
+            borrowed = tune.borrowed_params(rows[:20], "discrete", row.algorithm, tune.CHEAP)
+            assert row.state == ("complete" if row.params in borrowed else "pruned")
+        assert {row.state for row in rows[20:]} == {"complete", "pruned"}
 
     def test_a_killed_tuning_goes_on(self, tune, tmp_path, monkeypatch):
         monkeypatch.setattr(tune, "storage_in", self.storage_in)
