@@ -227,7 +227,11 @@ class TestRunner:
 
         for family, task in ("continuous", "Pendulum-v1"), ("discrete", "CartPole-v1"):
             methods = methods_of(family, self.tuned[family])
-            assert {"hybrid_grpo", "two_actions", "ppo", "ppo_8", "ppo_16", "trpo"} < methods.keys() and len(methods) in (8, 9)
+            assert {"hybrid_grpo", "no_branches", "two_actions", "ppo", "ppo_8", "ppo_16", "trpo"} < methods.keys()
+            for name, numbers in ("no_branches", (1, 1)), ("two_actions", (2, 2)):
+                arguments = {key: methods[name].arguments[key] for key in methods["ppo"].arguments}
+                assert str(arguments) == str(methods["ppo"].arguments)
+                assert tuple(methods[name].arguments[key] for key in ("n_samples", "branch_horizon")) == numbers
             n_envs = {name: method.n_envs for name, method in methods.items() if method.n_envs > 1}
             assert n_envs == {"ppo_8": 8, "ppo_16": 16}
             for method in methods.values():

@@ -8,7 +8,7 @@ from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from benchmarks.learning.budgeted.adaptive_ppo import AdaptivePPO
-from benchmarks.learning.budgeted.known_good import TWO_ACTIONS
+from benchmarks.learning.budgeted.known_good import TWO_ACTIONS, WITHOUT_BRANCHES
 from benchmarks.learning.budgeted.search_space import settings_of
 from sb3_hybrid_grpo import HybridGRPO
 
@@ -50,7 +50,8 @@ def methods_of(family: str, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str,
     :return: methods by name
     """
     methods = {"hybrid_grpo": _tuned(HybridGRPO, tuned["hybrid_grpo"]), "ppo": _tuned(AdaptivePPO, tuned["ppo"])}
-    methods["two_actions"] = _tuned(HybridGRPO, {**tuned["hybrid_grpo"], **TWO_ACTIONS})
+    for name, own in ("no_branches", WITHOUT_BRANCHES), ("two_actions", TWO_ACTIONS):
+        methods[name] = _tuned(HybridGRPO, {**tuned["ppo"], **own})
     methods |= {f"ppo_{n_envs}": _tuned(AdaptivePPO, in_parallel(tuned["ppo"], n_envs)) for n_envs in (8, 16)}
     if family == "continuous":
         # The RL Zoo normalises for TRPO on MuJoCo, and not for the others.
