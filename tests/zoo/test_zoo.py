@@ -169,10 +169,17 @@ class TestSettings:
     def test_settings_for_seconds_are_what_tuning_has_found(self, tmp_path):
         import yaml
 
-        folder = ROOT / "benchmarks" / "results" / "tuning"
-        found = json.loads((folder / "tuned.json").read_text())["continuous"]["hybrid_grpo"]
-        file = ROOT / "sb3_hybrid_grpo" / "hyperparams" / "hybrid_grpo_seconds.yml"
-        ours = yaml.safe_load(file.read_text())["default"]
+        found = json.loads((ROOT / "benchmarks" / "results" / "tuning" / "tuned.json").read_text())
+        settings = yaml.safe_load((ROOT / "sb3_hybrid_grpo" / "hyperparams" / "hybrid_grpo_seconds.yml").read_text())
+        assert settings["CartPole-v1"] == settings["Acrobot-v1"]
+        self.assert_tuned(settings["default"], found["continuous"]["hybrid_grpo"])
+        self.assert_tuned(settings["Acrobot-v1"], found["discrete"]["hybrid_grpo"])
+        options = ["--eval-freq", "-1", "--conf-file", "hybrid_grpo_seconds"]
+        commands = [["train", "--env", env_id, *options] for env_id in ("Pendulum-v1", "CartPole-v1")]
+        printed = run("-W", "error::UserWarning", "-c", BUILD_ALL, json.dumps(commands), cwd=tmp_path)
+        assert "('desired_kl', 0.0153)" in printed and "built Pendulum-v1" in printed and "built CartPole-v1" in printed
+
+    def assert_tuned(self, ours, found):
         same = (
             *("learning_rate", "n_envs", "batch_size", "n_epochs", "clip_range", "ent_coef", "max_grad_norm", "normalize"),
             *("n_samples", "branch_horizon", "tail_coef", "refit_critic"),
@@ -182,15 +189,12 @@ class TestSettings:
         assert (1 - ours["gamma"], 1 - ours["gae_lambda"]) == pytest.approx(
             (found["one_minus_gamma"], found["one_minus_lambda"]), rel=3e-3
         )
-        assert (ours["desired_kl"], found["kl_control"]) == (pytest.approx(found["kl"], rel=3e-3), "desired")
-        assert (ours["max_actor_grad_norm"], found["actor_limit"]) == (None, "none")
-        assert eval(ours["policy_kwargs"]) == {
-            "log_std_init": pytest.approx(found["log_std_init"], rel=3e-3),
-            "net_arch": [found["width"]] * 2,
-        }
-        command = ["train", "--env", "Pendulum-v1", "--eval-freq", "-1", "--conf-file", "hybrid_grpo_seconds"]
-        printed = run("-W", "error::UserWarning", "-c", BUILD_ALL, json.dumps([command]), cwd=tmp_path)
-        assert "('desired_kl', 0.0153)" in printed and "built Pendulum-v1" in printed
+        kl = pytest.approx(found["kl"], rel=3e-3) if found["kl_control"] == "desired" else None
+        assert (ours.get("desired_kl"), ours["max_actor_grad_norm"], found["actor_limit"]) == (kl, None, "none")
+        expected = {"net_arch": [found["width"]] * 2}
+        if "log_std_init" in found:
+            expected["log_std_init"] = pytest.approx(found["log_std_init"], rel=3e-3)
+        assert eval(ours.get("policy_kwargs", "dict(net_arch=[64, 64])")) == expected
 
     def test_the_comparisons_settings_are_the_zoos(self):
         ours = read_settings()
