@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", help="default: all")
     parser.add_argument("--tuned", type=Path, default=TUNED, help="tuned settings (%(default)s)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where claims.csv is (%(default)s)")
+    parser.add_argument("--ours", default="hybrid_grpo", help="method that the others are compared with (%(default)s)")
     parser.add_argument("--report", action="store_true", help="print tables, and draw curves into the folder")
     options = parser.parse_args(argv)
     path = options.folder / "claims.csv"
@@ -145,7 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [row for row in read_rows(path, ClaimRow) if row.task in options.tasks]
         if options.methods:
             rows = [row for row in rows if row.method in options.methods]
-        print_report(Claims(rows, options.seconds, PPO_VARIANTS, RANDOM_RETURNS), options.folder)
+        for method in {(row.family, row.method) for row in rows}:
+            settings = [row.settings for row in rows if (row.family, row.method) == method and row.seconds == options.seconds]
+            if any(each != settings[0] for each in settings):
+                parser.error(f"{path} has {method[1]} with several settings: what was made before a later tuning has to go.")
+        print_report(Claims(rows, options.seconds, PPO_VARIANTS, RANDOM_RETURNS), options.ours, options.folder)
     return 0
 
 

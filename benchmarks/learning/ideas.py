@@ -153,7 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(options.seeds):
             for task in FAMILIES[options.family]:
                 for idea in options.ideas if task.id in options.tasks else ():
-                    done = {(row.idea, row.task, row.seed, row.seconds) for row in read_rows(path, IdeaRow)}
+                    rows = [row for row in read_rows(path, IdeaRow) if (row.idea, row.task) == (idea, task.id)]
+                    if any(row.params != {**common, **IDEAS[idea]} for row in rows):
+                        parser.error(f"{path} has {idea} on {task.id} with other settings than those tuned for PPO now.")
+                    done = {(row.idea, row.task, row.seed, row.seconds) for row in rows}
                     if (idea, task.id, seed, options.seconds) not in done:
                         row = run_idea(idea, task, common, seed, options.seconds)
                         append_row(path, row)

@@ -196,7 +196,7 @@ class TestClaims:
         from benchmarks.learning.budgeted import claims_report
 
         monkeypatch.setattr(claims_report, "_REPETITIONS", 5)
-        claims_report.print_report(self.claims, tmp_path)
+        claims_report.print_report(self.claims, "hybrid_grpo", tmp_path)
         text = capsys.readouterr().out
         assert "## A-v0: best final score 100.0, random actions 0.0" in text
         assert "| hybrid_grpo | 100.0 ± 0.0 | 3 [3, 3], 2/2 | 3 [3, 3], 2/2 | 9 [9, 9], 2/2 | 300 [300, 300], 2/2 |" in text
@@ -241,6 +241,13 @@ class TestRunner:
         rollouts = {name: methods[name].arguments["n_steps"] * methods[name].n_envs for name in ("ppo", "ppo_8", "ppo_16")}
         assert rollouts == {"ppo": 128, "ppo_8": 128, "ppo_16": 256}
 
+    def test_settings_are_not_mixed(self, claims, tmp_path, monkeypatch, capsys):
+        rows = [ROWS[0], ROWS[0]._replace(seed=9, settings={"n_envs": 9})]
+        monkeypatch.setattr(claims, "read_rows", lambda path, kind: rows)
+        with pytest.raises(SystemExit):
+            claims.main(["--report", "--seconds", "9", "--tasks", ROWS[0].task, "--folder", str(tmp_path)])
+        assert f"{ROWS[0].method} with several settings" in capsys.readouterr().err
+
     def test_runs_are_made_once(self, claims, tmp_path, monkeypatch, capsys):
         made = []
 
@@ -258,7 +265,7 @@ class TestRunner:
         ]
         claims.main([*self.arguments, *tasks, "--seeds", "2"])
         assert [run.seed for run in made] == [0] * 5 + [1] * 5
-        monkeypatch.setattr(claims, "print_report", lambda found, folder: print(sorted(found.curves["CartPole-v1"])))
+        monkeypatch.setattr(claims, "print_report", lambda found, ours, folder: print(sorted(found.curves["CartPole-v1"])))
         capsys.readouterr()
         claims.main([*self.arguments, *tasks, "--seeds", "2", "--report"])
         assert len(made) == 10 and capsys.readouterr().out == "['hybrid_grpo', 'ppo']\n"

@@ -37,6 +37,10 @@ def test_runs_are_made_once(ideas, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     ideas.main([*ARGUMENTS, "--folder", str(tmp_path), "--report"])
     assert "| ppo | 0.50 (0.50 to 0.50) | 0.50 |" in capsys.readouterr().out
+    monkeypatch.setitem(ideas.IDEAS, "ppo", {"learning_rate": 1.0})
+    with pytest.raises(SystemExit):
+        ideas.main([*ARGUMENTS, "--folder", str(tmp_path), "--seeds", "3"])
+    assert "ppo on Pendulum-v1 with other settings" in capsys.readouterr().err and len(calls) == 4
 
 
 def test_every_idea_is_a_setting_of_the_algorithm(ideas):

@@ -9,38 +9,39 @@ from scipy import stats
 from benchmarks.learning.budgeted.claims import SHARES, Claims
 from benchmarks.learning.budgeted.time_to_score import AXES
 
-OURS = "hybrid_grpo"
 _REPETITIONS = 400
 _BUDGETS = tuple(np.linspace(0.05, 1, 20).tolist())
 
 
-def print_report(claims: Claims, figures: Path | None = None) -> None:
+def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None:
     """
     Print tables in Markdown, and draw curves.
 
     :param claims: finished runs
+    :param ours: name of the method that the others are compared with
     :param figures: folder of the figures, none by default
     """
     for task in claims.curves:
         _print_task(claims, task)
     for axis, name in enumerate(AXES):
-        _print_ratios(claims, axis, name)
-    methods = common_methods(claims)
-    if OURS in methods and len(methods) > 1:
+        _print_ratios(claims, ours, axis, name)
+    methods = common_methods(claims, ours)
+    if ours in methods and len(methods) > 1:
         _print_aggregates(claims, methods)
         if figures is not None:
             _draw(claims, methods, figures)
 
 
-def common_methods(claims: Claims) -> list[str]:
+def common_methods(claims: Claims, ours: str) -> list[str]:
     """
     List the methods that every task has, ours first.
 
     :param claims: finished runs
+    :param ours: name of the one to list first
     :return: their names
     """
     common = set.intersection(*(set(by_method) for by_method in claims.curves.values())) if claims.curves else set()
-    return sorted(common, key=lambda method: (method != OURS, method))
+    return sorted(common, key=lambda method: (method != ours, method))
 
 
 def interquartile_means(scores: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -81,25 +82,26 @@ def _mean_final(claims: Claims, task: str, method: str) -> str:
     return f"{np.mean(finals):.1f} ± {np.std(finals):.1f}"
 
 
-def _print_ratios(claims: Claims, axis: int, name: str) -> None:
-    print(f"\n## {name.capitalize()} to a score, {OURS} over the best of {', '.join(claims.baselines)}\n")
+def _print_ratios(claims: Claims, ours: str, axis: int, name: str) -> None:
+    print(f"\n## {name.capitalize()} to a score, {ours} over the best of {', '.join(claims.baselines)}\n")
     print("nan: nobody got there, or untrained policies have it.\n")
     print("| share | median | " + " | ".join(claims.curves) + " |\n|---|---|" + "---|" * len(claims.curves))
     for share in SHARES:
-        by_task, median = claims.ratios(OURS, share, axis)
+        by_task, median = claims.ratios(ours, share, axis)
         print(f"| {share:.0%} | {median} | " + " | ".join(f"{by_task.get(task, np.nan):.2f}" for task in claims.curves) + " |")
 
 
 def _print_aggregates(claims: Claims, methods: Sequence[str]) -> None:
     from rliable import library, metrics
 
+    ours, *others = methods
     final = {method: scores[..., -1] for method, scores in claims.normalized_scores(methods, 0, (1.0,)).items()}
     means, intervals = interquartile_means({method: scores[..., None] for method, scores in final.items()})
     np.random.seed(0)
-    pairs = {method: (final[OURS], final[method]) for method in methods if method != OURS}
+    pairs = {method: (final[ours], final[method]) for method in others}
     better, better_ends = library.get_interval_estimates(pairs, metrics.probability_of_improvement, reps=_REPETITIONS)
     print(f"\n## After {claims.seconds:g} processor seconds, all tasks that every method has\n")
-    print(f"| method | IQM | probability that {OURS} is better |\n|---|---|---|")
+    print(f"| method | IQM | probability that {ours} is better |\n|---|---|---|")
     for method in methods:
         low, high = np.ravel(intervals[method])
         chance = ""

@@ -475,6 +475,13 @@ def test_functions_with_state():
     )
 
 
+def test_types_whose_module_is_a_descriptor():
+    """Cython's functions with Python 3.10 have a type of this kind."""
+    odd = type("Odd", (Holder,), {"__module__": property(lambda self: "odd")})
+    root = odd([1])
+    assert_restored(root, lambda: root.content.append(2))
+
+
 def test_torch():
     module = th.nn.Sequential(th.nn.Linear(2, 3), th.nn.BatchNorm1d(3))
     optimizer = th.optim.Adam(module.parameters())
