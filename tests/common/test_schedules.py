@@ -1,5 +1,6 @@
 """Schedules of the entropy coefficient, and a learning rate that follows the KL divergence."""
 
+import csv
 import math
 from itertools import pairwise
 
@@ -87,8 +88,9 @@ def test_factor_is_logged(tmp_path):
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(64)
     model.logger.close()
-    text = (tmp_path / "progress.csv").read_text()
-    assert "train/learning_rate_factor" in text and ",1.5," in text
+    with (tmp_path / "progress.csv").open(newline="") as file:
+        factors = [row["train/learning_rate_factor"] for row in csv.DictReader(file)]
+    assert factors == ["", "1.5"]
 
 
 @pytest.mark.parametrize(
