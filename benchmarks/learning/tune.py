@@ -31,12 +31,13 @@ from benchmarks.learning.budgeted.report import best_settings, print_report
 from benchmarks.learning.budgeted.rows import append_row, read_rows
 from benchmarks.learning.budgeted.search_space import search_space
 from benchmarks.learning.budgeted.trial import ALGORITHMS, run_trial
-from benchmarks.learning.budgeted.trials import TrialRow, borrowed_params, restore, rows_of, tell
+from benchmarks.learning.budgeted.trials import TrialRow, borrowed_params, ranking, restore, rows_of, tell
 
 FOLDER = Path(__file__).parents[1] / "results" / "tuning"
 SECONDS = 25.0
 FIRST_PRUNED = 8
 REPEATED_SEEDS = (1000, 1001, 1002)
+FINAL_SEEDS = (*REPEATED_SEEDS, 1003, 1004, 1005, 1006)
 
 
 def finished_trials(folder: Path) -> list[TrialRow]:
@@ -127,14 +128,32 @@ def repeat_best(folder: Path, family: str, how_many: int, seconds: float) -> Non
     """
     for seed in REPEATED_SEEDS:
         for algorithm in ALGORITHMS:
-            rows = finished_trials(folder)
-            complete = [row for row in rows_of(rows, family, algorithm) if row.state == "complete"]
-            done = {(row.family, row.algorithm, row.number, row.seed) for row in rows if row.state == "repeated"}
+            complete = [row for row in rows_of(finished_trials(folder), family, algorithm) if row.state == "complete"]
             for row in sorted(complete, key=lambda row: -row.value)[:how_many]:
-                if (family, algorithm, row.number, seed) not in done:
-                    again = run_trial(family, algorithm, row.number, row.params, seed, seconds)
-                    append_row(folder / "trials.csv", again._replace(state="repeated"))
-                    announce(again)
+                _repeat(folder, row, seed, seconds)
+
+
+def repeat_finalists(folder: Path, family: str, how_many: int, seconds: float) -> None:
+    """
+    Train with further seeds what was best when it was repeated.
+
+    :param folder: where rows are
+    :param family: name of the family of tasks
+    :param how_many: number of trials of each algorithm
+    :param seconds: processor seconds of each training
+    """
+    finalists = [row for algorithm in ALGORITHMS for row, _ in ranking(finished_trials(folder), family, algorithm)[:how_many]]
+    for seed in FINAL_SEEDS:
+        for row in finalists:
+            _repeat(folder, row, seed, seconds)
+
+
+def _repeat(folder: Path, row: TrialRow, seed: int, seconds: float) -> None:
+    done = {(again.family, again.algorithm, again.number, again.seed) for again in finished_trials(folder)}
+    if (row.family, row.algorithm, row.number, seed) not in done:
+        again = run_trial(row.family, row.algorithm, row.number, row.params, seed, seconds)
+        append_row(folder / "trials.csv", again._replace(state="repeated"))
+        announce(again)
 
 
 def announce(row: TrialRow) -> None:
@@ -159,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="default: all, in turn")
     parser.add_argument("--trials", type=int, default=0, help="number of trials that each study shall have")
     parser.add_argument("--repeat", type=int, default=0, metavar="BEST", help="repeat this many with three other seeds")
+    parser.add_argument("--finalists", type=int, default=0, metavar="BEST", help="repeat these, of those repeated, with seven")
     parser.add_argument("--report", action="store_true", help="print the best settings and what matters")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="write the best settings of each study")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="processor seconds of a training (%(default)s)")
@@ -177,6 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             announce(next_trial(options.folder, family, algorithm, options.seconds))
         if options.repeat:
             repeat_best(options.folder, family, options.repeat, options.seconds)
+        if options.finalists:
+            repeat_finalists(options.folder, family, options.finalists, options.seconds)
     if options.settings:
         best = best_settings(finished_trials(options.folder), options.family)
         options.settings.write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
