@@ -63,6 +63,19 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "n2_k2_soft_values": {**TWO_ACTIONS, "soft_values": True},
     "n2_k2_temperature": {**TWO_ACTIONS, "sampling_temperature": 1.5},
     "n2_k2_best": {**TWO_ACTIONS, "action_selection": "best"},
+    # What HybridGRPO has beside branches
+    "n1_small": {**WITHOUT_BRANCHES, **_SMALL},
+    "n1_limit": {**WITHOUT_BRANCHES, "actor_limit": "0.5"},
+    "n1_refit": {**WITHOUT_BRANCHES, "refit_critic": True},
+    # Not in the package
+    "n1_recomputed": {**WITHOUT_BRANCHES, "variant": "RecomputedAdvantages"},
+    "n1_scaled_back": {**WITHOUT_BRANCHES, "variant": "ScaledBack"},
+    "n1_noise_scale": {**WITHOUT_BRANCHES, "variant": "NoiseScaledRollouts"},
+    "n2_k2_noise_scale": {**TWO_ACTIONS, "variant": "NoiseScaledRollouts"},
+    "n2_k2_small_scaled_back": {**TWO_ACTIONS, **_SMALL, "variant": "ScaledBack"},
+    "n2_growing": {**TWO_ACTIONS, "branch_horizon": 4, "variant": "GrowingHorizon"},
+    "n2_k2_informative": {**TWO_ACTIONS, "branch_fraction": 0.5, "variant": "InformativeStates"},
+    "n2_k2_branch_critic": {**TWO_ACTIONS, "variant": "BranchCritic"},
 }
 """What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 
@@ -105,7 +118,8 @@ def run_idea(idea: str, task: Task, common: Mapping[str, Any], seed: int, second
     :return: the finished run
     """
     params = {**common, **IDEAS[idea]}
-    curve = train_task("hybrid_grpo" if "n_samples" in params else "ppo", task, params, seed, seconds)
+    algorithm = params.get("variant", "hybrid_grpo" if "n_samples" in params else "ppo")
+    curve = train_task(algorithm, task, params, seed, seconds)
     score = round(task.normalize(curve.area(seconds, low=task.low)), 5)
     return IdeaRow(idea, task.id, seed, score, curve.points, curve.error, params, seconds, provenance())
 

@@ -4,6 +4,7 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.learning.budgeted.training import Curve, Point
+from benchmarks.learning.variants import VARIANTS
 from sb3_hybrid_grpo import HybridGRPO
 
 ARGUMENTS = ["--tasks", "Pendulum-v1", "--ideas", "ppo", "n2_k2_identity", "--seconds", "1"]
@@ -50,6 +51,7 @@ def test_every_idea_is_a_setting_of_the_algorithm(ideas):
     for idea in ideas.IDEAS.values():
         params = {**common, **idea}
         arguments = settings_of(params).arguments
+        assert params.get("variant", "ScaledBack") in VARIANTS
         if "n_samples" in params:
             env = make_vec_env("Pendulum-v1", n_envs=params["n_envs"])
             model = HybridGRPO("MlpPolicy", env, device="cpu", _init_setup_model=False, **arguments)

@@ -302,3 +302,8 @@ class TestStudies:
         assert text.count("Importance: ") == 1
         tuned = tune.json.loads(settings.read_text())
         assert tuned["discrete"]["hybrid_grpo"] == next(row.params for row in rows if row.number == 9)
+        tune.main([*arguments, "--finalists", "1"])
+        final = tune.finished_trials(tmp_path)[len(rows) :]
+        assert [(row.algorithm, row.number, row.seed, row.state) for row in final] == [
+            (*study, seed, "repeated") for seed in (1003, 1004, 1005, 1006) for study in (("hybrid_grpo", 9), ("ppo", 8))
+        ]

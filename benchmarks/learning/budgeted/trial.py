@@ -12,6 +12,7 @@ from benchmarks.learning.budgeted.rows import provenance
 from benchmarks.learning.budgeted.search_space import settings_of
 from benchmarks.learning.budgeted.training import Budget, Curve, train
 from benchmarks.learning.budgeted.trials import TrialRow
+from benchmarks.learning.variants import VARIANTS
 from sb3_hybrid_grpo import HybridGRPO
 
 ALGORITHMS: Mapping[str, type[BaseAlgorithm]] = {"hybrid_grpo": HybridGRPO, "ppo": AdaptivePPO}
@@ -22,7 +23,7 @@ def train_task(algorithm: str, task: Task, params: Mapping[str, Any], seed: int,
     """
     Train on one task.
 
-    :param algorithm: name in ``ALGORITHMS``
+    :param algorithm: name in ``ALGORITHMS`` or ``VARIANTS``
     :param task: the task
     :param params: parameters of the trial
     :param seed: seed of the training
@@ -32,7 +33,7 @@ def train_task(algorithm: str, task: Task, params: Mapping[str, Any], seed: int,
     settings = settings_of(params)
 
     def make_model(env: VecEnv) -> BaseAlgorithm:
-        return ALGORITHMS[algorithm]("MlpPolicy", env, seed=seed, device="cpu", **settings.arguments)
+        return {**ALGORITHMS, **VARIANTS}[algorithm]("MlpPolicy", env, seed=seed, device="cpu", **settings.arguments)
 
     env, eval_env = make_envs(task.id, settings.n_envs, settings.normalize, settings.arguments["gamma"], seed)
     return train(make_model, env, Budget(eval_env, seconds, [seconds * share for share in EVALUATED_SHARES], seed))

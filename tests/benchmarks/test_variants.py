@@ -1,0 +1,111 @@
+"""Variants that were tried: each does what its name says."""
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+
+from benchmarks.learning.variants import VARIANTS
+from sb3_hybrid_grpo import HybridGRPO
+from tests.envs import limited
+
+SETTINGS = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu", "learning_rate": 1e-3}
+
+
+def make(name, **kwargs):
+    return VARIANTS[name]("MlpPolicy", make_vec_env(limited(), 2, seed=0), **{"n_samples": 2, **SETTINGS, **kwargs})
+
+
+def test_scaled_back_updates_keep_to_the_limit():
+    kls = {}
+    for name, desired in ("free", 1e9), ("limited", 0.01):
+        model = make("ScaledBack", learning_rate=0.05, desired_kl=desired, learning_rate_bounds=(0.05, 0.05 + 1e-9)).learn(64)
+        kls[name] = model._divergence(), model.logger.name_to_value["train/kl_after_update"]
+    assert kls["free"][0] == kls["free"][1] > 0.1
+    assert kls["limited"][1] == kls["free"][1] and 0.005 < kls["limited"][0] < 0.05
+
+
+def test_recomputing_with_the_same_critic_changes_nothing():
+    model = make("RecomputedAdvantages", n_samples=1)
+    buffer, before = model.rollout_buffer, []
+
+    def recompute_only():
+        before.extend((buffer.advantages[..., 0].copy(), buffer.returns.copy()))
+        next(buffer.get())
+        model._recompute()
+
+    model.train = recompute_only
+    model.learn(64)
+    for recomputed, once in zip((buffer.advantages, buffer.returns), before, strict=True):
+        np.testing.assert_allclose(recomputed, buffer.swap_and_flatten(once), atol=1e-5)
+
+
+def test_advantages_are_recomputed_in_later_epochs_only():
+    calls = []
+    model = make("RecomputedAdvantages", n_samples=1, n_epochs=3)
+    model._recompute = lambda: calls.append(model.num_timesteps)
+    model.learn(128)
+    assert calls == [64, 64, 128, 128] and "get" not in vars(model.rollout_buffer)
+
+
+def test_rollouts_are_as_long_as_the_noise_scale():
+    model = make("NoiseScaledRollouts", n_steps=64)
+    model._measure = lambda: None
+    model.signal = 1.0
+    lengths = []
+    for noise in (300.0, 1e9, 1e9, 1e9, 0.0):
+        model.noise = noise
+        model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
+        lengths.append(model.n_steps * model.n_envs)
+    assert lengths == [256, 512, 1024, 1024, 512]
+    assert model.rollout_buffer.rewards.shape[:2] == (512, 2)
+
+
+def test_noise_scale_of_known_gradients():
+    model = make("NoiseScaledRollouts").learn(64)
+    model.signal = model.noise = 0.0
+    gradients = iter([th.tensor([3.0, 1.0]), th.tensor([1.0, 1.0])])
+    model._gradient = lambda half: next(gradients)
+    model._measure()
+    # |G|² is estimated by 3·1 + 1·1, the trace by 32 states of a half times (2² + 0²) / 2.
+    assert (model.signal, model.noise) == pytest.approx((0.1 * 4, 0.1 * 64))
+
+
+def test_the_horizon_grows():
+    model = make("GrowingHorizon", branch_horizon=4, tail_coef=1.0)
+    horizons = []
+    model.train = lambda: horizons.append((model.rollout_buffer.branch_horizon, model.rollout_buffer.branch_alive.shape[-1]))
+    model.learn(4 * 64)
+    assert horizons == [(1, 1), (2, 2), (3, 3), (4, 4)]
+
+
+def test_states_are_chosen_by_what_is_expected():
+    model = make("InformativeStates", branch_horizon=2, branch_fraction=0.25).learn(64)
+    model._coef, model._threshold = np.array([0.0, 1.0, 0.0, 0.0, 0.0]), 0.0
+    states = []
+    model.train = lambda: states.append((model.rollout_buffer.observations[..., 0], model.rollout_buffer.branched))
+    model.learn(64, reset_num_timesteps=False)
+    observations, branched = states[0]
+    np.testing.assert_array_equal(branched, observations >= 0)
+    assert 0 < branched.mean() < 1 and model._coef.any()
+
+
+def test_a_critic_learns_from_what_branches_have_seen():
+    settings = {"branch_horizon": 2, "tail_coef": 1.0, "refit_critic": False, "max_actor_grad_norm": None, "n_epochs": 1}
+    plain = HybridGRPO("MlpPolicy", make_vec_env(limited(), 2, seed=0), n_samples=2, **{**SETTINGS, **settings}).learn(64)
+    model = make("BranchCritic", **settings)
+    train, seen = model.train, []
+
+    def look_and_train():
+        buffer, kept = model.rollout_buffer, model._kept.joined()
+        first = buffer.branch_alive[:, :, 1, 0]
+        with th.no_grad():
+            values = model.policy.predict_values(th.as_tensor(kept[buffer.branch_observation_ids[:, :, 1, 0][first]]))
+        seen.append((values.numpy().ravel(), buffer.branch_next_values[:, :, 1, 0][first]))
+        train()
+
+    model.train = look_and_train
+    model.learn(64)
+    np.testing.assert_allclose(*seen[0], atol=1e-5)
+    ours, others = model.policy.state_dict(), plain.policy.state_dict()
+    assert {name for name in ours if not th.equal(ours[name], others[name])} == {name for name in ours if "value_net" in name}
