@@ -191,6 +191,15 @@ class TestClaims:
         np.testing.assert_allclose(scores["hybrid_grpo"], [[[0.75, 1], [15 / 40, 1]]] * 2)
         np.testing.assert_allclose(scores["ppo"], [[[0.2, 0.5], [0, 0]]] * 2)
 
+    def test_scores_after_as_many_steps_as_all_have_taken(self):
+        rows = [
+            claim_row("D-v0", "hybrid_grpo", 0, (0, 0), (6, 60), (9, 100)),
+            claim_row("D-v0", "ppo", 0, (0, 0), (6, 50)),
+        ]
+        claims = Claims(rows, 9.0, ("ppo",), {"D-v0": 0.0})
+        scores = claims.normalized_scores(["hybrid_grpo", "ppo"], 2, (1.0,), ["hybrid_grpo", "ppo"])
+        assert {method: of_runs.item() for method, of_runs in scores.items()} == {"hybrid_grpo": 0.6, "ppo": 0.5}
+
     def test_report(self, tmp_path, capsys, monkeypatch):
         pytest.importorskip("rliable")
         from benchmarks.learning.budgeted import claims_report
@@ -203,6 +212,7 @@ class TestClaims:
         assert "| 75% | 2.25 [2.25, 2.25] | 0.50 | 4.00 |" in text
         # Final scores: ours 1 and 1, PPO's 0.5 and 0.
         assert "| ppo | 0.25 [0.25, 0.25] | 1.00 [1.00, 1.00] |" in text
+        assert "| ppo | 0.25 [0.25, 0.25] | 0.25 [0.25, 0.25] |" in text
         assert (tmp_path / "claims_9.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -142,20 +142,25 @@ class Claims:
         median = median_ratio(list(pairs.values())) if pairs else Interval(np.nan, np.nan, np.nan)
         return {task: float(ratio(*pair)) for task, pair in pairs.items()}, median
 
-    def normalized_scores(self, methods: Sequence[str], axis: int, shares: Sequence[float]) -> dict[str, np.ndarray]:
+    def normalized_scores(
+        self, methods: Sequence[str], axis: int, shares: Sequence[float], spenders: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """
         Read all curves at the same budgets.
 
         :param methods: names of methods, on those tasks that all of them were trained on
         :param axis: index in ``AXES``
-        :param shares: budgets, as shares of what the first method spends on the task
+        :param shares: budgets, as shares of the least that one of the spenders spends on the task
+        :param spenders: names of methods, the first one by default
         :return: normalised scores by method, of as many seeds as all have, [seeds, tasks, shares]
         """
         tasks = [task for task, by_method in self.curves.items() if all(method in by_method for method in methods)]
         n_seeds = min(len(self.curves[task][method]) for task in tasks for method in methods)
         scores = {method: [] for method in methods}  # type: dict[str, list[np.ndarray]]
         for task in tasks:
-            spent = np.mean([curve[-1][axis] for curve in self.curves[task][methods[0]]])
+            spent = min(
+                np.mean([curve[-1][axis] for curve in self.curves[task][spender]]) for spender in spenders or methods[:1]
+            )
             for method in methods:
                 of_runs = scores_at(self.curves[task][method][:n_seeds], np.multiply(shares, spent).tolist(), axis)
                 scores[method].append(self.scales[task].normalize(of_runs))

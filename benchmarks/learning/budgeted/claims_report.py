@@ -28,6 +28,7 @@ def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None
     methods = common_methods(claims, ours)
     if ours in methods and len(methods) > 1:
         _print_aggregates(claims, methods)
+        _print_at_equal_steps(claims, methods)
         if figures is not None:
             _draw(claims, methods, figures)
 
@@ -109,6 +110,18 @@ def _print_aggregates(claims: Claims, methods: Sequence[str]) -> None:
             chance_low, chance_high = np.ravel(better_ends[method])
             chance = f"{float(better[method]):.2f} [{chance_low:.2f}, {chance_high:.2f}]"
         print(f"| {method} | {means[method].item():.2f} [{low:.2f}, {high:.2f}] | {chance} |")
+
+
+def _print_at_equal_steps(claims: Claims, methods: Sequence[str]) -> None:
+    print("\n## IQM after as many steps as every method has taken, all tasks that every method has\n")
+    print(f"| method | {' | '.join(AXES[1:])} |\n|---|" + "---|" * (len(AXES) - 1))
+    cells = {method: f"| {method} |" for method in methods}
+    for axis in range(1, len(AXES)):
+        means, intervals = interquartile_means(claims.normalized_scores(methods, axis, (1.0,), methods))
+        for method in methods:
+            low, high = np.ravel(intervals[method])
+            cells[method] += f" {means[method].item():.2f} [{low:.2f}, {high:.2f}] |"
+    print("\n".join(cells.values()))
 
 
 def _draw(claims: Claims, methods: Sequence[str], figures: Path) -> None:
