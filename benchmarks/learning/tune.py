@@ -36,6 +36,7 @@ from benchmarks.learning.budgeted.trials import TrialRow, borrowed_params, ranki
 FOLDER = Path(__file__).parents[1] / "results" / "tuning"
 SECONDS = 25.0
 FIRST_PRUNED = 8
+MINUTES = 60.0
 REPEATED_SEEDS = (1000, 1001, 1002)
 FINAL_SEEDS = (*REPEATED_SEEDS, 1003, 1004, 1005, 1006)
 
@@ -61,13 +62,14 @@ def storage_in(folder: Path) -> optuna.storages.BaseStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{folder / 'studies.db'}")
 
 
-def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
+def open_study(folder: Path, family: str, algorithm: str, in_minutes: bool = False) -> optuna.Study:
     """
     Open a study, in line with the rows beside it.
 
     :param folder: where rows and Optuna's own file are
     :param family: name of the family of tasks
     :param algorithm: name of the algorithm
+    :param in_minutes: whether trainings take minutes rather than half of one
     :return: the study
     """
     study = optuna.create_study(
@@ -78,7 +80,7 @@ def open_study(folder: Path, family: str, algorithm: str) -> optuna.Study:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_PRUNED),
     )
     restore(study, finished_trials(folder))
-    for params in [*first_trials(family, algorithm), *_borrowed(folder, family, algorithm)]:
+    for params in [*first_trials(family, algorithm, in_minutes), *_borrowed(folder, family, algorithm)]:
         study.enqueue_trial(params, skip_if_exists=True)
     # A process that goes on must not draw what it drew before.
     study.sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=12, seed=len(study.trials))
@@ -100,7 +102,7 @@ def next_trial(folder: Path, family: str, algorithm: str, seconds: float) -> Tri
     :param seconds: processor seconds of each training
     :return: its row, which is written
     """
-    study = open_study(folder, family, algorithm)
+    study = open_study(folder, family, algorithm, seconds >= MINUTES)
     number = len(list(rows_of(finished_trials(folder), family, algorithm)))
     trial = study.ask(search_space(family, algorithm))
     is_borrowed = trial.params in _borrowed(folder, family, algorithm)
@@ -176,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning.tune", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--family", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="default: all, in turn")
+    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), help="default: in turn")
     parser.add_argument("--trials", type=int, default=0, help="number of trials that each study shall have")
     parser.add_argument("--repeat", type=int, default=0, metavar="BEST", help="repeat this many with three other seeds")
     parser.add_argument("--finalists", type=int, default=0, metavar="BEST", help="repeat these, of those repeated, with seven")
@@ -188,9 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore")
     for family in options.family:
-        for _ in range(len(ALGORITHMS) * options.trials):
+        for _ in range(len(options.algorithms) * options.trials):
             rows = finished_trials(options.folder)
-            finished = {algorithm: len(list(rows_of(rows, family, algorithm))) for algorithm in ALGORITHMS}
+            finished = {algorithm: len(list(rows_of(rows, family, algorithm))) for algorithm in options.algorithms}
             algorithm = min(finished, key=lambda name: finished[name])
             if finished[algorithm] >= options.trials:
                 break

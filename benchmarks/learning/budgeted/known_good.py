@@ -137,17 +137,41 @@ CHEAP: Sequence[Mapping[str, Any]] = (
 """Own settings of Hybrid GRPO with which a step costs about what one of PPO costs."""
 
 
-def first_trials(family: str, algorithm: str) -> list[dict[str, Any]]:
+# Trust regions, as TRPO has them by default: long rollouts, a long horizon, and steps that are limited by their KL divergence
+_TRUST = {
+    **_PPO,
+    "learning_rate": 1e-3,
+    "n_envs": 4,
+    "batch_size": 128,
+    "n_epochs": 4,
+    "normalize": True,
+    "kl_control": "desired",
+    "kl": 0.01,
+}
+KNOWN_GOOD_IN_MINUTES: Sequence[Mapping[str, Any]] = (
+    _TRUST,
+    {**_TRUST, "n_epochs": 10, "kl": 0.02, "batch_size": 64},
+    {**_TRUST, "one_minus_gamma": 1e-3, "one_minus_lambda": 0.02},
+    {**_TRUST, "rollout": 1024, "log_std_init": -1.0, "width": 128},
+    {**_TRUST, "rollout": 4096, "n_envs": 8, "one_minus_gamma": 5e-3},
+    {**_EIGHT, "rollout": 1024, "activation": "tanh", "log_std_init": 0.0},
+)
+"""For continuous actions, where a training takes minutes."""
+
+
+def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[dict[str, Any]]:
     """
     List the parameters of the first trials of a study.
 
     :param family: name of the family of tasks
     :param algorithm: ``"ppo"`` or ``"hybrid_grpo"``
-    :return: parameters, small rollouts with four samples and long ones with two
+    :param in_minutes: whether trainings take minutes rather than half of one
+    :return: parameters, small rollouts with four samples and long ones with two; in minutes alternately without branches and
+        with the cheapest ones
     """
     known = search_space(family, algorithm)
-    trials = []
-    for shared in KNOWN_GOOD[family]:
-        own = _HYBRID if shared["rollout"] < 512 else _TWO_SAMPLES
-        trials.append({name: value for name, value in {**shared, **own}.items() if name in known})
-    return trials
+    if in_minutes and family == "continuous":
+        pairs = [(shared, (WITHOUT_BRANCHES, TWO_ACTIONS)[i % 2]) for i, shared in enumerate(KNOWN_GOOD_IN_MINUTES)]
+    else:
+        pairs = [(shared, _HYBRID if shared["rollout"] < 512 else _TWO_SAMPLES) for shared in KNOWN_GOOD[family]]
+    return [{name: value for name, value in {**shared, **own}.items() if name in known} for shared, own in pairs]
