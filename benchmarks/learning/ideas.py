@@ -39,6 +39,8 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     # Number of actions
     "n3_k2": {**TWO_ACTIONS, "n_samples": 3},
     "n4_k2": {**TWO_ACTIONS, "n_samples": 4},
+    "n8_k2": {**TWO_ACTIONS, "n_samples": 8},
+    "n16_k2": {**TWO_ACTIONS, "n_samples": 16},
     "n4_k4": {**TWO_ACTIONS, "n_samples": 4, "branch_horizon": 4, "tail_coef": 0.0},
     # Horizon
     "n2_k1": {**TWO_ACTIONS, "branch_horizon": 1},
@@ -57,8 +59,11 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "n2_k2_identity": {**TWO_ACTIONS, "reward_transform": "identity"},
     "n2_k2_tanh": {**TWO_ACTIONS, "reward_transform": "tanh"},
     "n2_k2_zscore": {**TWO_ACTIONS, "reward_transform": "zscore"},
-    # The paper's form
+    # The paper's form, its parts, and GRPO, which has no critic
     "paper": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "averaged", "reward_transform": "tanh"},
+    "paper_identity": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "averaged", "reward_transform": "identity"},
+    "per_action": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "per_action"},
+    "grpo": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "group_normalized"},
     # Exploration and choice of the committed action
     "n2_k2_soft_values": {**TWO_ACTIONS, "soft_values": True},
     "n2_k2_temperature": {**TWO_ACTIONS, "sampling_temperature": 1.5},
