@@ -63,7 +63,7 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "paper": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "averaged", "reward_transform": "tanh"},
     "paper_identity": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "averaged", "reward_transform": "identity"},
     "per_action": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "per_action"},
-    "grpo": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "group_normalized"},
+    "grpo": {**WITHOUT_BRANCHES, "n_samples": 4, "advantage": "group_normalized", "variant": "GroupRelative"},
     # Exploration and choice of the committed action
     "n2_k2_soft_values": {**TWO_ACTIONS, "soft_values": True},
     "n2_k2_temperature": {**TWO_ACTIONS, "sampling_temperature": 1.5},

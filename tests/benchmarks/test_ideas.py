@@ -51,8 +51,9 @@ def test_every_idea_is_a_setting_of_the_algorithm(ideas):
     for idea in ideas.IDEAS.values():
         params = {**common, **idea}
         arguments = settings_of(params).arguments
-        assert params.get("variant", "ScaledBack") in VARIANTS
+        algorithm = VARIANTS.get(params.get("variant"), HybridGRPO)
         if "n_samples" in params:
             env = make_vec_env("Pendulum-v1", n_envs=params["n_envs"])
-            model = HybridGRPO("MlpPolicy", env, device="cpu", _init_setup_model=False, **arguments)
+            model = algorithm("MlpPolicy", env, device="cpu", _init_setup_model=False, **arguments)
+            assert type(model).__name__ == params.get("variant", "HybridGRPO")
             assert (model.n_samples, model.branch_horizon) == (params["n_samples"], params["branch_horizon"])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from benchmarks.learning.variants.branch_critic import BranchCritic
+from benchmarks.learning.variants.group_relative import GroupRelative
 from benchmarks.learning.variants.growing_horizon import GrowingHorizon
 from benchmarks.learning.variants.informative_states import InformativeStates
 from benchmarks.learning.variants.noise_scale import NoiseScaledRollouts
@@ -12,6 +13,14 @@ from sb3_hybrid_grpo import HybridGRPO
 
 VARIANTS: Mapping[str, type[HybridGRPO]] = {
     variant.__name__: variant
-    for variant in (BranchCritic, GrowingHorizon, InformativeStates, NoiseScaledRollouts, RecomputedAdvantages, ScaledBack)
+    for variant in (
+        BranchCritic,
+        GroupRelative,
+        GrowingHorizon,
+        InformativeStates,
+        NoiseScaledRollouts,
+        RecomputedAdvantages,
+        ScaledBack,
+    )
 }
 """By name."""
