@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="The RL Zoo with Hybrid GRPO and GRPO.",
         epilog=f"The options are those of the Zoo's train and enjoy: '%(prog)s train --help' lists them. --algo is "
         f"{_DEFAULT_ALGO} by default; it and grpo read their settings from {_HYPERPARAMS}, unless --conf-file is given. "
-        "--conf-file hybrid_grpo_seconds has settings for a score in seconds. "
+        "--conf-file hybrid_grpo_seconds has settings for a score in seconds, hybrid_grpo_minutes for MuJoCo in minutes. "
         f"--engine {{{','.join(ENGINES)}}} and --workers N put the environments into workers.",
     )
     parser.add_argument(

@@ -166,18 +166,25 @@ class TestSettings:
                 compared += 1
         assert compared >= 20
 
-    def test_settings_for_seconds_are_what_tuning_has_found(self, tmp_path):
+    def test_settings_for_seconds_and_minutes_are_what_tuning_has_found(self, tmp_path):
         import yaml
 
-        found = json.loads((ROOT / "benchmarks" / "results" / "tuning" / "tuned.json").read_text())
-        settings = yaml.safe_load((ROOT / "sb3_hybrid_grpo" / "hyperparams" / "hybrid_grpo_seconds.yml").read_text())
+        results, hyperparams = ROOT / "benchmarks" / "results", ROOT / "sb3_hybrid_grpo" / "hyperparams"
+        minutes = yaml.safe_load((hyperparams / "hybrid_grpo_minutes.yml").read_text())
+        tuned = json.loads((results / "tuning_minutes" / "tuned.json").read_text())
+        self.assert_tuned(minutes["default"], tuned["continuous"]["hybrid_grpo"])
+        found = json.loads((results / "tuning" / "tuned.json").read_text())
+        settings = yaml.safe_load((hyperparams / "hybrid_grpo_seconds.yml").read_text())
         assert settings["CartPole-v1"] == settings["Acrobot-v1"]
         self.assert_tuned(settings["default"], found["continuous"]["hybrid_grpo"])
         self.assert_tuned(settings["Acrobot-v1"], found["discrete"]["hybrid_grpo"])
-        options = ["--eval-freq", "-1", "--conf-file", "hybrid_grpo_seconds"]
-        commands = [["train", "--env", env_id, *options] for env_id in ("Pendulum-v1", "CartPole-v1")]
+        commands = [
+            ["train", "--env", env_id, "--eval-freq", "-1", "--conf-file", f"hybrid_grpo_{budget}"]
+            for env_id, budget in (("Pendulum-v1", "seconds"), ("CartPole-v1", "seconds"), ("Pendulum-v1", "minutes"))
+        ]
         printed = run("-W", "error::UserWarning", "-c", BUILD_ALL, json.dumps(commands), cwd=tmp_path)
-        assert "('desired_kl', 0.0153)" in printed and "built Pendulum-v1" in printed and "built CartPole-v1" in printed
+        assert "('desired_kl', 0.0153)" in printed and "('desired_kl', 0.01)" in printed
+        assert printed.count("built Pendulum-v1") == 2 and "built CartPole-v1" in printed
 
     def assert_tuned(self, ours, found):
         same = (
