@@ -75,6 +75,7 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     # Not in the package
     "n1_recomputed": {**WITHOUT_BRANCHES, "variant": "RecomputedAdvantages"},
     "n1_scaled_back": {**WITHOUT_BRANCHES, "variant": "ScaledBack"},
+    "n1_recomputed_scaled_back": {**WITHOUT_BRANCHES, "variant": "RecomputedScaledBack"},
     "n1_noise_scale": {**WITHOUT_BRANCHES, "variant": "NoiseScaledRollouts"},
     "n2_k2_noise_scale": {**TWO_ACTIONS, "variant": "NoiseScaledRollouts"},
     "n2_k2_small_scaled_back": {**TWO_ACTIONS, **_SMALL, "variant": "ScaledBack"},

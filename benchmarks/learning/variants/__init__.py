@@ -8,7 +8,7 @@ from benchmarks.learning.variants.growing_horizon import GrowingHorizon
 from benchmarks.learning.variants.informative_states import InformativeStates
 from benchmarks.learning.variants.noise_scale import NoiseScaledRollouts
 from benchmarks.learning.variants.recomputed_advantages import RecomputedAdvantages
-from benchmarks.learning.variants.scaled_back import ScaledBack
+from benchmarks.learning.variants.scaled_back import RecomputedScaledBack, ScaledBack
 from sb3_hybrid_grpo import HybridGRPO
 
 VARIANTS: Mapping[str, type[HybridGRPO]] = {
@@ -20,6 +20,7 @@ VARIANTS: Mapping[str, type[HybridGRPO]] = {
         InformativeStates,
         NoiseScaledRollouts,
         RecomputedAdvantages,
+        RecomputedScaledBack,
         ScaledBack,
     )
 }

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch as th
 
+from benchmarks.learning.variants.recomputed_advantages import RecomputedAdvantages
 from sb3_hybrid_grpo import HybridGRPO
 from sb3_hybrid_grpo.estimation import losses
 from sb3_hybrid_grpo.policies import make_evaluator
@@ -37,3 +38,7 @@ class ScaledBack(HybridGRPO):
         )
         with np.errstate(over="ignore"):
             return float(losses.approximate_kl(log_prob - rollout.old_log_prob, rollout.weights))
+
+
+class RecomputedScaledBack(ScaledBack, RecomputedAdvantages):
+    """Both: one action per state, advantages from the present critic in each epoch, and updates that are scaled back."""
