@@ -237,7 +237,7 @@ class TestRunner:
 
         for family, task in ("continuous", "Pendulum-v1"), ("discrete", "CartPole-v1"):
             methods = methods_of(family, self.tuned[family])
-            assert {"hybrid_grpo", "no_branches", "two_actions", "ppo", "ppo_8", "ppo_16", "trpo"} < methods.keys()
+            assert {"hybrid_grpo", "no_branches", "two_actions", "ppo", "ppo_1", "ppo_8", "ppo_16", "trpo"} < methods.keys()
             for name, numbers in ("no_branches", (1, 1)), ("two_actions", (2, 2)):
                 arguments = {key: methods[name].arguments[key] for key in methods["ppo"].arguments}
                 assert str(arguments) == str(methods["ppo"].arguments)
@@ -248,8 +248,10 @@ class TestRunner:
                 env, _ = make_envs(task, method.n_envs, method.normalize, method.gamma, seed=0)
                 model = method.algorithm("MlpPolicy", env, device="cpu", **method.arguments)
                 assert model.gamma == method.gamma
-        rollouts = {name: methods[name].arguments["n_steps"] * methods[name].n_envs for name in ("ppo", "ppo_8", "ppo_16")}
-        assert rollouts == {"ppo": 128, "ppo_8": 128, "ppo_16": 256}
+        rollouts = {
+            name: methods[name].arguments["n_steps"] * methods[name].n_envs for name in ("ppo", "ppo_1", "ppo_8", "ppo_16")
+        }
+        assert rollouts == {"ppo": 128, "ppo_1": 128, "ppo_8": 128, "ppo_16": 256}
 
     def test_settings_are_not_mixed(self, claims, tmp_path, monkeypatch, capsys):
         rows = [ROWS[0], ROWS[0]._replace(seed=9, settings={"n_envs": 9})]

@@ -12,7 +12,7 @@ from benchmarks.learning.budgeted.known_good import TWO_ACTIONS, WITHOUT_BRANCHE
 from benchmarks.learning.budgeted.search_space import settings_of
 from sb3_hybrid_grpo import HybridGRPO
 
-PPO_VARIANTS = ("ppo", "ppo_8", "ppo_16")
+PPO_VARIANTS = ("ppo", "ppo_1", "ppo_8", "ppo_16")
 _FEWEST_STEPS = 16
 # A budget of minutes never fills the million transitions that SB3 would keep.
 _REPLAY: Mapping[str, Any] = {"buffer_size": 100_000}
@@ -52,7 +52,7 @@ def methods_of(family: str, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str,
     methods = {"hybrid_grpo": _tuned(HybridGRPO, tuned["hybrid_grpo"]), "ppo": _tuned(AdaptivePPO, tuned["ppo"])}
     for name, own in ("no_branches", WITHOUT_BRANCHES), ("two_actions", TWO_ACTIONS):
         methods[name] = _tuned(HybridGRPO, {**tuned["ppo"], **own})
-    methods |= {f"ppo_{n_envs}": _tuned(AdaptivePPO, in_parallel(tuned["ppo"], n_envs)) for n_envs in (8, 16)}
+    methods |= {f"ppo_{n_envs}": _tuned(AdaptivePPO, in_parallel(tuned["ppo"], n_envs)) for n_envs in (1, 8, 16)}
     if family == "continuous":
         # The RL Zoo normalises for TRPO on MuJoCo, and not for the others.
         methods["trpo"] = Method(TRPO, {}, normalize=True)
