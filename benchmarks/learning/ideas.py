@@ -132,7 +132,7 @@ def run_idea(idea: str, task: Task, common: Mapping[str, Any], seed: int, second
 
 def print_report(rows: Sequence[IdeaRow]) -> None:
     """
-    Print a table in Markdown.
+    Print a table in Markdown: mean of the middle half, extremes and number of runs, and the median cost of a step.
 
     :param rows: finished runs
     """
@@ -142,9 +142,13 @@ def print_report(rows: Sequence[IdeaRow]) -> None:
         cells = []
         for task in tasks:
             runs = [row for row in rows if (row.idea, row.task) == (idea, task)]
-            scores = [row.score for row in runs] or [np.nan]
-            costs = [1000 * row.curve[-1][0] / row.curve[-1][1] for row in runs] or [np.nan]
-            cells += [f"{trim_mean(scores, 0.25):.2f} ({min(scores):.2f} to {max(scores):.2f})", f"{np.median(costs):.2f}"]
+            if not runs:
+                cells += ["", ""]
+                continue
+            scores = [row.score for row in runs]
+            costs = [1000 * row.curve[-1][0] / row.curve[-1][1] for row in runs]
+            extremes = f"{min(scores):.2f} to {max(scores):.2f}; {len(runs)}"
+            cells += [f"{trim_mean(scores, 0.25):.2f} ({extremes})", f"{np.median(costs):.2f}"]
         print(f"| {idea} | " + " | ".join(cells) + " |")
 
 

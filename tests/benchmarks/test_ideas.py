@@ -37,7 +37,7 @@ def test_runs_are_made_once(ideas, tmp_path, monkeypatch, capsys):
     ]
     capsys.readouterr()
     ideas.main([*ARGUMENTS, "--folder", str(tmp_path), "--report"])
-    assert "| ppo | 0.50 (0.50 to 0.50) | 0.50 |" in capsys.readouterr().out
+    assert "| ppo | 0.50 (0.50 to 0.50; 2) | 0.50 |" in capsys.readouterr().out
     monkeypatch.setitem(ideas.IDEAS, "ppo", {"learning_rate": 1.0})
     with pytest.raises(SystemExit):
         ideas.main([*ARGUMENTS, "--folder", str(tmp_path), "--seeds", "3"])
