@@ -5,6 +5,7 @@ from sb3_hybrid_grpo.common.errors import (
     BranchError,
     BranchTimeoutError,
     CheckpointError,
+    DivergedPolicyError,
     FunctionalEnvError,
     HybridGRPOError,
     InvalidArgumentError,
@@ -50,7 +51,14 @@ from sb3_hybrid_grpo.common.type_aliases import (
     Transitions,
     WorkerEnvs,
 )
-from sb3_hybrid_grpo.common.validation import check_batches, check_name, check_number, check_outcome, check_positive_integer
+from sb3_hybrid_grpo.common.validation import (
+    check_batches,
+    check_last_observation,
+    check_name,
+    check_number,
+    check_outcome,
+    check_positive_integer,
+)
 
 __all__ = [
     "AdaptiveLearningRate",
@@ -65,6 +73,7 @@ __all__ = [
     "CollectingBrancher",
     "Collector",
     "Committed",
+    "DivergedPolicyError",
     "Floats",
     "Follower",
     "FollowingBrancher",
@@ -89,6 +98,7 @@ __all__ = [
     "WorkerTimeoutError",
     "check_batches",
     "check_desired_kl",
+    "check_last_observation",
     "check_name",
     "check_number",
     "check_outcome",

@@ -14,7 +14,7 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
-from sb3_hybrid_grpo.common.errors import CheckpointError
+from sb3_hybrid_grpo.common.errors import CheckpointError, InvalidArgumentError
 
 SelfCheckedCheckpoints = TypeVar("SelfCheckedCheckpoints", bound="CheckedCheckpoints")
 
@@ -73,7 +73,10 @@ class CheckedCheckpoints(OnPolicyAlgorithm):
         :param kwargs: arguments of the constructor to change
         :return: new model instance with loaded parameters
         :raises CheckpointError: if the file is damaged or holds another kind of model
+        :raises InvalidArgumentError: if an argument has a value that cannot work
         """
+        if "reward_transform_kwargs" in kwargs and "reward_transform" not in kwargs:
+            raise InvalidArgumentError("reward_transform_kwargs need the name of a reward_transform: pass it, too.")
         with readable_checkpoint(path):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 

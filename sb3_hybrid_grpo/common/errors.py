@@ -17,6 +17,10 @@ class InvalidOutcomeError(HybridGRPOError):
     """The environment returned NaN or infinity, in a committed step or in a branch."""
 
 
+class DivergedPolicyError(HybridGRPOError, ValueError):
+    """The policy's parameters are NaN or infinite after an update."""
+
+
 class CheckpointError(HybridGRPOError, ValueError):
     """A file is no checkpoint of this algorithm, or is damaged."""
 

@@ -55,6 +55,8 @@ def check_desired_kl(desired_kl: float | None, target_kl: float | None, bounds: 
     if desired_kl is None:
         return
     check_number("desired_kl", desired_kl, above=0)
+    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+        raise InvalidArgumentError(f"`learning_rate_bounds` must be two numbers, the least and the greatest, not {bounds!r}.")
     lowest, highest = bounds
     check_number("learning_rate_bounds[0]", lowest, above=0)
     check_number("learning_rate_bounds[1]", highest, above=lowest)

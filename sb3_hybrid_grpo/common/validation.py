@@ -35,7 +35,8 @@ def check_number(
     :param at_most: what it must not exceed
     :raises InvalidArgumentError: if it is not finite or outside the bounds
     """
-    if not (math.isfinite(value) and above < value and at_least <= value <= at_most):
+    is_number = isinstance(value, int | float | np.number) and math.isfinite(value)
+    if not (is_number and above < value and at_least <= value <= at_most):
         limits = {"above": above, "at least": at_least, "at most": at_most}
         bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
         raise InvalidArgumentError(f"`{name}` must be a finite number{' ' + bounds if bounds else ''}, not {value!r}.")
@@ -85,12 +86,35 @@ def check_outcome(observations: Any, rewards: np.ndarray) -> None:
     :param rewards: rewards, [E, ...]
     :raises InvalidOutcomeError: if there is NaN or infinity; the message names the environment
     """
-    parts = observations if isinstance(observations, dict) else {"observation": observations}
-    for name, values in {**parts, "reward": rewards}.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+    for name, values in {**_parts(observations), "reward": rewards}.items():
+        if not _is_finite(values):
             env_idx = np.argwhere(~np.isfinite(values))[0][0]
-            step = "in a branch" if rewards.ndim > 1 else "in a committed step"
-            raise InvalidOutcomeError(
-                f"Environment {env_idx} returned NaN or infinity as {name} {step}. The policy was not updated with it. Check "
-                "the environment's dynamics for this action, or wrap it in VecCheckNan to see where it starts."
-            )
+            raise _no_number(env_idx, name, "in a branch" if rewards.ndim > 1 else "in a committed step")
+
+
+def check_last_observation(observation: Any, env_idx: int) -> None:
+    """
+    Check the observation with which an episode was cut off.
+
+    :param observation: observation, or a dict of them
+    :param env_idx: number of the environment
+    :raises InvalidOutcomeError: if there is NaN or infinity
+    """
+    for name, values in _parts(observation).items():
+        if not _is_finite(np.asarray(values)):
+            raise _no_number(env_idx, name, "at the end of an episode that was cut off")
+
+
+def _parts(observations: Any) -> dict[str, Any]:
+    return observations if isinstance(observations, dict) else {"observation": observations}
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
+def _no_number(env_idx: int, name: str, when: str) -> InvalidOutcomeError:
+    return InvalidOutcomeError(
+        f"Environment {env_idx} returned NaN or infinity as {name} {when}. The policy was not updated with it. Check the "
+        "environment's dynamics for this action, or wrap it in VecCheckNan to see where it starts."
+    )

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_hybrid_grpo.common import InvalidArgumentError
 from sb3_hybrid_grpo.hybrid_grpo import HybridGRPO
 
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
@@ -72,6 +73,11 @@ class GRPO(HybridGRPO):
         bound.apply_defaults()
         del bound.arguments["self"]
         super().__init__(**bound.arguments, **_SETTINGS)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.n_samples == 1:
+            raise InvalidArgumentError("GRPO compares the actions of a state: `n_samples` must be at least 2, not 1.")
 
     def learn(
         self: SelfGRPO,

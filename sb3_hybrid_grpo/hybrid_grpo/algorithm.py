@@ -266,7 +266,8 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         self._brancher, self._branched_env = None, None
         check_policy_class(self.policy_class, self.policy_kwargs, use_sde)
         self._is_maskable, self._is_recurrent = is_maskable(self.policy_class), is_recurrent(self.policy_class)
-        self._check_arguments()
+        if reward_transform_kwargs and not isinstance(reward_transform, str):
+            raise InvalidArgumentError("reward_transform_kwargs are for a named reward_transform: give yours its own.")
 
         if _init_setup_model:
             self._setup_model()
@@ -274,6 +275,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
     def _check_arguments(self) -> None:
         check_positive_integer("n_samples", self.n_samples)
         check_positive_integer("branch_horizon", self.branch_horizon)
+        check_positive_integer("n_epochs", self.n_epochs)
         check_name("advantage", self.advantage, self.advantage_names)
         if self.tail_coef is not None:
             check_number("tail_coef", self.tail_coef)
@@ -295,6 +297,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         check_batches(self.n_steps, n_envs, self.batch_size, self.normalize_advantage)
 
     def _setup_model(self) -> None:
+        self._check_arguments()
         self.ent_coef = parse_schedule("ent_coef", self.ent_coef)
         self.reward_transform = make_reward_transform(self.reward_transform, self.reward_transform_kwargs)
         self._horizon = 1 if self.n_samples == 1 else self.branch_horizon

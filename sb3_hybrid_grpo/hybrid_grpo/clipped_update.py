@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import explained_variance
 
-from sb3_hybrid_grpo.common import AdaptiveLearningRate, MultiSampleRolloutBufferSamples, value_at
+from sb3_hybrid_grpo.common import AdaptiveLearningRate, DivergedPolicyError, MultiSampleRolloutBufferSamples, value_at
 from sb3_hybrid_grpo.diagnostics import Watch
 from sb3_hybrid_grpo.estimation import losses
 from sb3_hybrid_grpo.policies import make_evaluator, refit_value_head
@@ -38,6 +38,8 @@ class ClippedUpdate(AdaptiveLearningRate):
     def train(self) -> None:
         """
         Update the policy with the mean of N clipped terms per state, and the critic with PPO's targets.
+
+        :raises DivergedPolicyError: if parameters are NaN or infinite after that
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
@@ -78,6 +80,7 @@ class ClippedUpdate(AdaptiveLearningRate):
         if self.refit_critic and self._has_linear_head:
             refit_value_head(self.policy, self.rollout_buffer)
         self._log_update(metrics, n_policy_updates)
+        self._check_policy()
         self._adapt_learning_rate(float(np.mean(metrics["approx_kl"])))
 
     def _policy_losses(
@@ -118,6 +121,10 @@ class ClippedUpdate(AdaptiveLearningRate):
         return True
 
     def _log_update(self, metrics: Metrics, n_policy_updates: int) -> None:
+        if not metrics["loss"]:
+            # Without a critic, the first minibatch may stop the update.
+            self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
+            return
         last_loss = metrics.pop("loss")[-1]
         means = {f"train/{name}": float(np.mean(values)) for name, values in metrics.items()}
         means["train/grad_norm_peak"] = max(metrics["grad_norm"]) / (float(np.median(metrics["grad_norm"])) or 1.0)
@@ -137,6 +144,13 @@ class ClippedUpdate(AdaptiveLearningRate):
             value = getattr(self, name)
             if value is not None:
                 self.logger.record(f"train/{name}", value_at(value, self._current_progress_remaining))
+
+    def _check_policy(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+            raise DivergedPolicyError(
+                f"The policy has diverged: parameters are NaN or infinite after {self.num_timesteps} steps. Go on from the "
+                "last checkpoint with a smaller `learning_rate`, with `desired_kl` or `target_kl`, or with VecNormalize."
+            )
 
     def _left_by_critic(self, grad_norms: list[float]) -> float:
         """Return the factor that the limit of all gradients together leaves of the actor's."""

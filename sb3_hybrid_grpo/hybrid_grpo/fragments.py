@@ -52,16 +52,16 @@ class Fragments(MacroSteps):
         :raises InvalidOutcomeError: if the environment returns NaN or infinity
         :raises BranchError: if the environment raises in a branch
         """
-        if not self.rollout_in_workers:
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        self._branch(env)
-        self.policy.set_training_mode(False)
-        playback = self._playback = self._collect_in_workers(env, n_rollout_steps)
         try:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         finally:
-            self._playback = None
-            self._last_obs, self._last_episode_starts = playback.finish()
+            playback, self._playback = self._playback, None
+            if playback is not None:
+                self._last_obs, self._last_episode_starts = playback.finish()
+
+    def _begin_rollout(self, env: VecEnv, n_steps: int) -> None:
+        if self.rollout_in_workers:
+            self._playback = self._collect_in_workers(env, n_steps)
 
     def _collect_in_workers(self, env: VecEnv, n_steps: int) -> Playback:
         brancher = cast(CollectingBrancher, self._brancher)

@@ -13,6 +13,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -124,21 +125,24 @@ class MacroSteps(OnPolicyAlgorithm):
         assert self._last_obs is not None, "No previous observation was provided"
         assert isinstance(rollout_buffer, MultiSampleMixin)
         self.policy.set_training_mode(False)
-        actor = self._make_actor()
-        deferred = self._make_deferred()
         n_envs, n_samples = env.num_envs, self._action_sampling.group_size
         shown = locals_of(callback)
         shown.update(self=self, env=env, rollout_buffer=rollout_buffer, n_rollout_steps=n_rollout_steps)
 
         n_steps = 0
         rollout_buffer.reset()
+        # It may change the policy, as in PPO.
+        callback.on_rollout_start()
+        self._branch(env)
+        self._begin_rollout(env, n_rollout_steps)
+        versions = _versions(self.policy)
+        actor = self._make_actor()
+        deferred = self._make_deferred()
         noise = self._make_noise(n_envs)
         others = slice(0 if rollout_buffer.is_selected else 1, None)
-        self._branch(env)
         prepare = partial(self._prepare, actor, rollout_buffer, deferred)
         timed, untimed = self._choose_share()
         branches = prepare()
-        callback.on_rollout_start()
 
         while n_steps < n_rollout_steps:
             with timed():
@@ -214,6 +218,11 @@ class MacroSteps(OnPolicyAlgorithm):
             self._last_episode_starts = dones
             self._last_lstm_states = actor.memory
 
+        if _versions(self.policy) != versions:
+            raise InvalidArgumentError(
+                "A callback has changed the policy in `_on_step`: the actions of this rollout are not those of one policy. "
+                "Change it in `_on_rollout_start`, before the first action."
+            )
         self.num_simulator_steps += branches.finish_all()
         with timed():
             for quantity in deferred:
@@ -244,6 +253,9 @@ class MacroSteps(OnPolicyAlgorithm):
         callback.update_locals(shown)
         callback.on_rollout_end()
         return True
+
+    def _begin_rollout(self, env: VecEnv, n_steps: int) -> None:
+        """Prepare for a rollout with the policy as it is now."""
 
     def _branch(self, env: VecEnv | None) -> None:
         """Have a brancher of an environment, and of what is in it now."""
@@ -398,3 +410,8 @@ class MacroSteps(OnPolicyAlgorithm):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the brancher out, which is bound to living environments. The next rollout makes it anew."""
         return {**vars(self), "_brancher": None, "_branched_env": None}
+
+
+def _versions(policy: ActorCriticPolicy) -> list[int]:
+    """Count the changes of each parameter."""
+    return [parameter._version for parameter in policy.parameters()]

@@ -18,6 +18,7 @@ from sb3_hybrid_grpo.common import (
     Committed,
     FollowingBrancher,
     Observations,
+    check_last_observation,
     check_outcome,
     join_macro_steps,
     join_steps,
@@ -331,6 +332,7 @@ class MacroStep:
         :param dones: whether the episode ended, [E]
         :param infos: the environments' infos
         :param terminal_value: values the last observation of an environment
+        :raises InvalidOutcomeError: if there is NaN or infinity in the last observation
         """
         self.rewards[:, 0, 0] = rewards
         self.terminated[:, 0, 0] = dones
@@ -338,5 +340,6 @@ class MacroStep:
         for idx in map(int, np.flatnonzero(dones)):
             terminal_obs = infos[idx].get("terminal_observation")
             if terminal_obs is not None and infos[idx].get("TimeLimit.truncated", False):
+                check_last_observation(terminal_obs, idx)
                 self.terminated[idx, 0, 0] = False
                 self.next_values[idx, 0, 0] = terminal_value(terminal_obs, idx)

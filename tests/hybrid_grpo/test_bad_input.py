@@ -6,11 +6,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hybrid_grpo import (
+    GRPO,
     BranchError,
+    DivergedPolicyError,
     HybridGRPO,
     InvalidArgumentError,
     InvalidOutcomeError,
@@ -37,6 +40,11 @@ SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "c
         ({"tail_coef": float("nan")}, InvalidArgumentError, "tail_coef"),
         ({"branch_horizon": 0}, InvalidArgumentError, "branch_horizon.*at least 1"),
         ({"branch_lambda": 1.1}, InvalidArgumentError, "branch_lambda.*at least 0 and at most 1, not 1.1"),
+        ({"branch_lambda": "0.9"}, InvalidArgumentError, "branch_lambda.*not '0.9'"),
+        ({"branch_fraction": None}, InvalidArgumentError, "branch_fraction.*not None"),
+        ({"desired_kl": 0.1, "learning_rate_bounds": 1e-3}, InvalidArgumentError, "two numbers.*not 0.001"),
+        ({"n_epochs": 0}, InvalidArgumentError, "n_epochs.*at least 1"),
+        ({"reward_transform": np.tanh, "reward_transform_kwargs": {"scale": 3}}, InvalidArgumentError, "named"),
         ({"branch_fraction": 0.0}, InvalidArgumentError, "branch_fraction.*above 0 and at most 1"),
         ({"clip_range_vf": -0.1}, AssertionError, "clip_range_vf"),
         ({"brancher": "magic"}, InvalidArgumentError, "'magic': choose one of 'auto'"),
@@ -171,3 +179,87 @@ def test_policy_of_another_kind():
 def test_truncated_minibatch_is_announced():
     with pytest.warns(UserWarning, match="truncated mini-batch of size 2"):
         HybridGRPO("MlpPolicy", limited()(), n_steps=32, batch_size=10)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"branch_lambda": 7}, "branch_lambda"),
+        ({"branch_fraction": -1}, "branch_fraction"),
+        ({"advantage": "group_normalized"}, "choose one of 'hybrid'"),
+        ({"action_selection": "nonsense"}, "choose one of 'first'"),
+        ({"soft_values": True, "ent_coef": 0.0}, "`ent_coef` above 0"),
+        ({"reward_transform_kwargs": {"scale": 3}}, "the name of a reward_transform"),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_changed_on_loading(arguments, message, tmp_path):
+    HybridGRPO("MlpPolicy", limited()(), **SMALL).save(tmp_path / "model")
+    with pytest.raises(InvalidArgumentError, match=message):
+        HybridGRPO.load(tmp_path / "model", env=limited()(), **arguments)
+
+
+class Meddling(BaseCallback):
+    """Makes the policy almost deterministic, in a method of the callback."""
+
+    def __init__(self, method):
+        super().__init__()
+        setattr(self, method, self._meddle)
+
+    def _meddle(self):
+        with th.no_grad():
+            self.model.policy.log_std.fill_(-5.0)
+        return True
+
+    def _on_step(self):
+        return True
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_the_policy_that_a_callback_has_changed_acts(n_samples):
+    model = HybridGRPO("MlpPolicy", limited()(), n_samples=n_samples, branch_horizon=2, **SMALL)
+    model.train = lambda: None
+    model.learn(32, Meddling("_on_rollout_start"))
+    buffer = model.rollout_buffer
+    mean, _, _ = model.policy(th.as_tensor(buffer.observations[:, 0]), deterministic=True)
+    noise = buffer.actions[:, 0] - mean.detach().numpy()[:, None]
+    assert 0.004 < noise.std() < 0.009
+    # The density of a Gaussian with standard deviation e^-5 in two dimensions, at its own samples
+    assert buffer.log_probs.mean() == pytest.approx(2 * (5 - 0.5 * np.log(2 * np.pi) - 0.5), abs=0.6)
+
+
+def test_a_policy_that_changes_while_it_acts():
+    model = HybridGRPO("MlpPolicy", limited()(), **SMALL)
+    with pytest.raises(InvalidArgumentError, match="changed the policy in `_on_step`"):
+        model.learn(32, Meddling("_on_step"))
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_a_policy_that_diverges(n_samples):
+    model = HybridGRPO("MlpPolicy", limited()(), n_samples=n_samples, **{**SMALL, "learning_rate": 1e38})
+    with pytest.raises(DivergedPolicyError, match=r"NaN or infinite after 32 steps.*learning_rate"):
+        model.learn(320)
+
+
+@pytest.mark.parametrize("observation", ["box", "dict"])
+def test_the_last_observation_of_an_episode_that_was_cut_off(observation):
+    class Broken(Walk):
+        steps = 0
+
+        def step(self, action):
+            observation, *outcome = super().step(action)
+            self.steps += 1
+            if self.steps == 5:
+                (observation["position"] if isinstance(observation, dict) else observation)[:] = np.nan
+            return observation, *outcome
+
+    policy = "MultiInputPolicy" if observation == "dict" else "MlpPolicy"
+    model = HybridGRPO(policy, gym.wrappers.TimeLimit(Broken(observation=observation), 5), n_samples=1, **SMALL)
+    with pytest.raises(InvalidOutcomeError, match=r"Environment 0 .* at the end of an episode that was cut off"):
+        model.learn(32)
+
+
+def test_an_update_that_stops_at_once():
+    model = GRPO("MlpPolicy", limited()(), **{**SMALL, "target_kl": -1.0})
+    model.learn(32)
+    assert model.logger.name_to_value["train/policy_updates_stopped_at"] == 0

@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEp
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, UnbranchableEnvError
+from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, InvalidArgumentError, UnbranchableEnvError
 from sb3_hybrid_grpo.policies.evaluators import predict_values_only
 from tests.envs import SharedLayerPolicy, Walk, far_library, limited
 
@@ -36,6 +36,10 @@ def copied(model):
     ids=str,
 )
 def test_action_spaces(algorithm, n_samples, action_space):
+    if algorithm is GRPO and n_samples == 1:
+        with pytest.raises(InvalidArgumentError, match="must be at least 2"):
+            GRPO("MlpPolicy", limited()(), n_samples=1, **SMALL)
+        return
     settings = {"branch_horizon": 1} if algorithm is HybridGRPO else {}
     vec_env = make_vec_env(limited(action_space=action_space), 2)
     model = algorithm("MlpPolicy", vec_env, n_samples=n_samples, **settings, **SMALL)

@@ -6,6 +6,7 @@ dictionaries, containers, arrays, random generators, simulator handles) and lets
 content. Restoring writes the content back into the same objects, so that references between them stay valid.
 """
 
+import builtins
 from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from sb3_hybrid_grpo.branching.snapshots.registry import (
     resolved,
 )
 from sb3_hybrid_grpo.common import UnbranchableEnvError, UnrestorableStateError
+
+# ``eval`` and ``exec`` put it into the namespaces that they are given.
+_BUILTINS = vars(builtins)
 
 
 class _Visit(NamedTuple):
@@ -61,7 +65,7 @@ class Snapshot:
         self.visits: list[_Visit] = []
         self.states: list[Any] = []
         self._others: list[Snapshot] = []
-        self._walk(list(roots), set())
+        self._walk(list(roots), {id(_BUILTINS)})
 
     def _walk(self, pending: list[Any], seen: set[int]) -> None:
         """
@@ -124,7 +128,7 @@ class Snapshot:
                 n_gone += len(known.difference(map(id, children)))
             snapshot.visits = visits
             if pending:
-                snapshot._walk(pending, {id(visit.obj) for visit in visits})
+                snapshot._walk(pending, {id(_BUILTINS), *(id(visit.obj) for visit in visits)})
         except Exception:
             return None
         return snapshot, n_gone

@@ -274,7 +274,7 @@ class _Search:
 
     def _may_change(self, value: Any) -> bool:
         codec = codec_of(type(value))
-        is_namespace = isinstance(value, dict) and "__builtins__" in value
+        is_namespace = isinstance(value, dict) and {"__builtins__", "__name__"} <= value.keys()
         # Such as functions that were compiled.
         is_function = codec is Mark.UNKNOWN and callable(value)
         return codec is not CONSTANT and not (is_namespace or is_function or isinstance(value, (*_LEARNERS, spaces.Space)))

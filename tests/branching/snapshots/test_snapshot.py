@@ -1,6 +1,7 @@
 """Snapshots bring every object back as it was, or say which one they cannot."""
 
 import array
+import builtins
 import collections
 import ctypes
 import dataclasses
@@ -927,3 +928,20 @@ def test_later_state_of_a_recorder_is_apart_from_an_earlier_one():
     for value in (3, 0, 4, 1, 2):
         snapshots[value].restore()
         assert root.content[0] == value
+
+
+def test_namespaces_of_eval():
+    class Formula:
+        def __init__(self):
+            self.names = {"x": 1.0}
+
+    formula = Formula()
+    assert eval("x + 1", formula.names) == 2.0
+    n_builtins = len(vars(builtins))
+    snapshot = Snapshot(formula)
+    assert all(visit.obj is not vars(builtins) for visit in snapshot.visits)
+    exec("x = 5.0; y = 1", formula.names)
+    again, _ = snapshot.again()
+    assert all(visit.obj is not vars(builtins) for visit in again.visits)
+    snapshot.restore()
+    assert formula.names["x"] == 1.0 and "y" not in formula.names and len(vars(builtins)) == n_builtins
