@@ -262,10 +262,10 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         self.rollout_in_workers = rollout_in_workers
         self.num_simulator_steps = 0
         self._selection_scale = np.inf
-        self._model_state = self.model_transitions = self._last_lstm_states = None
-        self._brancher, self._branched_env = None, None
+        self._model_state = self.model_transitions = self._last_lstm_states = self._brancher = self._branched_env = None
         check_policy_class(self.policy_class, self.policy_kwargs, use_sde)
         self._is_maskable, self._is_recurrent = is_maskable(self.policy_class), is_recurrent(self.policy_class)
+        check_batches(n_steps, None if self.env is None else self.n_envs, batch_size, normalize_advantage)
         if reward_transform_kwargs and not isinstance(reward_transform, str):
             raise InvalidArgumentError("reward_transform_kwargs are for a named reward_transform: give yours its own.")
 
@@ -293,8 +293,6 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
                 check_number(name, getattr(self, name), above=0)
         if isinstance(self.clip_range_vf, float | int):
             assert self.clip_range_vf > 0, "`clip_range_vf` must be positive, pass `None` to deactivate vf clipping"
-        n_envs = None if self.env is None else self.n_envs
-        check_batches(self.n_steps, n_envs, self.batch_size, self.normalize_advantage)
 
     def _setup_model(self) -> None:
         self._check_arguments()

@@ -60,6 +60,7 @@ class Fragments(MacroSteps):
                 self._last_obs, self._last_episode_starts = playback.finish()
 
     def _begin_rollout(self, env: VecEnv, n_steps: int) -> None:
+        super()._begin_rollout(env, n_steps)
         if self.rollout_in_workers:
             self._playback = self._collect_in_workers(env, n_steps)
 

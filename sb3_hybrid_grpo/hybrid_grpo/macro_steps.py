@@ -13,7 +13,6 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -33,6 +32,7 @@ from sb3_hybrid_grpo.diagnostics import Watch, rollout_statistics
 from sb3_hybrid_grpo.estimation import AnyRewardTransform, RewardTransform
 from sb3_hybrid_grpo.policies import (
     Actor,
+    Constancy,
     RecurrentActor,
     Samples,
     make_actor,
@@ -48,13 +48,10 @@ from sb3_hybrid_grpo.rollout import (
     AwaitedBranches,
     BranchPace,
     BranchPaths,
-    DeferredEntropies,
     DeferredValues,
     MacroStep,
     MultiSampleMixin,
     NoiseAhead,
-    RecurrentDeferredEntropies,
-    RecurrentDeferredValues,
     RecurrentMixin,
     RolloutBranches,
     RolloutCallback,
@@ -64,15 +61,13 @@ from sb3_hybrid_grpo.rollout import (
     evaluate_rollout,
     locals_of,
     make_action_sampling,
+    make_deferred,
     make_modelled_sampling,
     make_rollout_branches,
     reordered,
     sources_of,
     to_front,
 )
-
-_DEFERRED = ((DeferredValues, DeferredEntropies), (RecurrentDeferredValues, RecurrentDeferredEntropies))
-"""By whether the policy is recurrent."""
 
 
 class MacroSteps(OnPolicyAlgorithm):
@@ -131,11 +126,9 @@ class MacroSteps(OnPolicyAlgorithm):
 
         n_steps = 0
         rollout_buffer.reset()
-        # It may change the policy, as in PPO.
-        callback.on_rollout_start()
-        self._branch(env)
+        callback.on_rollout_start()  # It may change the policy, as in PPO.
         self._begin_rollout(env, n_rollout_steps)
-        versions = _versions(self.policy)
+        constancy = Constancy(self.policy)
         actor = self._make_actor()
         deferred = self._make_deferred()
         noise = self._make_noise(n_envs)
@@ -218,11 +211,7 @@ class MacroSteps(OnPolicyAlgorithm):
             self._last_episode_starts = dones
             self._last_lstm_states = actor.memory
 
-        if _versions(self.policy) != versions:
-            raise InvalidArgumentError(
-                "A callback has changed the policy in `_on_step`: the actions of this rollout are not those of one policy. "
-                "Change it in `_on_rollout_start`, before the first action."
-            )
+        constancy.check()
         self.num_simulator_steps += branches.finish_all()
         with timed():
             for quantity in deferred:
@@ -256,6 +245,7 @@ class MacroSteps(OnPolicyAlgorithm):
 
     def _begin_rollout(self, env: VecEnv, n_steps: int) -> None:
         """Prepare for a rollout with the policy as it is now."""
+        self._branch(env)
 
     def _branch(self, env: VecEnv | None) -> None:
         """Have a brancher of an environment, and of what is in it now."""
@@ -351,9 +341,7 @@ class MacroSteps(OnPolicyAlgorithm):
 
     def _make_deferred(self) -> list[DeferredValues]:
         """Return what is to be known of the states that branches lead to."""
-        of_values, of_entropies = _DEFERRED[self._is_recurrent]
-        values = [of_values(self.policy)] if self.uses_critic else []
-        return [*values, of_entropies(self.policy)] if self.soft_values else values
+        return make_deferred(self.policy, self._is_recurrent, self.uses_critic, self.soft_values)
 
     def _remember_nothing(self) -> None:
         """Have the buffer keep what a recurrent policy remembers, which is nothing so far."""
@@ -410,8 +398,3 @@ class MacroSteps(OnPolicyAlgorithm):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the brancher out, which is bound to living environments. The next rollout makes it anew."""
         return {**vars(self), "_brancher": None, "_branched_env": None}
-
-
-def _versions(policy: ActorCriticPolicy) -> list[int]:
-    """Count the changes of each parameter."""
-    return [parameter._version for parameter in policy.parameters()]

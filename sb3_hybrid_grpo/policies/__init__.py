@@ -1,6 +1,7 @@
 """What is done to SB3's policies: sampling, evaluation and gradients, many actions at a time."""
 
 from sb3_hybrid_grpo.policies.actors import Actor, Samples, make_actor, sendable
+from sb3_hybrid_grpo.policies.constancy import Constancy
 from sb3_hybrid_grpo.policies.critic import has_linear_head, refit_value_head
 from sb3_hybrid_grpo.policies.evaluators import Evaluator, evaluate_actions, make_evaluator
 from sb3_hybrid_grpo.policies.heads import check_entropies
@@ -26,6 +27,7 @@ from sb3_hybrid_grpo.policies.sampling import check_common_noise, draw_noise, fi
 
 __all__ = [
     "Actor",
+    "Constancy",
     "Evaluator",
     "RecurrentActor",
     "Replica",

@@ -8,7 +8,7 @@ from sb3_hybrid_grpo.rollout.buffers import RecurrentMixin, multi_sample_buffer_
 from sb3_hybrid_grpo.rollout.callback_locals import CommittedStep, RolloutCallback, locals_of
 from sb3_hybrid_grpo.rollout.fragments import FragmentCollector, Playback, PlayedBranches, normalizers_of
 from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
-from sb3_hybrid_grpo.rollout.recurrent_values import RecurrentDeferredEntropies, RecurrentDeferredValues
+from sb3_hybrid_grpo.rollout.recurrent_values import RecurrentDeferredEntropies, RecurrentDeferredValues, make_deferred
 from sb3_hybrid_grpo.rollout.rollout_branches import AwaitedBranches, RolloutBranches, branches_at_once, make_rollout_branches
 from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
 from sb3_hybrid_grpo.rollout.values import DeferredEntropies, DeferredValues, evaluate_rollout
@@ -44,6 +44,7 @@ __all__ = [
     "follow",
     "locals_of",
     "make_action_sampling",
+    "make_deferred",
     "make_modelled_sampling",
     "make_rollout_branches",
     "multi_sample_buffer_class",

@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_hybrid_grpo.common import Observations
 from sb3_hybrid_grpo.policies import of_branches
-from sb3_hybrid_grpo.rollout.values import DeferredValues
+from sb3_hybrid_grpo.rollout.values import DeferredEntropies, DeferredValues
 
 
 class RecurrentDeferredValues(DeferredValues):
@@ -111,3 +111,19 @@ def _rows(observations: Observations, rows: slice) -> Observations:
         return {key: part[rows] for key, part in observations.items()}
     assert isinstance(observations, np.ndarray)
     return observations[rows]
+
+
+def make_deferred(policy: ActorCriticPolicy, is_recurrent: bool, uses_critic: bool, is_soft: bool) -> list[DeferredValues]:
+    """
+    Make what is to be known of the states that branches lead to.
+
+    :param policy: the policy
+    :param is_recurrent: whether it remembers
+    :param uses_critic: whether there are values
+    :param is_soft: whether entropies count
+    :return: values and entropies, or one of them, or none
+    """
+    values, entropies = (
+        (RecurrentDeferredValues, RecurrentDeferredEntropies) if is_recurrent else (DeferredValues, DeferredEntropies)
+    )
+    return [kind(policy) for kind, is_wanted in ((values, uses_critic), (entropies, is_soft)) if is_wanted]
