@@ -26,6 +26,14 @@ class Base(gym.Env):
 """
 
 PLACES = {
+    "namespace of exec": """
+NAMES = {"n": 0}
+exec("n += 1", NAMES)
+class Env(Base):
+    def count(self, action):
+        exec("n += 1", NAMES)
+        return NAMES["n"]
+""",
     "class attribute": """
 class Env(Base):
     n = 0

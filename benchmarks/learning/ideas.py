@@ -133,6 +133,7 @@ def run_idea(idea: str, task: Task, common: Mapping[str, Any], seed: int, second
 def print_report(rows: Sequence[IdeaRow]) -> None:
     """
     Print a table in Markdown: mean of the middle half, extremes and number of runs, and the median cost of a step.
+    Single runs are left out.
 
     :param rows: finished runs
     """
@@ -142,14 +143,15 @@ def print_report(rows: Sequence[IdeaRow]) -> None:
         cells = []
         for task in tasks:
             runs = [row for row in rows if (row.idea, row.task) == (idea, task)]
-            if not runs:
+            if len(runs) < 2:
                 cells += ["", ""]
                 continue
             scores = [row.score for row in runs]
             costs = [1000 * row.curve[-1][0] / row.curve[-1][1] for row in runs]
             extremes = f"{min(scores):.2f} to {max(scores):.2f}; {len(runs)}"
             cells += [f"{trim_mean(scores, 0.25):.2f} ({extremes})", f"{np.median(costs):.2f}"]
-        print(f"| {idea} | " + " | ".join(cells) + " |")
+        if any(cells):
+            print(f"| {idea} | " + " | ".join(cells) + " |")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

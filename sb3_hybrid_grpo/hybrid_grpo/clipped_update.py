@@ -121,9 +121,9 @@ class ClippedUpdate(AdaptiveLearningRate):
         return True
 
     def _log_update(self, metrics: Metrics, n_policy_updates: int) -> None:
+        self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
         if not metrics["loss"]:
             # Without a critic, the first minibatch may stop the update.
-            self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
             return
         last_loss = metrics.pop("loss")[-1]
         means = {f"train/{name}": float(np.mean(values)) for name, values in metrics.items()}
@@ -138,7 +138,6 @@ class ClippedUpdate(AdaptiveLearningRate):
         self.logger.record("train/loss", last_loss)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-        self.logger.record("train/policy_updates_stopped_at", n_policy_updates)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in ("clip_range", "clip_range_vf", "ent_coef"):
             value = getattr(self, name)

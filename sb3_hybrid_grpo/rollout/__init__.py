@@ -8,10 +8,10 @@ from sb3_hybrid_grpo.rollout.buffers import RecurrentMixin, multi_sample_buffer_
 from sb3_hybrid_grpo.rollout.callback_locals import CommittedStep, RolloutCallback, locals_of
 from sb3_hybrid_grpo.rollout.fragments import FragmentCollector, Playback, PlayedBranches, normalizers_of
 from sb3_hybrid_grpo.rollout.multi_sample import MultiSampleMixin
-from sb3_hybrid_grpo.rollout.recurrent_values import RecurrentDeferredEntropies, RecurrentDeferredValues, make_deferred
+from sb3_hybrid_grpo.rollout.recurrent_values import make_deferred
 from sb3_hybrid_grpo.rollout.rollout_branches import AwaitedBranches, RolloutBranches, branches_at_once, make_rollout_branches
 from sb3_hybrid_grpo.rollout.rollout_transitions import committed_transitions
-from sb3_hybrid_grpo.rollout.values import DeferredEntropies, DeferredValues, evaluate_rollout
+from sb3_hybrid_grpo.rollout.values import DeferredValues, evaluate_rollout
 
 __all__ = [
     "FIRST_SHARE",
@@ -21,7 +21,6 @@ __all__ = [
     "BranchPace",
     "BranchPaths",
     "CommittedStep",
-    "DeferredEntropies",
     "DeferredValues",
     "FragmentCollector",
     "MacroStep",
@@ -29,8 +28,6 @@ __all__ = [
     "NoiseAhead",
     "Playback",
     "PlayedBranches",
-    "RecurrentDeferredEntropies",
-    "RecurrentDeferredValues",
     "RecurrentMixin",
     "RolloutBranches",
     "RolloutCallback",
