@@ -36,6 +36,7 @@ from benchmarks.learning.budgeted.trials import TrialRow, borrowed_params, ranki
 FOLDER = Path(__file__).parents[1] / "results" / "tuning"
 SECONDS = 25.0
 FIRST_PRUNED = 8
+_BEFORE = {"natural": False}
 MINUTES = 60.0
 REPEATED_SEEDS = (1000, 1001, 1002)
 FINAL_SEEDS = (*REPEATED_SEEDS, 1003, 1004, 1005, 1006)
@@ -43,12 +44,13 @@ FINAL_SEEDS = (*REPEATED_SEEDS, 1003, 1004, 1005, 1006)
 
 def finished_trials(folder: Path) -> list[TrialRow]:
     """
-    Read the finished trials of all studies.
+    Read the finished trials of all studies. Those that were made before there was a choice took no natural-gradient steps.
 
     :param folder: where they are
     :return: their rows
     """
-    return read_rows(folder / "trials.csv", TrialRow)
+    rows = read_rows(folder / "trials.csv", TrialRow)
+    return [row if row.algorithm == "ppo" else row._replace(params={**_BEFORE, **row.params}) for row in rows]
 
 
 def storage_in(folder: Path) -> optuna.storages.BaseStorage:

@@ -29,7 +29,13 @@ from sb3_hybrid_grpo.common.outcomes import (
     stack_steps,
     store_observation,
 )
-from sb3_hybrid_grpo.common.schedules import AdaptiveLearningRate, check_desired_kl, parse_schedule, value_at
+from sb3_hybrid_grpo.common.schedules import (
+    AdaptiveLearningRate,
+    check_desired_kl,
+    check_trust_region,
+    parse_schedule,
+    value_at,
+)
 from sb3_hybrid_grpo.common.type_aliases import (
     Brancher,
     BrancherFactory,
@@ -103,6 +109,7 @@ __all__ = [
     "check_number",
     "check_outcome",
     "check_positive_integer",
+    "check_trust_region",
     "copy_environments",
     "difference",
     "empty_outcome",

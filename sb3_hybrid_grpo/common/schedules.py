@@ -67,6 +67,26 @@ def check_desired_kl(desired_kl: float | None, target_kl: float | None, bounds: 
         )
 
 
+def check_trust_region(trust_region: float | None, target_kl: float | None, desired_kl: float | None) -> None:
+    """
+    Check what the policy's one step per rollout is to be measured by.
+
+    :param trust_region: the KL divergence of the step, if there is to be one
+    :param target_kl: the one that would stop an update in minibatches, if any
+    :param desired_kl: the one that would adapt the learning rate, if any
+    :raises InvalidArgumentError: if they cannot work, or not together
+    """
+    if trust_region is None:
+        return
+    check_number("trust_region", trust_region, above=0)
+    for name, value in ("target_kl", target_kl), ("desired_kl", desired_kl):
+        if value is not None:
+            raise InvalidArgumentError(
+                f"`trust_region`={trust_region:g} is the KL divergence of the policy's only step, and `{name}`={value:g} is "
+                "for updates in minibatches. Leave one of them out."
+            )
+
+
 def kl_adapted_factor(factor: float, learning_rate: float, kl: float, desired_kl: float, bounds: tuple[float, float]) -> float:
     """
     Adapt the learning rate to the KL divergence that an update had.

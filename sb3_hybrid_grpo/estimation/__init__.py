@@ -30,6 +30,7 @@ from sb3_hybrid_grpo.estimation.losses import (
     value_loss,
     weighted_mean,
 )
+from sb3_hybrid_grpo.estimation.natural_gradient import AutogradScores, Scores, fisher_product
 from sb3_hybrid_grpo.estimation.reward_transforms import (
     AnyRewardTransform,
     CallableTransform,
@@ -42,9 +43,11 @@ __all__ = [
     "RELATIVE_ADVANTAGES",
     "Advantages",
     "AnyRewardTransform",
+    "AutogradScores",
     "CallableTransform",
     "Loss",
     "RewardTransform",
+    "Scores",
     "approximate_kl",
     "averaged_advantages",
     "branch_estimates",
@@ -52,6 +55,7 @@ __all__ = [
     "clipped_policy_loss",
     "committed_estimates",
     "entropy_loss",
+    "fisher_product",
     "fuse",
     "gae_tails",
     "generalized_advantages",

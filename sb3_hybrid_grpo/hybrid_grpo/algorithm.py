@@ -1,6 +1,5 @@
 """Hybrid Group Relative Policy Optimization."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from sb3_hybrid_grpo.common import (
     check_name,
     check_number,
     check_positive_integer,
+    check_trust_region,
     parse_schedule,
     value_at,
     warn,
@@ -45,15 +45,6 @@ from sb3_hybrid_grpo.policies import (
 from sb3_hybrid_grpo.rollout import BranchPace, MultiSampleMixin, check_pace, check_selection, multi_sample_buffer_class
 
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
-
-PAPER_SETTINGS: Mapping[str, Any] = {
-    "advantage": "averaged",
-    "reward_transform": "tanh",
-    "branch_horizon": 1,
-    "refit_critic": False,
-    "max_actor_grad_norm": None,
-}
-"""Arguments that make ``HybridGRPO`` the method of the paper to the letter."""
 
 
 class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorithm):
@@ -140,6 +131,9 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         logged, was more than twice this, and multiply it by 1.5 if it was less than half. The factor that results is logged
         as ``train/learning_rate_factor`` and kept in checkpoints. By default, the learning rate follows its schedule alone.
     :param learning_rate_bounds: The least and the greatest learning rate that ``desired_kl`` may lead to
+    :param trust_region: KL divergence of one natural-gradient step of the policy per rollout, TRPO's: it lowers the clipped
+        loss of all states at once, and is shortened until it does. ``learning_rate``, ``n_epochs``, ``batch_size`` and
+        ``max_grad_norm`` are then the critic's alone. By default, the policy is updated in minibatches, as in PPO.
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"replay"`` (the steps of the episode are taken again in a copy of the environment: faster than that in
@@ -206,6 +200,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         max_actor_grad_norm: float | None = 0.005,
         desired_kl: float | None = None,
         learning_rate_bounds: tuple[float, float] = (1e-6, 1e-2),
+        trust_region: float | None = None,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
         rollout_in_workers: bool = False,
@@ -257,6 +252,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         self.desired_kl = desired_kl
         self.learning_rate_bounds = learning_rate_bounds
         self.learning_rate_factor = 1.0
+        self.trust_region = trust_region
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.rollout_in_workers = rollout_in_workers
@@ -288,6 +284,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         if self.soft_values and not ent_coef > 0:
             raise InvalidArgumentError(f"soft_values=True needs an `ent_coef` above 0, not {self.ent_coef!r}.")
         check_desired_kl(self.desired_kl, self.target_kl, self.learning_rate_bounds)
+        check_trust_region(self.trust_region, self.target_kl, self.desired_kl)
         for name in ("max_actor_grad_norm", "branch_timeout"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0)

@@ -7,11 +7,13 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import explained_variance
+from torch.nn.utils import parameters_to_vector
 
 from sb3_hybrid_grpo.common import AdaptiveLearningRate, DivergedPolicyError, MultiSampleRolloutBufferSamples, value_at
 from sb3_hybrid_grpo.diagnostics import Watch
 from sb3_hybrid_grpo.estimation import losses
-from sb3_hybrid_grpo.policies import make_evaluator, refit_value_head
+from sb3_hybrid_grpo.hybrid_grpo.natural_step import natural_step, search_line
+from sb3_hybrid_grpo.policies import Evaluator, make_evaluator, refit_value_head
 from sb3_hybrid_grpo.rollout import MultiSampleMixin
 
 Metrics: TypeAlias = dict[str, list[float]]
@@ -30,6 +32,7 @@ class ClippedUpdate(AdaptiveLearningRate):
     refit_critic: bool
     rollout_buffer: MultiSampleMixin
     target_kl: float | None
+    trust_region: float | None
     uses_critic: ClassVar[bool]
     _has_linear_head: bool
     _watch: Watch
@@ -37,7 +40,8 @@ class ClippedUpdate(AdaptiveLearningRate):
     @np.errstate(over="ignore", invalid="ignore")  # a policy that diverges gives infinities, and no warnings, as in PyTorch
     def train(self) -> None:
         """
-        Update the policy with the mean of N clipped terms per state, and the critic with PPO's targets.
+        Update the policy with the mean of N clipped terms per state, and the critic with PPO's targets: both in minibatches,
+        or the policy with all states at once, if ``trust_region`` says how far.
 
         :raises DivergedPolicyError: if parameters are NaN or infinite after that
         """
@@ -46,8 +50,8 @@ class ClippedUpdate(AdaptiveLearningRate):
         losses.fuse(self.policy.optimizer)
         evaluator = make_evaluator(self.policy)
         metrics: Metrics = defaultdict(list)
-        train_policy = True
-        n_policy_updates = 0
+        train_policy = self.trust_region is None
+        n_policy_updates = 0 if train_policy else self._take_natural_step(evaluator, metrics)
 
         for epoch in range(self.n_epochs):
             if train_policy:
@@ -82,6 +86,38 @@ class ClippedUpdate(AdaptiveLearningRate):
         self._log_update(metrics, n_policy_updates)
         self._check_policy()
         self._adapt_learning_rate(float(np.mean(metrics["approx_kl"])))
+
+    def _take_natural_step(self, evaluator: Evaluator, metrics: Metrics) -> int:
+        """Move the policy by a natural-gradient step, and return how many were taken: one, or none if no length would do."""
+        assert self.trust_region is not None
+        rollout_data = next(self.rollout_buffer.get())
+        tried: Metrics = defaultdict(list)
+
+        def evaluate() -> list[losses.Loss]:
+            tried.clear()
+            _, log_prob, entropy = evaluator.evaluate_actions(
+                rollout_data.observations, rollout_data.actions, rollout_data.action_masks, rollout_data.sequences
+            )
+            terms = self._policy_losses(rollout_data, log_prob, entropy, tried)
+            tried["loss"].append(sum(loss.value for loss in terms))
+            return terms
+
+        def loss_and_kl() -> tuple[float, float]:
+            evaluate()
+            return tried["loss"][0], tried["approx_kl"][0]
+
+        with th.backends.cudnn.flags(enabled=not rollout_data.sequences):
+            evaluator.backward(evaluate())
+            before = dict(tried)
+            evaluate()
+            scores = evaluator.scores()
+            gradient = parameters_to_vector(parameter.grad for parameter in scores.parameters)  # type: ignore[misc]
+            weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
+            step = natural_step(scores, weights, gradient, self.trust_region)
+        has_moved = search_line(scores, step, self.trust_region, loss_and_kl, before["loss"][0])
+        metrics.update(tried if has_moved else before)
+        metrics["is_line_search_success"].append(has_moved)
+        return int(has_moved)
 
     def _policy_losses(
         self,
@@ -127,7 +163,8 @@ class ClippedUpdate(AdaptiveLearningRate):
             return
         last_loss = metrics.pop("loss")[-1]
         means = {f"train/{name}": float(np.mean(values)) for name, values in metrics.items()}
-        means["train/grad_norm_peak"] = max(metrics["grad_norm"]) / (float(np.median(metrics["grad_norm"])) or 1.0)
+        if metrics["grad_norm"]:
+            means["train/grad_norm_peak"] = max(metrics["grad_norm"]) / (float(np.median(metrics["grad_norm"])) or 1.0)
         if self.uses_critic:
             means["train/actor_grad_scale"] = self._left_by_critic(metrics["grad_norm"])
             buffer = self.rollout_buffer
@@ -153,6 +190,6 @@ class ClippedUpdate(AdaptiveLearningRate):
 
     def _left_by_critic(self, grad_norms: list[float]) -> float:
         """Return the factor that the limit of all gradients together leaves of the actor's."""
-        if self.max_actor_grad_norm is not None:
+        if self.max_actor_grad_norm is not None or self.trust_region is not None:
             return 1.0
         return float(np.mean(self.max_grad_norm / np.maximum(grad_norms, self.max_grad_norm)))

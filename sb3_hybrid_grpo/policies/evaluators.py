@@ -14,11 +14,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_hybrid_grpo.common import Sequences
-from sb3_hybrid_grpo.estimation import Loss, clip_gradients, scale_down
+from sb3_hybrid_grpo.estimation import AutogradScores, Loss, Scores, clip_gradients, scale_down
 from sb3_hybrid_grpo.policies.actors import MlpActor
 from sb3_hybrid_grpo.policies.heads import HEADS
 from sb3_hybrid_grpo.policies.maskable import class_of, masking, stock_class
 from sb3_hybrid_grpo.policies.networks import Chain
+from sb3_hybrid_grpo.policies.scores import MlpScores
 
 
 def log_probs(distribution: Distribution, actions: th.Tensor) -> th.Tensor:
@@ -195,6 +196,14 @@ class Evaluator:
         self._outputs = {"values": values}
         return _to_numpy(values)
 
+    def scores(self) -> Scores:
+        """
+        Return the scores of the latest evaluation, which was none of a CUDA LSTM: that has no second derivatives.
+
+        :return: gradients of its log-probabilities
+        """
+        return AutogradScores(self._outputs["log_prob"], self._parameters)
+
     def actor_parameters(self) -> list[nn.Parameter]:
         """
         Find the parameters that the latest evaluation used for actions and not for values.
@@ -301,6 +310,14 @@ class MlpEvaluator(Evaluator):
         :return: values
         """
         return self._critic.forward(_flatten(obs)).ravel()
+
+    def scores(self) -> Scores:
+        """
+        Return the scores of the latest evaluation, see ``Evaluator.scores``.
+
+        :return: gradients of its log-probabilities
+        """
+        return MlpScores(self._actor, self._head)
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """

@@ -36,6 +36,15 @@ class Head(Protocol):
         :return: log-probabilities [B, N] and entropies [B]
         """
 
+    def along(self, outputs: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """
+        Differentiate the latest log-probabilities along a direction.
+
+        :param outputs: how fast the outputs change, [B, n]
+        :param parameters: how fast the head's parameters change
+        :return: derivatives, [B, N]
+        """
+
     def backward(self, log_prob: np.ndarray, entropy: np.ndarray | None) -> np.ndarray:
         """
         Differentiate the latest evaluation, which was none of autograd's, and set the gradients of the head's parameters.
@@ -74,6 +83,18 @@ class GaussianHead:
         sum_log_std, n_dims = self._log_std.sum(), outputs.shape[-1]
         log_prob = -0.5 * (self._deviations * self._deviations).sum(dim=-1) - (sum_log_std + _HALF_LOG_TAU * n_dims)
         return log_prob, (sum_log_std + (0.5 + _HALF_LOG_TAU) * n_dims).expand(len(outputs))
+
+    def along(self, outputs: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """
+        Differentiate the latest log-probabilities along a direction, see ``Head.along``.
+
+        :param outputs: how fast the means change
+        :param parameters: how fast the logarithms of the standard deviations change
+        :return: derivatives
+        """
+        deviations = self._deviations.numpy()
+        of_means = (deviations * (outputs * self._inverse_std.numpy())[:, None]).sum(axis=-1)
+        return np.asarray(of_means + (deviations * deviations - 1) @ parameters)
 
     def backward(self, log_prob: np.ndarray, entropy: np.ndarray | None) -> np.ndarray:
         """
@@ -119,6 +140,17 @@ class CategoricalHead:
         self._probs = self._log_probs.exp()
         self._entropy = -(self._probs * self._log_probs).sum(dim=-1)
         return self._log_probs.gather(dim=1, index=self._actions), self._entropy
+
+    def along(self, outputs: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+        """
+        Differentiate the latest log-probabilities along a direction, see ``Head.along``.
+
+        :param outputs: how fast the logits change
+        :param parameters: none
+        :return: derivatives
+        """
+        mean = (self._probs.numpy() * outputs).sum(axis=-1, keepdims=True)
+        return np.asarray(np.take_along_axis(outputs, self._actions.numpy(), axis=-1) - mean)
 
     def backward(self, log_prob: np.ndarray, entropy: np.ndarray | None) -> np.ndarray:
         """

@@ -22,13 +22,13 @@ class Chain:
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        parameters = [parameter for layer in layers for parameter in layer.parameters()]
-        self.gradient = np.empty(sum(parameter.numel() for parameter in parameters), dtype=np.float32)
+        self.parameters = [parameter for layer in layers for parameter in layer.parameters()]
+        self.gradient = np.empty(sum(parameter.numel() for parameter in self.parameters), dtype=np.float32)
         """The gradients of all parameters, one after the other."""
-        ends = np.cumsum([parameter.numel() for parameter in parameters])[:-1]
-        parts = zip(np.split(self.gradient, ends), parameters, strict=True)
+        ends = np.cumsum([parameter.numel() for parameter in self.parameters])[:-1]
+        parts = zip(np.split(self.gradient, ends), self.parameters, strict=True)
         views = {id(parameter): part.reshape(parameter.shape) for part, parameter in parts}
-        self._gradients = [(parameter, th.from_numpy(views[id(parameter)])) for parameter in parameters]
+        self._gradients = [(parameter, th.from_numpy(views[id(parameter)])) for parameter in self.parameters]
         self._layers: list[_Linear | _Activation] = [
             _Linear(layer.weight.detach().numpy(), layer.bias.detach().numpy(), views[id(layer.weight)], views[id(layer.bias)])
             if isinstance(layer, nn.Linear)
@@ -84,6 +84,27 @@ class Chain:
                 gradient = layer.backward(gradient, self._latents[i + 1])
         for parameter, of_parameter in self._gradients:
             parameter.grad = of_parameter
+
+    def along(self, direction: np.ndarray) -> np.ndarray:
+        """
+        Differentiate the latest outputs along a direction of the layers' parameters.
+
+        :param direction: as long as ``gradient``
+        :return: derivatives, [B, m]
+        """
+        derivative, position = np.zeros_like(self._latents[0]), 0
+        for i, layer in enumerate(self._layers):
+            if isinstance(layer, _Linear):
+                bias_position = position + layer.weight.size
+                weight = direction[position:bias_position].reshape(layer.weight.shape)
+                position = bias_position + layer.bias.size
+                moved = product(self._latents[i], weight.T)
+                if bias_position > layer.weight.size:
+                    moved += product(derivative, layer.weight.T)
+                derivative = moved + direction[bias_position:position]
+            else:
+                derivative = layer.backward(derivative, self._latents[i + 1])
+        return derivative
 
     def zero_grad(self) -> None:
         """Leave the parameters without gradients, so that no optimizer moves them."""

@@ -111,6 +111,7 @@ _HYBRID = {
     "tail_coef": 0.0,
     "refit_critic": True,
     "actor_limit": "0.005",
+    "natural": False,
 }
 # The class's default
 _TWO_SAMPLES = {**_HYBRID, "n_samples": 2}
@@ -158,6 +159,33 @@ KNOWN_GOOD_IN_MINUTES: Sequence[Mapping[str, Any]] = (
 )
 """For continuous actions, where a training takes minutes."""
 
+_NATURAL_SHARED = {
+    **_TRUST,
+    "learning_rate": 3e-3,
+    "rollout": 1024,
+    "clip_range": 0.4,
+    "max_grad_norm": 5.0,
+    "kl_control": "none",
+    "kl": 0.02,
+}
+# Settings of 25 seconds, which see less far
+_NATURAL_SHORT = {
+    **_NATURAL_SHARED,
+    "rollout": 512,
+    "one_minus_gamma": 0.0148,
+    "one_minus_lambda": 0.164,
+    "kl": 0.04,
+    "log_std_init": -2.1,
+}
+NATURAL: Sequence[Mapping[str, Any]] = (
+    {**_NATURAL_SHARED, **WITHOUT_BRANCHES, "natural": True},
+    {**_NATURAL_SHORT, **TWO_ACTIONS, "natural": True},
+    {**_NATURAL_SHARED, **TWO_ACTIONS, "natural": True, "kl": 0.03, "one_minus_lambda": 0.1, "log_std_init": -1.0},
+    {**_NATURAL_SHORT, **WITHOUT_BRANCHES, "natural": True, "one_minus_gamma": 0.005, "log_std_init": -1.0},
+    {**_NATURAL_SHARED, **TWO_ACTIONS, "natural": True},
+)
+"""Natural-gradient steps, for continuous actions: few states, a large divergence, and a critic that follows quickly."""
+
 
 def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[dict[str, Any]]:
     """
@@ -174,4 +202,7 @@ def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[
         pairs = [(shared, (WITHOUT_BRANCHES, TWO_ACTIONS)[i % 2]) for i, shared in enumerate(KNOWN_GOOD_IN_MINUTES)]
     else:
         pairs = [(shared, _HYBRID if shared["rollout"] < 512 else _TWO_SAMPLES) for shared in KNOWN_GOOD[family]]
-    return [{name: value for name, value in {**shared, **own}.items() if name in known} for shared, own in pairs]
+    trials = [{**shared, **own} for shared, own in pairs]
+    if in_minutes and (family, algorithm) == ("continuous", "hybrid_grpo"):
+        trials += NATURAL
+    return [{name: value for name, value in trial.items() if name in known} for trial in trials]

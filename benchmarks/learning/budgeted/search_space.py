@@ -44,12 +44,14 @@ OWN: Mapping[str, BaseDistribution] = {
     "tail_coef": FloatDistribution(0.0, 1.0),
     "refit_critic": CategoricalDistribution([False, True]),
     "actor_limit": CategoricalDistribution(["none", "0.005", "0.05", "0.5"]),
+    "natural": CategoricalDistribution([False, True]),
 }
-"""Arguments of Hybrid GRPO alone."""
+"""Arguments of Hybrid GRPO alone. With a natural-gradient step ``kl`` is its divergence, and ``kl_control`` has no meaning."""
 
 RESEARCHED = ("action_selection", "advantage", "reward_transform", "sampling_temperature", "soft_values")
 """Further ones, which are not tuned."""
 
+_SPELT_OUT = ("actor_limit", "natural")
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -109,10 +111,12 @@ def settings_of(params: Params) -> Settings:
         "max_grad_norm": params["max_grad_norm"],
         "policy_kwargs": policy_kwargs,
     }
-    if params["kl_control"] != "none":
+    if params.get("natural"):
+        arguments["trust_region"] = params["kl"]
+    elif params["kl_control"] != "none":
         arguments[f"{params['kl_control']}_kl"] = params["kl"]
     own = (*OWN, *RESEARCHED)
-    arguments |= {name: value for name, value in params.items() if name in own and name != "actor_limit"}
+    arguments |= {name: value for name, value in params.items() if name in own and name not in _SPELT_OUT}
     if "actor_limit" in params:
         limit = params["actor_limit"]
         arguments["max_actor_grad_norm"] = None if limit == "none" else float(limit)

@@ -1,0 +1,71 @@
+"""One natural-gradient step of the policy, as long as a KL divergence allows."""
+
+from collections.abc import Callable
+
+import torch as th
+from sb3_contrib.common.utils import conjugate_gradient_solver
+from torch.nn.utils import parameters_to_vector
+
+from sb3_hybrid_grpo.estimation import Scores, fisher_product
+
+DAMPING = 0.1
+_MOST_CONJUGATE_GRADIENTS = 10
+_MOST_TRIES = 10
+_SHRINKING_FACTOR = 0.8
+_TOLERANCE = 1.5
+
+
+def natural_step(scores: Scores, weights: th.Tensor, gradient: th.Tensor, kl: float) -> th.Tensor:
+    """
+    Compute the step that lowers a loss most of all that change the policy as much.
+
+    x = -(F + d)⁻¹ g,    step = x √(2 δ / xᵀ(F + d)x),    d = 0.1
+
+    Source: TRPO (https://arxiv.org/abs/1502.05477), appendix C, with sb3-contrib's solver and damping.
+
+    :param scores: scores of the sampled actions, which make up F
+    :param weights: their weights, [B, N]
+    :param gradient: g, [P]
+    :param kl: δ, the KL divergence of the step
+    :return: the step, [P]; zero if the gradient is
+    """
+
+    def product(direction: th.Tensor) -> th.Tensor:
+        return fisher_product(scores, weights, direction, DAMPING)
+
+    norm = gradient.norm()
+    if not norm > 0:
+        return th.zeros_like(gradient)
+    # The solver's tolerance is absolute, and the length of the gradient does not matter.
+    direction = conjugate_gradient_solver(product, -gradient / norm, _MOST_CONJUGATE_GRADIENTS)
+    return direction * (2 * kl / (direction @ product(direction))).sqrt()
+
+
+@th.no_grad()
+def search_line(scores: Scores, step: th.Tensor, kl: float, evaluate: Callable[[], tuple[float, float]], loss: float) -> bool:
+    """
+    Move a policy by a step, or by less of it, until the loss has fallen and the KL divergence is at most half as much again as
+    it should be. A policy for which no length will do stays as it was.
+
+    :param scores: scores of the policy
+    :param step: how far its parameters shall move, [P]
+    :param kl: the KL divergence that they should bring about
+    :param evaluate: gives the loss of the policy as it is now, and the KL divergence of the old policy from it
+    :param loss: the loss before
+    :return: whether the policy has moved
+    """
+    start = parameters_to_vector(scores.parameters).clone()
+    for i in range(_MOST_TRIES):
+        _set(scores, start + _SHRINKING_FACTOR**i * step)
+        loss_now, kl_now = evaluate()
+        if loss_now < loss and kl_now <= _TOLERANCE * kl:
+            return True
+    _set(scores, start)
+    return False
+
+
+def _set(scores: Scores, vector: th.Tensor) -> None:
+    """Write into the parameters' own memory, of which others have views."""
+    parts = th.split(vector, [parameter.numel() for parameter in scores.parameters])
+    for parameter, part in zip(scores.parameters, parts, strict=True):
+        parameter.copy_(part.view_as(parameter))

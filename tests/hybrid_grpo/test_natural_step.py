@@ -1,0 +1,216 @@
+"""One natural-gradient step of the policy per rollout."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from sb3_contrib import TRPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.nn.utils import parameters_to_vector
+
+from sb3_hybrid_grpo import GRPO, HybridGRPO, InvalidArgumentError
+from sb3_hybrid_grpo.estimation import AutogradScores, fisher_product
+from sb3_hybrid_grpo.hybrid_grpo.natural_step import DAMPING, natural_step, search_line
+from sb3_hybrid_grpo.policies.evaluators import Evaluator, MlpEvaluator
+from tests.envs import limited
+
+SMALL = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu", "trust_region": 0.02}
+B, N = 7, 3
+
+
+def evaluation(action_space, kind):
+    th.manual_seed(0)
+    obs_space = spaces.Box(-1, 1, (3,))
+    policy = ActorCriticPolicy(obs_space, action_space, lambda _: 1e-3, net_arch=[5, 4], ortho_init=False)
+    obs = th.randn(B, 3)
+    with th.no_grad():
+        actions = th.stack([policy.get_distribution(obs).sample() for _ in range(N)], dim=1).reshape(B, N, -1).float()
+    evaluator = kind(policy)
+    evaluator.evaluate_actions(obs, actions)
+    return policy, obs, actions, evaluator.scores()
+
+
+def jacobian(policy, obs, actions, parameters):
+    """One row of partial derivatives for each action, by autograd."""
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.squeeze(-1).long()
+    rows = [
+        th.autograd.grad(policy.get_distribution(obs).log_prob(actions[:, i])[b], parameters)
+        for b in range(B)
+        for i in range(N)
+    ]
+    return th.stack([parameters_to_vector(row) for row in rows]).reshape(B, N, -1)
+
+
+@pytest.mark.parametrize("kind", [Evaluator, MlpEvaluator])
+@pytest.mark.parametrize("action_space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(3)], ids=str)
+def test_scores_are_the_jacobian(action_space, kind):
+    policy, obs, actions, scores = evaluation(action_space, kind)
+    names = {id(parameter): name for name, parameter in policy.named_parameters()}
+    assert not any("value" in names[id(parameter)] for parameter in scores.parameters)
+    expected = jacobian(policy, obs, actions, scores.parameters)
+    direction, weights = th.randn(expected.shape[-1]), th.rand(B, N)
+    th.testing.assert_close(scores.along(direction), expected @ direction, rtol=1e-4, atol=1e-5)
+    th.testing.assert_close(scores.combine(weights), th.einsum("bn,bnp->p", weights, expected), rtol=1e-4, atol=1e-5)
+
+
+def test_fisher_product_of_literal_numbers():
+    # One state, two actions, scores (1, 2) and (0, 3), weights a quarter and three: F = [[.25, .5], [.5, 7.75]].
+    theta = th.tensor([1.0, 1.0], requires_grad=True)
+    parameter = th.nn.Parameter(theta.detach().clone())
+    scores = AutogradScores(th.stack([parameter[0] + 2 * parameter[1], 3 * parameter[1]])[None], [parameter])
+    product = fisher_product(scores, th.tensor([[0.25, 0.75]]), th.tensor([2.0, 1.0]), damping=0.5)
+    th.testing.assert_close(product, th.tensor([1.0 + 1.0, 8.75 + 0.5]))
+
+
+@pytest.mark.parametrize("kind", [Evaluator, MlpEvaluator])
+def test_step_solves_the_damped_system_and_has_its_length(kind):
+    policy, obs, actions, scores = evaluation(spaces.Box(-1, 1, (1,)), kind)
+    rows, weights = jacobian(policy, obs, actions, scores.parameters), th.full((B, N), 1 / N)
+    fisher = th.einsum("bn,bnp,bnq->pq", weights / B, rows, rows) + DAMPING * th.eye(rows.shape[-1])
+    gradient = scores.combine(th.randn(B, N))
+    step = natural_step(scores, weights, gradient, kl=0.03)
+    assert 0.5 * step @ fisher @ step == pytest.approx(0.03, rel=1e-3)
+    expected = -th.linalg.solve(fisher, gradient)
+    assert th.cosine_similarity(step, expected, dim=0) > 0.999
+    # A gradient a million times smaller says the same, and one of zero nothing.
+    th.testing.assert_close(natural_step(scores, weights, 1e-6 * gradient, kl=0.03), step, rtol=0.02, atol=1e-3)
+    assert not natural_step(scores, weights, 0 * gradient, kl=0.03).any()
+
+
+def test_a_step_is_shortened_until_it_helps_and_is_not_taken_if_none_does():
+    _, _, _, scores = evaluation(spaces.Box(-1, 1, (1,)), MlpEvaluator)
+    start = parameters_to_vector(scores.parameters).detach().clone()
+    storages = [parameter.data_ptr() for parameter in scores.parameters]
+    step = th.ones_like(start)
+
+    def evaluate(limit):
+        length = float((parameters_to_vector(scores.parameters).detach() - start).mean())
+        return (-1.0 if length < limit else 1.0), 0.0
+
+    assert search_line(scores, step, 0.01, lambda: evaluate(0.7), loss=0.0)
+    th.testing.assert_close(parameters_to_vector(scores.parameters).detach(), start + 0.64 * step)
+    with th.no_grad():
+        for parameter in scores.parameters:
+            parameter -= 0.64
+    assert not search_line(scores, step, 0.01, lambda: evaluate(0.0), loss=0.0)
+    assert not search_line(scores, step, 0.01, lambda: (-1.0, 0.0151), loss=0.0)
+    assert not search_line(scores, step, 0.01, lambda: (float("nan"), 0.0), loss=0.0)
+    th.testing.assert_close(parameters_to_vector(scores.parameters).detach(), start)
+    assert [parameter.data_ptr() for parameter in scores.parameters] == storages
+
+
+def test_an_update_has_the_wanted_divergence_and_trains_the_critic():
+    model = HybridGRPO("MlpPolicy", make_vec_env("Pendulum-v1", 4), n_samples=2, branch_horizon=2, **{**SMALL, "n_steps": 128})
+    before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
+    model.learn(512)
+    logged = model.logger.name_to_value
+    assert 0.01 < logged["train/approx_kl"] <= 0.03
+    assert logged["train/is_line_search_success"] == 1
+    assert logged["train/policy_gradient_loss"] < 0
+    for name, parameter in model.policy.named_parameters():
+        assert not th.equal(parameter, before[name]), name
+
+
+def test_the_closed_form_and_autograd_agree(monkeypatch):
+    def trained():
+        model = HybridGRPO("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), n_samples=2, **SMALL)
+        model.learn(128)
+        return model.policy.state_dict()
+
+    fast = trained()
+    monkeypatch.setattr(MlpEvaluator, "is_plain", staticmethod(lambda policy: False))
+    for name, parameter in trained().items():
+        th.testing.assert_close(parameter, fast[name], rtol=1e-3, atol=1e-4, msg=lambda msg, name=name: f"{name}: {msg}")
+
+
+def test_one_action_per_state_gives_the_step_of_trpo():
+    """The same rollout, the same direction: TRPO's Fisher matrix is exact, ours is an estimate that many states make good."""
+    settings = {"n_steps": 4096, "batch_size": 4096, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [4]}}
+    trpo = TRPO("MlpPolicy", "Pendulum-v1", n_critic_updates=1, target_kl=0.02, **settings)
+    ours = HybridGRPO(
+        "MlpPolicy", "Pendulum-v1", n_samples=1, n_epochs=1, reward_transform="identity", refit_critic=False,
+        trust_region=0.02, clip_range=10.0, **settings,
+    )  # fmt: skip
+    start = dict(ours.policy.named_parameters())
+    start = {name: parameter.detach().clone() for name, parameter in start.items() if "value" not in name}
+    steps = []
+    for model in (trpo, ours):
+        model.set_random_seed(0)
+        model.learn(4096)
+        steps.append(parameters_to_vector([dict(model.policy.named_parameters())[name] - start[name] for name in start]))
+    assert th.cosine_similarity(*steps, dim=0) > 0.95
+
+
+@pytest.mark.parametrize(
+    "policy, env, kwargs",
+    [
+        ("MlpPolicy", limited(), {"n_samples": 1}),
+        ("MlpPolicy", limited(action_space=spaces.MultiDiscrete([2, 3])), {}),
+        ("MlpPolicy", limited(action_space=spaces.MultiBinary(3)), {}),
+        ("MlpPolicy", "CartPole-v1", {"ent_coef": 0.01}),
+        ("MlpPolicy", "Pendulum-v1", {"use_sde": True}),
+        ("MlpPolicy", "Pendulum-v1", {"use_sde": True, "policy_kwargs": {"squash_output": True}}),
+        ("MultiInputPolicy", limited(observation="dict"), {}),
+        ("CnnPolicy", limited(observation="image"), {"policy_kwargs": {"features_extractor_kwargs": {"features_dim": 16}}}),
+        ("MlpLstmPolicy", "Pendulum-v1", {"policy_kwargs": {"lstm_hidden_size": 8}}),
+    ],
+    ids=["one-sample", "multidiscrete", "multibinary", "entropy", "gsde", "squashed", "dict", "image", "recurrent"],
+)
+def test_every_policy_steps(policy, env, kwargs):
+    vec_env = make_vec_env(env, 2, seed=0)
+    model = HybridGRPO(policy, vec_env, **{**SMALL, **kwargs})
+    before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
+    model.learn(256)
+    assert model.logger.name_to_value["train/is_line_search_success"] in (0, 1)
+    assert 0 <= model.logger.name_to_value["train/approx_kl"] <= 0.03
+    assert any(
+        not th.equal(parameter, before[name]) for name, parameter in model.policy.named_parameters() if "action_net" in name
+    )
+
+
+def test_without_a_critic():
+    model = GRPO("MlpPolicy", limited()(), **SMALL).learn(128)
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1
+    assert model.logger.name_to_value["train/approx_kl"] > 0
+
+
+def test_checkpoints_go_on_and_load_into_ppo(tmp_path):
+    model = HybridGRPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save(tmp_path / "model")
+    loaded = HybridGRPO.load(tmp_path / "model", env=model.get_env(), device="cpu")
+    assert loaded.trust_region == 0.02
+    loaded.learn(64)
+    assert isinstance(PPO.load(tmp_path / "model", device="cpu"), PPO)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"trust_region": 0.0}, "trust_region.*above 0"),
+        ({"trust_region": "0.1"}, "trust_region.*'0.1'"),
+        ({"trust_region": 0.01, "target_kl": 0.02}, "target_kl.*Leave one of them out"),
+        ({"trust_region": 0.01, "desired_kl": 0.02}, "desired_kl.*Leave one of them out"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        HybridGRPO("MlpPolicy", limited()(), **{**SMALL, **arguments})
+
+
+def test_advantages_of_zero_leave_the_policy(monkeypatch):
+    model = HybridGRPO("MlpPolicy", limited()(), n_samples=1, normalize_advantage=False, **SMALL)
+    compute = type(model.rollout_buffer).compute_returns_and_advantage
+
+    def without_advantages(buffer, last_values, dones):
+        compute(buffer, last_values, dones)
+        buffer.advantages = np.zeros_like(buffer.advantages)
+
+    monkeypatch.setattr(type(model.rollout_buffer), "compute_returns_and_advantage", without_advantages)
+    before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
+    model.learn(64)
+    for name, parameter in model.policy.named_parameters():
+        assert "value" in name or th.equal(parameter, before[name]), name
+    assert model.logger.name_to_value["train/is_line_search_success"] == 0
