@@ -1,6 +1,7 @@
 """The clipped update of the policy, and of the critic."""
 
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import ClassVar, TypeAlias
 
 import numpy as np
@@ -106,7 +107,7 @@ class ClippedUpdate(AdaptiveLearningRate):
             evaluate()
             return tried["loss"][0], tried["approx_kl"][0]
 
-        with th.backends.cudnn.flags(enabled=not rollout_data.sequences):
+        with nullcontext() if rollout_data.sequences is None else th.backends.cudnn.flags(enabled=False):
             evaluator.backward(evaluate())
             before = dict(tried)
             evaluate()

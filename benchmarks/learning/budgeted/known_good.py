@@ -177,11 +177,18 @@ _NATURAL_SHORT = {
     "kl": 0.04,
     "log_std_init": -2.1,
 }
+# Between them
+_NATURAL_BETWEEN = {**_NATURAL_SHARED, "kl": 0.03, "one_minus_lambda": 0.1, "log_std_init": -1.0}
 NATURAL: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_SHARED, **WITHOUT_BRANCHES, "natural": True},
     {**_NATURAL_SHORT, **TWO_ACTIONS, "natural": True},
-    {**_NATURAL_SHARED, **TWO_ACTIONS, "natural": True, "kl": 0.03, "one_minus_lambda": 0.1, "log_std_init": -1.0},
+    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True},
     {**_NATURAL_SHORT, **WITHOUT_BRANCHES, "natural": True, "one_minus_gamma": 0.005, "log_std_init": -1.0},
+    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True},
+    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True, "n_epochs": 8},
+    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True, "rollout": 2048},
+    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True, "log_std_init": -0.5, "one_minus_lambda": 0.07},
+    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True, "branch_horizon": 4, "branch_fraction": 0.5},
     {**_NATURAL_SHARED, **TWO_ACTIONS, "natural": True},
 )
 """Natural-gradient steps, for continuous actions: few states, a large divergence, and a critic that follows quickly."""
