@@ -50,7 +50,7 @@ def finished_trials(folder: Path) -> list[TrialRow]:
     :return: their rows
     """
     rows = read_rows(folder / "trials.csv", TrialRow)
-    return [row if row.algorithm == "ppo" else row._replace(params={**_BEFORE, **row.params}) for row in rows]
+    return [row if row.algorithm == "ppo" else row._replace(params={**row.params, **_BEFORE, **row.params}) for row in rows]
 
 
 def storage_in(folder: Path) -> optuna.storages.BaseStorage:

@@ -253,6 +253,25 @@ class TestRunner:
         }
         assert rollouts == {"ppo": 128, "ppo_1": 128, "ppo_8": 128, "ppo_16": 256}
 
+    def test_natural_steps_are_compared_with_those_of_trpo(self, claims):
+        from sb3_contrib import TRPO
+
+        from benchmarks.learning.budgeted.methods import methods_of
+
+        tuned = self.tuned["continuous"]
+        assert "trpo_tuned" not in methods_of("continuous", tuned)
+        natural = {**tuned["hybrid_grpo"], "natural": True, "kl": 0.03, "kl_control": "none"}
+        methods = methods_of("continuous", {**tuned, "hybrid_grpo": natural})
+        ours, one, trpo = (methods[name] for name in ("hybrid_grpo", "one_action", "trpo_tuned"))
+        assert trpo.algorithm is TRPO and trpo.arguments["target_kl"] == 0.03
+        assert ours.arguments["n_samples"] == 4 and one.arguments["n_samples"] == 1
+        for other in (one, trpo):
+            assert (other.n_envs, other.normalize) == (ours.n_envs, ours.normalize)
+            for name in ("learning_rate", "n_steps", "batch_size", "gamma", "gae_lambda", "policy_kwargs"):
+                assert str(other.arguments[name]) == str(ours.arguments[name])
+        env, _ = make_envs("Pendulum-v1", trpo.n_envs, trpo.normalize, trpo.gamma, seed=0)
+        assert TRPO("MlpPolicy", env, device="cpu", **trpo.arguments).n_critic_updates == ours.arguments["n_epochs"]
+
     def test_settings_are_not_mixed(self, claims, tmp_path, monkeypatch, capsys):
         rows = [ROWS[0], ROWS[0]._replace(seed=9, settings={"n_envs": 9})]
         monkeypatch.setattr(claims, "read_rows", lambda path, kind: rows)

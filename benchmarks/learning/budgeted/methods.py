@@ -53,11 +53,26 @@ def methods_of(family: str, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str,
     for name, own in ("no_branches", WITHOUT_BRANCHES), ("two_actions", TWO_ACTIONS):
         methods[name] = _tuned(HybridGRPO, {**tuned["ppo"], **own})
     methods |= {f"ppo_{n_envs}": _tuned(AdaptivePPO, in_parallel(tuned["ppo"], n_envs)) for n_envs in (1, 8, 16)}
+    if tuned["hybrid_grpo"].get("natural"):
+        methods["one_action"] = _tuned(HybridGRPO, {**tuned["hybrid_grpo"], **WITHOUT_BRANCHES, "natural": True})
+        methods["trpo_tuned"] = _as_trpo(methods["one_action"])
     if family == "continuous":
         # The RL Zoo normalises for TRPO on MuJoCo, and not for the others.
         methods["trpo"] = Method(TRPO, {}, normalize=True)
         return methods | {"sac": Method(SAC, _REPLAY), "tqc": Method(TQC, _REPLAY), "crossq": Method(CrossQ, _REPLAY)}
     return methods | {"trpo": Method(TRPO, {}), "dqn": Method(DQN, _DQN), "qrdqn": Method(QRDQN, _DQN)}
+
+
+def _as_trpo(method: Method) -> Method:
+    """Have TRPO do what ``HybridGRPO`` does without branches: the same natural step, and as many updates of the critic."""
+    ours = method.arguments
+    shared = ("learning_rate", "n_steps", "batch_size", "gamma", "gae_lambda", "policy_kwargs")
+    arguments = {
+        "target_kl": ours["trust_region"],
+        "n_critic_updates": ours["n_epochs"],
+        **{name: ours[name] for name in shared},
+    }
+    return method._replace(algorithm=TRPO, arguments=arguments)
 
 
 def in_parallel(params: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
