@@ -121,7 +121,9 @@ def next_trial(folder: Path, family: str, algorithm: str, seconds: float) -> Tri
     return row
 
 
-def repeat_best(folder: Path, family: str, how_many: int, seconds: float) -> None:
+def repeat_best(
+    folder: Path, family: str, how_many: int, seconds: float, algorithms: Sequence[str], seeds: Sequence[int]
+) -> None:
     """
     Train the best settings with other seeds.
 
@@ -129,9 +131,11 @@ def repeat_best(folder: Path, family: str, how_many: int, seconds: float) -> Non
     :param family: name of the family of tasks
     :param how_many: number of trials of each algorithm to repeat
     :param seconds: processor seconds of each training
+    :param algorithms: names of the algorithms
+    :param seeds: the seeds
     """
-    for seed in REPEATED_SEEDS:
-        for algorithm in ALGORITHMS:
+    for seed in seeds:
+        for algorithm in algorithms:
             complete = [row for row in rows_of(finished_trials(folder), family, algorithm) if row.state == "complete"]
             for row in sorted(complete, key=lambda row: -row.value)[:how_many]:
                 _repeat(folder, row, seed, seconds)
@@ -182,7 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="default: all, in turn")
     parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), help="default: in turn")
     parser.add_argument("--trials", type=int, default=0, help="number of trials that each study shall have")
-    parser.add_argument("--repeat", type=int, default=0, metavar="BEST", help="repeat this many with three other seeds")
+    parser.add_argument("--repeat", type=int, default=0, metavar="BEST", help="repeat this many with other seeds")
+    parser.add_argument("--seeds", nargs="+", type=int, default=REPEATED_SEEDS, help="with which (%(default)s)")
     parser.add_argument("--finalists", type=int, default=0, metavar="BEST", help="repeat these, of those repeated, with seven")
     parser.add_argument("--report", action="store_true", help="print the best settings and what matters")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="write the best settings of each study")
@@ -201,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 break
             announce(next_trial(options.folder, family, algorithm, options.seconds))
         if options.repeat:
-            repeat_best(options.folder, family, options.repeat, options.seconds)
+            repeat_best(options.folder, family, options.repeat, options.seconds, options.algorithms, options.seeds)
         if options.finalists:
             repeat_finalists(options.folder, family, options.finalists, options.seconds)
     if options.settings:
