@@ -171,6 +171,7 @@ def test_glossary_has_the_metrics_that_are_logged():
         (HybridGRPO, Succeeding, {"desired_kl": 0.01, "clip_range_vf": 0.2, "branch_horizon": 2}),
         (HybridGRPO, limited(5), {"brancher": "learned", "branch_horizon": 1}),
         (HybridGRPO, limited(5), {"branch_fraction": "auto"}),
+        (HybridGRPO, limited(5), {"trust_region": 0.01}),
         (GRPO, limited(5), {}),
     ]
     for algorithm, env, kwargs in trainings:
