@@ -262,10 +262,10 @@ class TestRunner:
         assert "trpo_tuned" not in methods_of("continuous", tuned)
         natural = {**tuned["hybrid_grpo"], "natural": True, "kl": 0.03, "kl_control": "none"}
         methods = methods_of("continuous", {**tuned, "hybrid_grpo": natural})
-        ours, one, trpo = (methods[name] for name in ("hybrid_grpo", "one_action", "trpo_tuned"))
+        ours, one, two, trpo = (methods[name] for name in ("hybrid_grpo", "natural_one", "natural_two", "trpo_tuned"))
         assert trpo.algorithm is TRPO and trpo.arguments["target_kl"] == 0.03
-        assert ours.arguments["n_samples"] == 4 and one.arguments["n_samples"] == 1
-        for other in (one, trpo):
+        assert [method.arguments["n_samples"] for method in (ours, one, two)] == [4, 1, 2]
+        for other in (one, two, trpo):
             assert (other.n_envs, other.normalize) == (ours.n_envs, ours.normalize)
             for name in ("learning_rate", "n_steps", "batch_size", "gamma", "gae_lambda", "policy_kwargs"):
                 assert str(other.arguments[name]) == str(ours.arguments[name])

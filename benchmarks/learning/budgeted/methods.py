@@ -54,8 +54,9 @@ def methods_of(family: str, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str,
         methods[name] = _tuned(HybridGRPO, {**tuned["ppo"], **own})
     methods |= {f"ppo_{n_envs}": _tuned(AdaptivePPO, in_parallel(tuned["ppo"], n_envs)) for n_envs in (1, 8, 16)}
     if tuned["hybrid_grpo"].get("natural"):
-        methods["one_action"] = _tuned(HybridGRPO, {**tuned["hybrid_grpo"], **WITHOUT_BRANCHES, "natural": True})
-        methods["trpo_tuned"] = _as_trpo(methods["one_action"])
+        for name, own in ("natural_one", WITHOUT_BRANCHES), ("natural_two", TWO_ACTIONS):
+            methods[name] = _tuned(HybridGRPO, {**tuned["hybrid_grpo"], **own, "natural": True})
+        methods["trpo_tuned"] = _as_trpo(methods["natural_one"])
     if family == "continuous":
         # The RL Zoo normalises for TRPO on MuJoCo, and not for the others.
         methods["trpo"] = Method(TRPO, {}, normalize=True)
