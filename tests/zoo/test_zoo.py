@@ -183,7 +183,7 @@ class TestSettings:
             for env_id, budget in (("Pendulum-v1", "seconds"), ("CartPole-v1", "seconds"), ("Pendulum-v1", "minutes"))
         ]
         printed = run("-W", "error::UserWarning", "-c", BUILD_ALL, json.dumps(commands), cwd=tmp_path)
-        assert "('desired_kl', 0.0153)" in printed and "('desired_kl', 0.01)" in printed
+        assert "('desired_kl', 0.0153)" in printed and "('trust_region', 0.03)" in printed
         assert printed.count("built Pendulum-v1") == 2 and "built CartPole-v1" in printed
 
     def assert_tuned(self, ours, found):
@@ -198,6 +198,7 @@ class TestSettings:
         )
         kl = pytest.approx(found["kl"], rel=3e-3) if found["kl_control"] == "desired" else None
         assert (ours.get("desired_kl"), ours["max_actor_grad_norm"], found["actor_limit"]) == (kl, None, "none")
+        assert ours.get("trust_region") == (found["kl"] if found.get("natural") else None)
         expected = {"net_arch": [found["width"]] * 2}
         if "log_std_init" in found:
             expected["log_std_init"] = pytest.approx(found["log_std_init"], rel=3e-3)
