@@ -24,8 +24,8 @@ from benchmarks.learning.budgeted.families import FAMILIES, Task
 from benchmarks.learning.budgeted.known_good import TWO_ACTIONS, WITHOUT_BRANCHES
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.trial import train_task
-from benchmarks.learning.budgeted.trials import ranking
-from benchmarks.learning.tune import FOLDER, SECONDS, finished_trials
+from benchmarks.learning.budgeted.trials import finished_trials, ranking
+from benchmarks.learning.tune import FOLDER, SECONDS
 
 _SMALL = {"rollout": 64}
 _LONG = {"rollout": 1024}

@@ -28,29 +28,17 @@ import torch as th
 from benchmarks.learning.budgeted.families import FAMILIES
 from benchmarks.learning.budgeted.known_good import CHEAP, first_trials
 from benchmarks.learning.budgeted.report import best_settings, print_report
-from benchmarks.learning.budgeted.rows import append_row, read_rows
+from benchmarks.learning.budgeted.rows import append_row
 from benchmarks.learning.budgeted.search_space import search_space
 from benchmarks.learning.budgeted.trial import ALGORITHMS, run_trial
-from benchmarks.learning.budgeted.trials import TrialRow, borrowed_params, ranking, restore, rows_of, tell
+from benchmarks.learning.budgeted.trials import TrialRow, borrowed_params, finished_trials, ranking, restore, rows_of, tell
 
 FOLDER = Path(__file__).parents[1] / "results" / "tuning"
 SECONDS = 25.0
 FIRST_PRUNED = 8
-_BEFORE = {"natural": False}
 MINUTES = 60.0
 REPEATED_SEEDS = (1000, 1001, 1002)
 FINAL_SEEDS = (*REPEATED_SEEDS, 1003, 1004, 1005, 1006)
-
-
-def finished_trials(folder: Path) -> list[TrialRow]:
-    """
-    Read the finished trials of all studies. Those that were made before there was a choice took no natural-gradient steps.
-
-    :param folder: where they are
-    :return: their rows
-    """
-    rows = read_rows(folder / "trials.csv", TrialRow)
-    return [row if row.algorithm == "ppo" else row._replace(params={**row.params, **_BEFORE, **row.params}) for row in rows]
 
 
 def storage_in(folder: Path) -> optuna.storages.BaseStorage:

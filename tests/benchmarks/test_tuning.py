@@ -258,6 +258,20 @@ class TestStudies:
             assert row.state == ("complete" if row.params in borrowed else "pruned")
         assert {row.state for row in rows[20:]} == {"complete", "pruned"}
 
+    def test_trials_that_knew_no_natural_steps_go_on(self, tune, tmp_path):
+        pytest.importorskip("sklearn")
+        arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
+        tune.main([*arguments, "10"])
+        path = tmp_path / "trials.csv"
+        text = path.read_text()
+        assert text.count(', ""natural"": false') >= 7
+        path.write_text(text.replace(', ""natural"": false', ""))
+        (tmp_path / "studies.db").unlink(missing_ok=True)
+        tune.main([*arguments, "11", "--report"])
+        rows = [row for row in tune.finished_trials(tmp_path) if row.algorithm == "hybrid_grpo"]
+        assert len(rows) == 11 and all("natural" in row.params for row in rows)
+        assert len({str(row.params) for row in rows}) == 11
+
     def test_a_killed_tuning_goes_on(self, tune, tmp_path, monkeypatch):
         monkeypatch.setattr(tune, "storage_in", self.storage_in)
         arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]

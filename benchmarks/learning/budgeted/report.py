@@ -8,9 +8,8 @@ import numpy as np
 import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from benchmarks.learning.budgeted.rows import read_rows
 from benchmarks.learning.budgeted.search_space import search_space
-from benchmarks.learning.budgeted.trials import TrialRow, ranking, restore, rows_of
+from benchmarks.learning.budgeted.trials import TrialRow, finished_trials, ranking, restore, rows_of
 
 _FEWEST_FOR_IMPORTANCE = 10
 
@@ -54,7 +53,7 @@ def print_report(folder: Path, families: Sequence[str]) -> None:
     :param folder: where rows are
     :param families: names of families of tasks
     """
-    rows = read_rows(folder / "trials.csv", TrialRow)
+    rows = finished_trials(folder)
     for family in families:
         for algorithm in ("ppo", "hybrid_grpo"):
             own = list(rows_of(rows, family, algorithm))

@@ -1,15 +1,18 @@
 """Finished trials of studies as rows of a CSV file, from which a study is made again on another machine."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 from optuna.trial import TrialState
 
+from benchmarks.learning.budgeted.rows import read_rows
 from benchmarks.learning.budgeted.search_space import search_space
 
 _ENOUGH_TO_BORROW = 6
+_BEFORE = {"natural": False}
 
 
 class TrialRow(NamedTuple):
@@ -54,6 +57,17 @@ def rows_of(rows: Sequence[TrialRow], family: str, algorithm: str) -> Iterator[T
     :return: its rows
     """
     return (row for row in rows if (row.family, row.algorithm) == (family, algorithm) and row.state != "repeated")
+
+
+def finished_trials(folder: Path) -> list[TrialRow]:
+    """
+    Read the finished trials of all studies. Those that were made before there was a choice took no natural-gradient steps.
+
+    :param folder: where they are
+    :return: their rows
+    """
+    rows = read_rows(folder / "trials.csv", TrialRow)
+    return [row if row.algorithm == "ppo" else row._replace(params={**row.params, **_BEFORE, **row.params}) for row in rows]
 
 
 def ranking(rows: Sequence[TrialRow], family: str, algorithm: str) -> list[tuple[TrialRow, list[float]]]:
