@@ -67,7 +67,7 @@ def check_desired_kl(desired_kl: float | None, target_kl: float | None, bounds: 
         )
 
 
-def check_trust_region(trust_region: float | None, target_kl: float | None, desired_kl: float | None) -> None:
+def check_trust_region(trust_region: float | str | Schedule | None, target_kl: float | None, desired_kl: float | None) -> None:
     """
     Check what the policy's one step per rollout is to be measured by.
 
@@ -78,12 +78,12 @@ def check_trust_region(trust_region: float | None, target_kl: float | None, desi
     """
     if trust_region is None:
         return
-    check_number("trust_region", trust_region, above=0)
+    check_number("trust_region", value_at(parse_schedule("trust_region", trust_region), 1.0), above=0)
     for name, value in ("target_kl", target_kl), ("desired_kl", desired_kl):
         if value is not None:
             raise InvalidArgumentError(
-                f"`trust_region`={trust_region:g} is the KL divergence of the policy's only step, and `{name}`={value:g} is "
-                "for updates in minibatches. Leave one of them out."
+                f"`trust_region` is the KL divergence of the policy's only step, and `{name}`={value:g} is for updates in "
+                "minibatches. Leave one of them out."
             )
 
 

@@ -132,8 +132,9 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         as ``train/learning_rate_factor`` and kept in checkpoints. By default, the learning rate follows its schedule alone.
     :param learning_rate_bounds: The least and the greatest learning rate that ``desired_kl`` may lead to
     :param trust_region: KL divergence of one natural-gradient step of the policy per rollout, TRPO's: it lowers the clipped
-        loss of all states at once, and is shortened until it does. ``learning_rate``, ``n_epochs``, ``batch_size`` and
-        ``max_grad_norm`` are then the critic's alone. By default, the policy is updated in minibatches, as in PPO.
+        loss of all states at once, and is shortened until it does. It can be a function of the progress, as ``ent_coef``.
+        ``learning_rate``, ``n_epochs``, ``batch_size`` and ``max_grad_norm`` are then the critic's alone. By default, the
+        policy is updated in minibatches, as in PPO.
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"replay"`` (the steps of the episode are taken again in a copy of the environment: faster than that in
@@ -200,7 +201,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         max_actor_grad_norm: float | None = 0.005,
         desired_kl: float | None = None,
         learning_rate_bounds: tuple[float, float] = (1e-6, 1e-2),
-        trust_region: float | None = None,
+        trust_region: float | str | Schedule | None = None,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
         rollout_in_workers: bool = False,
@@ -252,7 +253,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         self.desired_kl = desired_kl
         self.learning_rate_bounds = learning_rate_bounds
         self.learning_rate_factor = 1.0
-        self.trust_region = trust_region
+        self.trust_region = trust_region  # type: ignore[assignment]
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.rollout_in_workers = rollout_in_workers
@@ -294,6 +295,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
     def _setup_model(self) -> None:
         self._check_arguments()
         self.ent_coef = parse_schedule("ent_coef", self.ent_coef)
+        self.trust_region = None if self.trust_region is None else parse_schedule("trust_region", self.trust_region)
         self.reward_transform = make_reward_transform(self.reward_transform, self.reward_transform_kwargs)
         self._horizon = 1 if self.n_samples == 1 else self.branch_horizon
         self._is_modelled = self.brancher == "learned" and self.n_samples > 1

@@ -33,7 +33,7 @@ class ClippedUpdate(AdaptiveLearningRate):
     refit_critic: bool
     rollout_buffer: MultiSampleMixin
     target_kl: float | None
-    trust_region: float | None
+    trust_region: float | Schedule | None
     uses_critic: ClassVar[bool]
     _has_linear_head: bool
     _watch: Watch
@@ -91,6 +91,7 @@ class ClippedUpdate(AdaptiveLearningRate):
     def _take_natural_step(self, evaluator: Evaluator, metrics: Metrics) -> int:
         """Move the policy by a natural-gradient step, and return how many were taken: one, or none if no length would do."""
         assert self.trust_region is not None
+        kl = value_at(self.trust_region, self._current_progress_remaining)
         rollout_data = next(self.rollout_buffer.get())
         tried: Metrics = defaultdict(list)
 
@@ -114,8 +115,8 @@ class ClippedUpdate(AdaptiveLearningRate):
             scores = evaluator.scores()
             gradient = parameters_to_vector(parameter.grad for parameter in scores.parameters)  # type: ignore[misc]
             weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
-            step = natural_step(scores, weights, gradient, self.trust_region)
-        has_moved = search_line(scores, step, self.trust_region, loss_and_kl, before["loss"][0])
+            step = natural_step(scores, weights, gradient, kl)
+        has_moved = search_line(scores, step, kl, loss_and_kl, before["loss"][0])
         metrics.update(tried if has_moved else before)
         metrics["is_line_search_success"].append(has_moved)
         return int(has_moved)
@@ -177,7 +178,7 @@ class ClippedUpdate(AdaptiveLearningRate):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in ("clip_range", "clip_range_vf", "ent_coef"):
+        for name in ("clip_range", "clip_range_vf", "ent_coef", "trust_region"):
             value = getattr(self, name)
             if value is not None:
                 self.logger.record(f"train/{name}", value_at(value, self._current_progress_remaining))

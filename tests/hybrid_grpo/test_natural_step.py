@@ -114,6 +114,24 @@ def test_an_update_has_the_wanted_divergence_and_trains_the_critic():
         assert not th.equal(parameter, before[name]), name
 
 
+def test_steps_become_shorter_by_a_schedule(tmp_path):
+    model = HybridGRPO("MlpPolicy", "Pendulum-v1", **{**SMALL, "trust_region": "lin_0.02"})
+    regions = []
+    train = model.train
+
+    def recording():
+        train()
+        regions.append(model.logger.name_to_value["train/trust_region"])
+
+    model.train = recording
+    model.learn(256)
+    assert regions == pytest.approx([0.015, 0.01, 0.005, 0.0])
+    assert model.logger.name_to_value["train/is_line_search_success"] == 0
+    del model.train
+    model.save(tmp_path / "model")
+    assert HybridGRPO.load(tmp_path / "model", device="cpu").trust_region(0.5) == pytest.approx(0.01)
+
+
 def test_the_closed_form_and_autograd_agree(monkeypatch):
     def trained():
         model = HybridGRPO("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), n_samples=2, **SMALL)
@@ -190,7 +208,8 @@ def test_checkpoints_go_on_and_load_into_ppo(tmp_path):
     "arguments, message",
     [
         ({"trust_region": 0.0}, "trust_region.*above 0"),
-        ({"trust_region": "0.1"}, "trust_region.*'0.1'"),
+        ({"trust_region": "0.1"}, "trust_region.*'lin_'.*'0.1'"),
+        ({"trust_region": "lin_0"}, "trust_region.*above 0"),
         ({"trust_region": 0.01, "target_kl": 0.02}, "target_kl.*Leave one of them out"),
         ({"trust_region": 0.01, "desired_kl": 0.02}, "desired_kl.*Leave one of them out"),
     ],
