@@ -99,7 +99,8 @@ SYMPTOMS = (
         "train/approx_kl",
         0.1,
         _above,
-        "an update moves the policy far beyond the trust region. Lower `learning_rate` or `n_epochs`, or set `target_kl`.",
+        "an update moves the policy far beyond the trust region. Lower `learning_rate`, `n_epochs` or `trust_region`, or set "
+        "`target_kl`.",
     ),
     Symptom(
         "exploding gradients",

@@ -30,7 +30,7 @@ from sb3_hybrid_grpo.estimation.losses import (
     value_loss,
     weighted_mean,
 )
-from sb3_hybrid_grpo.estimation.natural_gradient import AutogradScores, Scores, fisher_product
+from sb3_hybrid_grpo.estimation.natural_gradient import AutogradScores, Scores, fisher_product, flatten
 from sb3_hybrid_grpo.estimation.reward_transforms import (
     AnyRewardTransform,
     CallableTransform,
@@ -56,6 +56,7 @@ __all__ = [
     "committed_estimates",
     "entropy_loss",
     "fisher_product",
+    "flatten",
     "fuse",
     "gae_tails",
     "generalized_advantages",

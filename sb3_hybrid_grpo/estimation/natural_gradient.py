@@ -1,18 +1,17 @@
 """The Fisher matrix of a policy, estimated from the actions that were sampled in the states that were visited."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch as th
 from torch import nn
-from torch.nn.utils import parameters_to_vector
 
 
 class Scores(Protocol):
     """
     The scores ∇ log π(a|s) of N actions at each of B states, as a linear map of P parameters.
 
-    :ivar parameters: the parameters that log-probabilities depend on
+    :ivar parameters: the parameters that log-probabilities depend on; none if they are frozen
     """
 
     parameters: list[nn.Parameter]
@@ -39,17 +38,20 @@ class AutogradScores:
     Scores of any policy: the combination of scores is linear in its weights, and its own derivative is the other product.
 
     :param log_prob: log-probabilities with their graph, [B, N]
-    :param parameters: the parameters of the policy
+    :param parameters: the parameters of the policy, frozen ones too
     """
 
     def __init__(self, log_prob: th.Tensor, parameters: Sequence[nn.Parameter]) -> None:
-        gradients = th.autograd.grad(log_prob.sum(), parameters, retain_graph=True, allow_unused=True)
-        used = zip(parameters, gradients, strict=True)
-        self.parameters = [parameter for parameter, gradient in used if gradient is not None]
+        self.parameters: list[nn.Parameter] = []
+        if not log_prob.requires_grad:
+            return
+        free = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients = th.autograd.grad(log_prob.sum(), free, retain_graph=True, allow_unused=True)
+        used = zip(free, gradients, strict=True)
+        self.parameters += [parameter for parameter, gradient in used if gradient is not None]
         self._log_prob = log_prob
         self._weights = th.zeros_like(log_prob, requires_grad=True)
-        combined = th.autograd.grad(log_prob, self.parameters, self._weights, create_graph=True)
-        self._combined = parameters_to_vector(combined)
+        self._combined = flatten(th.autograd.grad(log_prob, self.parameters, self._weights, create_graph=True))
 
     def along(self, direction: th.Tensor) -> th.Tensor:
         """
@@ -67,7 +69,17 @@ class AutogradScores:
         :param weights: their weights
         :return: the sum
         """
-        return parameters_to_vector(th.autograd.grad(self._log_prob, self.parameters, weights, retain_graph=True))
+        return flatten(th.autograd.grad(self._log_prob, self.parameters, weights, retain_graph=True))
+
+
+def flatten(tensors: Iterable[th.Tensor]) -> th.Tensor:
+    """
+    Write the numbers of tensors, whatever their memory format, one after the other.
+
+    :param tensors: tensors of any shapes
+    :return: all numbers, [P]
+    """
+    return th.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def fisher_product(scores: Scores, weights: th.Tensor, direction: th.Tensor, damping: float = 0.0) -> th.Tensor:

@@ -1,18 +1,19 @@
 """The clipped update of the policy, and of the critic."""
 
 from collections import defaultdict
-from contextlib import nullcontext
-from typing import ClassVar, TypeAlias
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar, TypeAlias, cast
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import explained_variance
-from torch.nn.utils import parameters_to_vector
+from torch import nn
 
 from sb3_hybrid_grpo.common import AdaptiveLearningRate, DivergedPolicyError, MultiSampleRolloutBufferSamples, value_at
 from sb3_hybrid_grpo.diagnostics import Watch
-from sb3_hybrid_grpo.estimation import losses
+from sb3_hybrid_grpo.estimation import flatten, losses
 from sb3_hybrid_grpo.hybrid_grpo.natural_step import natural_step, search_line
 from sb3_hybrid_grpo.policies import Evaluator, make_evaluator, refit_value_head
 from sb3_hybrid_grpo.rollout import MultiSampleMixin
@@ -44,17 +45,18 @@ class ClippedUpdate(AdaptiveLearningRate):
         Update the policy with the mean of N clipped terms per state, and the critic with PPO's targets: both in minibatches,
         or the policy with all states at once, if ``trust_region`` says how far.
 
-        :raises DivergedPolicyError: if parameters are NaN or infinite after that
+        :raises DivergedPolicyError: if a loss was NaN, or parameters are NaN or infinite after that
         """
-        self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         losses.fuse(self.policy.optimizer)
         evaluator = make_evaluator(self.policy)
         metrics: Metrics = defaultdict(list)
         train_policy = self.trust_region is None
-        n_policy_updates = 0 if train_policy else self._take_natural_step(evaluator, metrics)
+        actor = [] if train_policy else self._take_natural_step(evaluator, metrics)
+        n_policy_updates = sum(map(int, metrics.get("is_line_search_success", ())))
+        self.policy.set_training_mode(True)
 
-        for epoch in range(self.n_epochs):
+        for epoch in range(self._n_epochs()):
             if train_policy:
                 metrics["approx_kl"].clear()
             for rollout_data in self.rollout_buffer.get(self.batch_size):
@@ -77,19 +79,29 @@ class ClippedUpdate(AdaptiveLearningRate):
                     break
 
                 metrics["loss"].append(sum(loss.value for loss in terms))
-                metrics["grad_norm"].append(evaluator.backward(terms, self.max_grad_norm, self.max_actor_grad_norm))
+                max_actor_norm = self.max_actor_grad_norm if train_policy else None
+                metrics["grad_norm"].append(evaluator.backward(terms, self.max_grad_norm, max_actor_norm))
+                _drop_gradients(actor)  # what the critic shares with it would move the policy without a limit
                 self.policy.optimizer.step()
 
             self._n_updates += 1
 
         if self.refit_critic and self._has_linear_head:
             refit_value_head(self.policy, self.rollout_buffer)
+        self._check_finite(metrics)
         self._log_update(metrics, n_policy_updates)
-        self._check_policy()
         self._adapt_learning_rate(float(np.mean(metrics["approx_kl"])))
 
-    def _take_natural_step(self, evaluator: Evaluator, metrics: Metrics) -> int:
-        """Move the policy by a natural-gradient step, and return how many were taken: one, or none if no length would do."""
+    def _n_epochs(self) -> int:
+        return 1 if self.trust_region is not None and not self.uses_critic else self.n_epochs
+
+    def _take_natural_step(self, evaluator: Evaluator, metrics: Metrics) -> list[nn.Parameter]:
+        """
+        Move the policy by a natural-gradient step of the clipped loss, all of whose log-probabilities are as in the rollout:
+        without dropout, and with the statistics that batch normalisation has.
+
+        :return: the parameters that moved, or would have if a step of any length had lowered the loss
+        """
         assert self.trust_region is not None
         kl = value_at(self.trust_region, self._current_progress_remaining)
         rollout_data = next(self.rollout_buffer.get())
@@ -108,18 +120,24 @@ class ClippedUpdate(AdaptiveLearningRate):
             evaluate()
             return tried["loss"][0], tried["approx_kl"][0]
 
-        with nullcontext() if rollout_data.sequences is None else th.backends.cudnn.flags(enabled=False):
+        self.policy.set_training_mode(False)
+        with _second_derivatives(self.policy):
             evaluator.backward(evaluate())
             before = dict(tried)
             evaluate()
             scores = evaluator.scores()
-            gradient = parameters_to_vector(parameter.grad for parameter in scores.parameters)  # type: ignore[misc]
-            weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
-            step = natural_step(scores, weights, gradient, kl)
-        has_moved = search_line(scores, step, kl, loss_and_kl, before["loss"][0])
+            parameters, has_moved = scores.parameters, False
+            if parameters and kl > 0:
+                gradient = flatten(cast(th.Tensor, parameter.grad) for parameter in parameters)
+                if not gradient.isfinite().all():
+                    raise self._diverged("its gradient is")
+                weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
+                step = natural_step(scores, weights, gradient, kl)
+                del scores  # a graph of all states
+                has_moved = search_line(parameters, step, kl, loss_and_kl, before["loss"][0])
         metrics.update(tried if has_moved else before)
         metrics["is_line_search_success"].append(has_moved)
-        return int(has_moved)
+        return parameters
 
     def _policy_losses(
         self,
@@ -183,15 +201,32 @@ class ClippedUpdate(AdaptiveLearningRate):
             if value is not None:
                 self.logger.record(f"train/{name}", value_at(value, self._current_progress_remaining))
 
-    def _check_policy(self) -> None:
+    def _check_finite(self, metrics: Metrics) -> None:
+        if np.isnan(metrics["loss"]).any():
+            raise self._diverged("a loss is")
         if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
-            raise DivergedPolicyError(
-                f"The policy has diverged: parameters are NaN or infinite after {self.num_timesteps} steps. Go on from the "
-                "last checkpoint with a smaller `learning_rate`, with `desired_kl` or `target_kl`, or with VecNormalize."
-            )
+            raise self._diverged("parameters are")
+
+    def _diverged(self, what: str) -> DivergedPolicyError:
+        limit = "with `desired_kl` or `target_kl`" if self.trust_region is None else "a smaller `trust_region`"
+        return DivergedPolicyError(
+            f"The policy has diverged: {what} NaN or infinite after {self.num_timesteps} steps. Go on from the last "
+            f"checkpoint with a smaller `learning_rate`, {limit}, or with VecNormalize."
+        )
 
     def _left_by_critic(self, grad_norms: list[float]) -> float:
         """Return the factor that the limit of all gradients together leaves of the actor's."""
         if self.max_actor_grad_norm is not None or self.trust_region is not None:
             return 1.0
         return float(np.mean(self.max_grad_norm / np.maximum(grad_norms, self.max_grad_norm)))
+
+
+def _drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _second_derivatives(policy: nn.Module) -> AbstractContextManager[None]:
+    """Do without the kernels of recurrent layers on CUDA, which have none."""
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in policy.modules())
+    return th.backends.cudnn.flags(enabled=False) if is_recurrent else nullcontext()

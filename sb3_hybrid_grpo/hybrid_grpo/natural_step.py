@@ -1,12 +1,12 @@
 """One natural-gradient step of the policy, as long as a KL divergence allows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver
-from torch.nn.utils import parameters_to_vector
+from torch import nn
 
-from sb3_hybrid_grpo.estimation import Scores, fisher_product
+from sb3_hybrid_grpo.estimation import Scores, fisher_product, flatten
 
 DAMPING = 0.1
 _MOST_CONJUGATE_GRADIENTS = 10
@@ -34,7 +34,7 @@ def natural_step(scores: Scores, weights: th.Tensor, gradient: th.Tensor, kl: fl
         return fisher_product(scores, weights, direction, DAMPING)
 
     norm = gradient.norm()
-    if not norm > 0:
+    if norm == 0:
         return th.zeros_like(gradient)
     # The solver's tolerance is absolute, and the length of the gradient does not matter.
     direction = conjugate_gradient_solver(product, -gradient / norm, _MOST_CONJUGATE_GRADIENTS)
@@ -42,30 +42,34 @@ def natural_step(scores: Scores, weights: th.Tensor, gradient: th.Tensor, kl: fl
 
 
 @th.no_grad()
-def search_line(scores: Scores, step: th.Tensor, kl: float, evaluate: Callable[[], tuple[float, float]], loss: float) -> bool:
+def search_line(
+    parameters: Sequence[nn.Parameter], step: th.Tensor, kl: float, evaluate: Callable[[], tuple[float, float]], loss: float
+) -> bool:
     """
     Move a policy by a step, or by less of it, until the loss has fallen and the KL divergence is at most half as much again as
     it should be. A policy for which no length will do stays as it was.
 
-    :param scores: scores of the policy
-    :param step: how far its parameters shall move, [P]
+    :param parameters: the policy's parameters
+    :param step: how far they shall move, [P]
     :param kl: the KL divergence that they should bring about
     :param evaluate: gives the loss of the policy as it is now, and the KL divergence of the old policy from it
     :param loss: the loss before
     :return: whether the policy has moved
     """
-    start = parameters_to_vector(scores.parameters).clone()
+    if not step.any():
+        return False
+    start = flatten(parameters)
     for i in range(_MOST_TRIES):
-        _set(scores, start + _SHRINKING_FACTOR**i * step)
+        _set(parameters, start + _SHRINKING_FACTOR**i * step)
         loss_now, kl_now = evaluate()
         if loss_now < loss and kl_now <= _TOLERANCE * kl:
             return True
-    _set(scores, start)
+    _set(parameters, start)
     return False
 
 
-def _set(scores: Scores, vector: th.Tensor) -> None:
+def _set(parameters: Sequence[nn.Parameter], vector: th.Tensor) -> None:
     """Write into the parameters' own memory, of which others have views."""
-    parts = th.split(vector, [parameter.numel() for parameter in scores.parameters])
-    for parameter, part in zip(scores.parameters, parts, strict=True):
+    parts = th.split(vector, [parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
         parameter.copy_(part.view_as(parameter))

@@ -130,8 +130,8 @@ def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: S
     :param sequences: sequences of the states, for a recurrent policy
     :return: values, [B]
     """
-    if sequences is not None:
-        return _predict_sequences_only(policy, obs, sequences)
+    if sequences is not None or class_of(policy).predict_values is not stock_class(class_of(policy)).predict_values:
+        return _predict_in_own_way(policy, obs, sequences)
     if not policy.share_features_extractor:
         return policy.predict_values(obs).flatten()
     features = policy.extract_features(obs)
@@ -139,7 +139,7 @@ def predict_values_only(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: S
     return policy.value_net(policy.mlp_extractor.forward_critic(features.detach())).flatten()  # type: ignore[no-any-return]
 
 
-def _predict_sequences_only(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: Sequences) -> th.Tensor:
+def _predict_in_own_way(policy: ActorCriticPolicy, obs: PyTorchObs, sequences: Sequences | None) -> th.Tensor:
     if not policy.share_features_extractor:
         return predict_values(policy, obs, sequences)
     hook = policy.features_extractor.register_forward_hook(lambda module, inputs, features: features.detach())

@@ -99,7 +99,7 @@ class Chain:
                 weight = direction[position:bias_position].reshape(layer.weight.shape)
                 position = bias_position + layer.bias.size
                 moved = product(self._latents[i], weight.T)
-                if bias_position > layer.weight.size:
+                if i > 0:
                     moved += product(derivative, layer.weight.T)
                 derivative = moved + direction[bias_position:position]
             else:

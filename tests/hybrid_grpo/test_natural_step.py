@@ -5,12 +5,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
+from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-from sb3_hybrid_grpo import GRPO, HybridGRPO, InvalidArgumentError
+from sb3_hybrid_grpo import GRPO, DivergedPolicyError, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.estimation import AutogradScores, fisher_product
 from sb3_hybrid_grpo.hybrid_grpo.natural_step import DAMPING, natural_step, search_line
 from sb3_hybrid_grpo.policies.evaluators import Evaluator, MlpEvaluator
@@ -90,14 +92,14 @@ def test_a_step_is_shortened_until_it_helps_and_is_not_taken_if_none_does():
         length = float((parameters_to_vector(scores.parameters).detach() - start).mean())
         return (-1.0 if length < limit else 1.0), 0.0
 
-    assert search_line(scores, step, 0.01, lambda: evaluate(0.7), loss=0.0)
+    assert search_line(scores.parameters, step, 0.01, lambda: evaluate(0.7), loss=0.0)
     th.testing.assert_close(parameters_to_vector(scores.parameters).detach(), start + 0.64 * step)
     with th.no_grad():
         for parameter in scores.parameters:
             parameter -= 0.64
-    assert not search_line(scores, step, 0.01, lambda: evaluate(0.0), loss=0.0)
-    assert not search_line(scores, step, 0.01, lambda: (-1.0, 0.0151), loss=0.0)
-    assert not search_line(scores, step, 0.01, lambda: (float("nan"), 0.0), loss=0.0)
+    assert not search_line(scores.parameters, step, 0.01, lambda: evaluate(0.0), loss=0.0)
+    assert not search_line(scores.parameters, step, 0.01, lambda: (-1.0, 0.0151), loss=0.0)
+    assert not search_line(scores.parameters, step, 0.01, lambda: (float("nan"), 0.0), loss=0.0)
     th.testing.assert_close(parameters_to_vector(scores.parameters).detach(), start)
     assert [parameter.data_ptr() for parameter in scores.parameters] == storages
 
@@ -182,15 +184,144 @@ def test_every_policy_steps(policy, env, kwargs):
     model = HybridGRPO(policy, vec_env, **{**SMALL, **kwargs})
     before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
     model.learn(256)
-    assert model.logger.name_to_value["train/is_line_search_success"] in (0, 1)
-    assert 0 <= model.logger.name_to_value["train/approx_kl"] <= 0.03
     assert any(
         not th.equal(parameter, before[name]) for name, parameter in model.policy.named_parameters() if "action_net" in name
     )
 
 
+class SharedTrunk(nn.Module):
+    """An ``mlp_extractor`` whose actor and critic have one layer in common."""
+
+    def __init__(self, feature_dim):
+        super().__init__()
+        self.latent_dim_pi = self.latent_dim_vf = 4
+        self.trunk = nn.Sequential(nn.Linear(feature_dim, 4), nn.Tanh())
+
+    def forward(self, features):
+        return self.trunk(features), self.trunk(features)
+
+    def forward_actor(self, features):
+        return self.trunk(features)
+
+    def forward_critic(self, features):
+        return self.trunk(features)
+
+
+class TrunkPolicy(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        self.mlp_extractor = SharedTrunk(self.features_dim)
+
+
+class DroppingPolicy(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        super()._build_mlp_extractor()
+        self.mlp_extractor.policy_net.append(nn.Dropout(0.5))
+
+
+class OwnCriticPolicy(ActorCriticPolicy):
+    """Its values come from a network of its own."""
+
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.own_critic = nn.Linear(self.features_dim, 1)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def predict_values(self, obs):
+        return self.own_critic(self.extract_features(obs, self.vf_features_extractor))
+
+    def forward(self, obs, deterministic=False):
+        actions, _, log_prob = super().forward(obs, deterministic)
+        return actions, self.predict_values(obs), log_prob
+
+
+def test_the_critic_moves_nothing_of_the_policy():
+    model = HybridGRPO(TrunkPolicy, limited()(), **SMALL)
+    after_step = []
+    take = model._take_natural_step
+
+    def recording(*args):
+        actor = take(*args)
+        after_step.extend((parameter, parameter.detach().clone()) for parameter in actor)
+        return actor
+
+    model._take_natural_step = recording
+    before = model.policy.value_net.weight.detach().clone()
+    model.learn(64)
+    assert len(after_step) == 5 and all(th.equal(parameter, then) for parameter, then in after_step)
+    assert not th.equal(model.policy.value_net.weight, before)
+
+
+def test_a_critic_of_the_users_own_is_trained():
+    model = HybridGRPO(OwnCriticPolicy, limited()(), n_samples=1, **{**SMALL, "refit_critic": False})
+    before = model.policy.own_critic.weight.detach().clone()
+    unused = model.policy.value_net.weight.detach().clone()
+    model.learn(64)
+    assert not th.equal(model.policy.own_critic.weight, before)
+    assert th.equal(model.policy.value_net.weight, unused)
+
+
+def test_dropout_is_as_in_the_rollout():
+    model = HybridGRPO(DroppingPolicy, limited()(), **SMALL).learn(64)
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1
+
+
+@pytest.mark.parametrize(
+    "frozen, n_steps", [("log_std", 1), ("mlp_extractor.policy_net.0", 1), ("", 0)], ids=["std", "layer", "all"]
+)
+def test_frozen_parameters_stay(frozen, n_steps):
+    model = HybridGRPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    for name, parameter in model.policy.named_parameters():
+        if name.startswith(frozen) and "value" not in name:
+            parameter.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in model.policy.named_parameters() if not p.requires_grad}
+    model.learn(64)
+    assert model.logger.name_to_value["train/is_line_search_success"] == n_steps
+    for name, then in before.items():
+        assert th.equal(dict(model.policy.named_parameters())[name], then)
+
+
+@pytest.mark.parametrize("trust_region", [None, 0.02])
+@pytest.mark.parametrize("algorithm", [HybridGRPO, GRPO])
+def test_advantages_that_are_nan_are_an_error(algorithm, trust_region, monkeypatch):
+    model = algorithm("MlpPolicy", limited()(), **{**SMALL, "trust_region": trust_region})
+    compute = type(model.rollout_buffer).compute_returns_and_advantage
+
+    def with_nan(buffer, last_values, dones):
+        compute(buffer, last_values, dones)
+        buffer.advantages[0] = np.nan
+
+    monkeypatch.setattr(type(model.rollout_buffer), "compute_returns_and_advantage", with_nan)
+    message = r"a loss is NaN.*`target_kl`" if trust_region is None else r"a loss is NaN.*smaller `trust_region`"
+    with pytest.raises(DivergedPolicyError, match=message):
+        model.learn(64)
+
+
+def test_a_gradient_that_is_infinite_is_an_error(monkeypatch):
+    model = HybridGRPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    backward = MlpEvaluator.backward
+
+    def overflowing(*args):
+        norm = backward(*args)
+        model.policy.log_std.grad = th.full_like(model.policy.log_std, th.inf)
+        return norm
+
+    monkeypatch.setattr(MlpEvaluator, "backward", overflowing)
+    with pytest.raises(DivergedPolicyError, match="its gradient is NaN or infinite"):
+        model.learn(64)
+
+
+def test_masked_actions():
+    env = make_vec_env(
+        lambda: ActionMasker(limited(action_space=spaces.Discrete(3))(), lambda env: np.array([True, True, False]))
+    )
+    model = HybridGRPO("MaskableMlpPolicy", env, n_samples=3, **SMALL).learn(64)
+    assert model.logger.name_to_value["train/is_line_search_success"] == 1
+    assert model.logger.name_to_value["train/approx_kl"] > 0.001
+
+
 def test_without_a_critic():
     model = GRPO("MlpPolicy", limited()(), **SMALL).learn(128)
+    assert model._n_updates == 2
     assert model.logger.name_to_value["train/is_line_search_success"] == 1
     assert model.logger.name_to_value["train/approx_kl"] > 0
 
@@ -201,7 +332,8 @@ def test_checkpoints_go_on_and_load_into_ppo(tmp_path):
     loaded = HybridGRPO.load(tmp_path / "model", env=model.get_env(), device="cpu")
     assert loaded.trust_region == 0.02
     loaded.learn(64)
-    assert isinstance(PPO.load(tmp_path / "model", device="cpu"), PPO)
+    ppo = PPO.load(tmp_path / "model", device="cpu")
+    th.testing.assert_close(ppo.policy.state_dict(), model.policy.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
