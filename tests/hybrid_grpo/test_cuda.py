@@ -33,6 +33,7 @@ RUNS = {
     "gSDE": ({}, {"use_sde": True, "sde_sample_freq": 4}),
     "tempered": ({}, {"sampling_temperature": 2.0}),
     "soft values": ({}, {"soft_values": True, "ent_coef": 0.01}),
+    "natural": ({}, {"trust_region": 0.02}),
     "best action": ({"action_space": spaces.Discrete(3)}, {"action_selection": "best", "branch_horizon": 1}),
 }
 
