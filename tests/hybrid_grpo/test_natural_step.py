@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from sb3_hybrid_grpo import GRPO, DivergedPolicyError, HybridGRPO, InvalidArgumentError
-from sb3_hybrid_grpo.estimation import AutogradScores, fisher_product
+from sb3_hybrid_grpo.estimation import AutogradScores, approximate_kl, fisher_product
 from sb3_hybrid_grpo.hybrid_grpo.natural_step import DAMPING, natural_step, search_line
 from sb3_hybrid_grpo.policies.evaluators import Evaluator, MlpEvaluator
 from tests.envs import limited
@@ -261,8 +261,14 @@ def test_a_critic_of_the_users_own_is_trained():
 
 
 def test_dropout_is_as_in_the_rollout():
+    """The divergence that is logged is that of the policy that acts, without dropout."""
     model = HybridGRPO(DroppingPolicy, limited()(), **SMALL).learn(64)
+    rollout_data = next(model.rollout_buffer.get())
+    model.policy.set_training_mode(False)
+    _, log_prob, _ = Evaluator(model.policy).evaluate_actions(rollout_data.observations, rollout_data.actions)
+    expected = approximate_kl(log_prob - rollout_data.old_log_prob, rollout_data.weights)
     assert model.logger.name_to_value["train/is_line_search_success"] == 1
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
