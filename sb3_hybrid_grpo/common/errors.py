@@ -18,7 +18,7 @@ class InvalidOutcomeError(HybridGRPOError):
 
 
 class DivergedPolicyError(HybridGRPOError, ValueError):
-    """The policy's parameters are NaN or infinite after an update."""
+    """An update had a loss that is NaN, or its gradient or the policy's parameters are NaN or infinite."""
 
 
 class CheckpointError(HybridGRPOError, ValueError):

@@ -202,7 +202,7 @@ def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[
     :param algorithm: ``"ppo"`` or ``"hybrid_grpo"``
     :param in_minutes: whether trainings take minutes rather than half of one
     :return: parameters, small rollouts with four samples and long ones with two; in minutes alternately without branches and
-        with the cheapest ones
+        with the cheapest ones, and then natural-gradient steps
     """
     known = search_space(family, algorithm)
     if in_minutes and family == "continuous":
