@@ -103,6 +103,14 @@ SYMPTOMS = (
         "`target_kl`.",
     ),
     Symptom(
+        "steps that fail",
+        "train/is_line_search_success",
+        0.5,
+        _below,
+        "no length of the natural step lowered the clipped loss, so that the policy stays as it is. Raise `clip_range`, or "
+        "lower `trust_region`; if all rewards are alike, explore until some are not.",
+    ),
+    Symptom(
         "exploding gradients",
         "train/grad_norm_peak",
         100.0,

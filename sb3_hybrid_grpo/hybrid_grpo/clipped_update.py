@@ -132,7 +132,7 @@ class ClippedUpdate(AdaptiveLearningRate):
                 if not gradient.isfinite().all():
                     raise self._diverged("its gradient is")
                 weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
-                step = natural_step(scores, weights, gradient, kl)
+                step = natural_step(scores, weights, gradient, kl, getattr(self.policy, "log_std", None))
                 del scores  # a graph of all states
                 has_moved = search_line(parameters, step, kl, loss_and_kl, before["loss"][0])
         metrics.update(tried if has_moved else before)

@@ -9,24 +9,32 @@ from torch import nn
 from sb3_hybrid_grpo.estimation import Scores, fisher_product, flatten
 
 DAMPING = 0.1
+SPREAD_RATE = 0.3
 _MOST_CONJUGATE_GRADIENTS = 10
 _MOST_TRIES = 10
 _SHRINKING_FACTOR = 0.8
 _TOLERANCE = 1.5
 
 
-def natural_step(scores: Scores, weights: th.Tensor, gradient: th.Tensor, kl: float) -> th.Tensor:
+def natural_step(
+    scores: Scores, weights: th.Tensor, gradient: th.Tensor, kl: float, spread: nn.Parameter | None = None
+) -> th.Tensor:
     """
     Compute the step that lowers a loss most of all that change the policy as much.
 
-    x = -(F + d)⁻¹ g,    step = x √(2 δ / xᵀ(F + d)x),    d = 0.1
+    x = -(F + d)⁻¹ g,    step = x √(2 δ / xᵀ(F + d)x),    d = 0.1;    of the spread c x at most, c = 0.3
 
-    Source: TRPO (https://arxiv.org/abs/1502.05477), appendix C, with sb3-contrib's solver and damping.
+    A step of full length makes the spread collapse within a few hundred updates. What a policy that hardly varies sees of the
+    states around its own is too little to hold it there.
+
+    Source: TRPO (https://arxiv.org/abs/1502.05477), appendix C, with sb3-contrib's solver and damping. That means and spread
+    move at their own paces: MPO (https://arxiv.org/abs/1806.06920), which has a KL divergence for each.
 
     :param scores: scores of the sampled actions, which make up F
     :param weights: their weights, [B, N]
     :param gradient: g, [P]
     :param kl: δ, the KL divergence of the step
+    :param spread: the parameter that says how widely actions are spread, such as ``log_std``, if there is one
     :return: the step, [P]; zero if the gradient is
     """
 
@@ -38,7 +46,9 @@ def natural_step(scores: Scores, weights: th.Tensor, gradient: th.Tensor, kl: fl
         return th.zeros_like(gradient)
     # The solver's tolerance is absolute, and the length of the gradient does not matter.
     direction = conjugate_gradient_solver(product, -gradient / norm, _MOST_CONJUGATE_GRADIENTS)
-    return direction * (2 * kl / (direction @ product(direction))).sqrt()
+    length = (2 * kl / (direction @ product(direction))).sqrt()
+    is_spread = flatten(th.full_like(parameter, parameter is spread, dtype=th.bool) for parameter in scores.parameters)
+    return direction * th.where(is_spread, length.clamp(max=SPREAD_RATE * norm), length)
 
 
 @th.no_grad()

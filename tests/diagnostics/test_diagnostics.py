@@ -76,7 +76,7 @@ def learn(env="Pendulum-v1", n_updates=PATIENCE + 1, **kwargs):
 
 @pytest.mark.parametrize("kwargs", [{}, {"action_sampling": "antithetic"}, {"branch_fraction": 0.5}], ids=str)
 def test_all_metrics_are_logged(kwargs):
-    model, logged = learn(n_updates=2, **kwargs)
+    model, logged = learn(n_updates=2, trust_region=0.01, **kwargs)
     metrics = {**logged[-1], **model.logger.name_to_value}
     assert {symptom.metric for symptom in SYMPTOMS} <= set(metrics)
     ours, ppos = metrics["diagnostics/advantage_variance"], metrics["diagnostics/ppo_advantage_variance"]

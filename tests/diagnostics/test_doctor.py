@@ -63,6 +63,7 @@ BROKEN = {
         {"vf_coef": 0.0, "refit_critic": False, "n_updates": 12, "value_scale": 300.0},
     ),
     "starved actor": (scaled(1000), {"reward_transform": "identity", "max_actor_grad_norm": None, "n_updates": 21}),
+    "steps that fail": ("Pendulum-v1", {"trust_region": 0.5, "clip_range": 1e-4}),
     "collapsed policy": ("Pendulum-v1", {"policy_kwargs": {"log_std_init": -8.0}}),
     "groups without signal": (Deaf, {"n_steps": 128, "n_updates": 12}),
     "branches disagree": (limited(), {"brancher": RewardFunction(wrong_function), "branch_horizon": 1}),

@@ -82,6 +82,22 @@ def test_step_solves_the_damped_system_and_has_its_length(kind):
     assert not natural_step(scores, weights, 0 * gradient, kl=0.03).any()
 
 
+@pytest.mark.parametrize("kind", [Evaluator, MlpEvaluator])
+def test_the_spread_moves_no_further_than_its_gradient_tells(kind):
+    policy, obs, actions, scores = evaluation(spaces.Box(-1, 1, (2,)), kind)
+    rows, weights = jacobian(policy, obs, actions, scores.parameters), th.full((B, N), 1 / N)
+    fisher = th.einsum("bn,bnp,bnq->pq", weights / B, rows, rows) + DAMPING * th.eye(rows.shape[-1])
+    gradient = scores.combine(1e-3 * th.randn(B, N))
+    is_spread = th.cat([th.full((parameter.numel(),), parameter is policy.log_std) for parameter in scores.parameters])
+    assert is_spread.sum() == 2
+    full = natural_step(scores, weights, gradient, kl=0.03)
+    step = natural_step(scores, weights, gradient, kl=0.03, spread=policy.log_std)
+    th.testing.assert_close(step[~is_spread], full[~is_spread])
+    th.testing.assert_close(step[is_spread], -0.3 * th.linalg.solve(fisher, gradient)[is_spread], rtol=0.02, atol=1e-6)
+    # Where the gradient tells of more than the trust region allows, the step has its full length.
+    th.testing.assert_close(natural_step(scores, weights, 1e6 * gradient, kl=0.03, spread=policy.log_std), full)
+
+
 def test_a_step_is_shortened_until_it_helps_and_is_not_taken_if_none_does():
     _, _, _, scores = evaluation(spaces.Box(-1, 1, (1,)), MlpEvaluator)
     start = parameters_to_vector(scores.parameters).detach().clone()

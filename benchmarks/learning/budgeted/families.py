@@ -43,6 +43,8 @@ FAMILIES: Mapping[str, tuple[Task, ...]] = {
         Task("Hopper-v5", 17.0, 2400.0),
         Task("Swimmer-v5", 1.0, 280.0),
         Task("Pendulum-v1", -1208.0, -170.0),
+        # Learned in seconds, it must be held for a minute.
+        Task("InvertedPendulum-v5", 5.1, 1000.0),
     ),
     "discrete": (
         Task("Acrobot-v1", -497.0, -75.0),

@@ -193,6 +193,14 @@ NATURAL: Sequence[Mapping[str, Any]] = (
 )
 """Natural-gradient steps, for continuous actions: few states, a large divergence, and a critic that follows quickly."""
 
+_NATURAL_HELD = {**_NATURAL_BETWEEN, "log_std_init": -0.5}
+NATURAL_HELD: Sequence[Mapping[str, Any]] = (
+    {**_NATURAL_HELD, **WITHOUT_BRANCHES, "natural": True},
+    {**_NATURAL_HELD, **WITHOUT_BRANCHES, "natural": True, "kl": 0.015},
+    {**_NATURAL_HELD, **TWO_ACTIONS, "natural": True},
+)
+"""What came of them once the spread of actions had its own pace, and a task was to be held."""
+
 
 def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[dict[str, Any]]:
     """
@@ -211,5 +219,5 @@ def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[
         pairs = [(shared, _HYBRID if shared["rollout"] < 512 else _TWO_SAMPLES) for shared in KNOWN_GOOD[family]]
     trials = [{**shared, **own} for shared, own in pairs]
     if in_minutes and (family, algorithm) == ("continuous", "hybrid_grpo"):
-        trials += NATURAL
+        trials = [*NATURAL_HELD, *trials, *NATURAL]
     return [{name: value for name, value in trial.items() if name in known} for trial in trials]
