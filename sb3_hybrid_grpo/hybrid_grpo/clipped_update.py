@@ -14,7 +14,7 @@ from torch import nn
 from sb3_hybrid_grpo.common import AdaptiveLearningRate, DivergedPolicyError, MultiSampleRolloutBufferSamples, value_at
 from sb3_hybrid_grpo.diagnostics import Watch
 from sb3_hybrid_grpo.estimation import flatten, losses
-from sb3_hybrid_grpo.hybrid_grpo.natural_step import natural_step, search_line
+from sb3_hybrid_grpo.hybrid_grpo.natural_step import Spread, natural_step, search_line
 from sb3_hybrid_grpo.policies import Evaluator, make_evaluator, refit_value_head
 from sb3_hybrid_grpo.rollout import MultiSampleMixin
 
@@ -132,12 +132,15 @@ class ClippedUpdate(AdaptiveLearningRate):
                 if not gradient.isfinite().all():
                     raise self._diverged("its gradient is")
                 weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
-                step = natural_step(scores, weights, gradient, kl, getattr(self.policy, "log_std", None))
+                step = natural_step(scores, weights, gradient, kl, self._spread())
                 del scores  # a graph of all states
                 has_moved = search_line(parameters, step, kl, loss_and_kl, before["loss"][0])
         metrics.update(tried if has_moved else before)
         metrics["is_line_search_success"].append(has_moved)
         return parameters
+
+    def _spread(self) -> Spread | None:
+        return Spread(self.policy.log_std, self.policy.log_std_init) if hasattr(self.policy, "log_std") else None
 
     def _policy_losses(
         self,

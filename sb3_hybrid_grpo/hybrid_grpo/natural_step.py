@@ -1,6 +1,8 @@
 """One natural-gradient step of the policy, as long as a KL divergence allows."""
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver
@@ -10,31 +12,40 @@ from sb3_hybrid_grpo.estimation import Scores, fisher_product, flatten
 
 DAMPING = 0.1
 SPREAD_RATE = 0.3
+LEAST_SPREAD = 0.2
 _MOST_CONJUGATE_GRADIENTS = 10
 _MOST_TRIES = 10
 _SHRINKING_FACTOR = 0.8
 _TOLERANCE = 1.5
 
 
+class Spread(NamedTuple):
+    """
+    How widely a policy spreads its actions.
+
+    :param log_std: logarithms of the standard deviations
+    :param log_std_init: what they were at first
+    """
+
+    log_std: nn.Parameter
+    log_std_init: float
+
+
 def natural_step(
-    scores: Scores, weights: th.Tensor, gradient: th.Tensor, kl: float, spread: nn.Parameter | None = None
+    scores: Scores, weights: th.Tensor, gradient: th.Tensor, kl: float, spread: Spread | None = None
 ) -> th.Tensor:
     """
     Compute the step that lowers a loss most of all that change the policy as much.
 
-    x = -(F + d)⁻¹ g,    step = x √(2 δ / xᵀ(F + d)x),    d = 0.1;    of the spread c x at most, c = 0.3
+    x = -(F + d)⁻¹ g,    step = x √(2 δ / xᵀ(F + d)x),    d = 0.1
 
-    A step of full length makes the spread collapse within a few hundred updates. What a policy that hardly varies sees of the
-    states around its own is too little to hold it there.
-
-    Source: TRPO (https://arxiv.org/abs/1502.05477), appendix C, with sb3-contrib's solver and damping. That means and spread
-    move at their own paces: MPO (https://arxiv.org/abs/1806.06920), which has a KL divergence for each.
+    Source: TRPO (https://arxiv.org/abs/1502.05477), appendix C, with sb3-contrib's solver and damping.
 
     :param scores: scores of the sampled actions, which make up F
     :param weights: their weights, [B, N]
     :param gradient: g, [P]
     :param kl: δ, the KL divergence of the step
-    :param spread: the parameter that says how widely actions are spread, such as ``log_std``, if there is one
+    :param spread: the parameter that has its own pace, if there is one, see ``restrain``
     :return: the step, [P]; zero if the gradient is
     """
 
@@ -46,9 +57,37 @@ def natural_step(
         return th.zeros_like(gradient)
     # The solver's tolerance is absolute, and the length of the gradient does not matter.
     direction = conjugate_gradient_solver(product, -gradient / norm, _MOST_CONJUGATE_GRADIENTS)
-    length = (2 * kl / (direction @ product(direction))).sqrt()
-    is_spread = flatten(th.full_like(parameter, parameter is spread, dtype=th.bool) for parameter in scores.parameters)
-    return direction * th.where(is_spread, length.clamp(max=SPREAD_RATE * norm), length)
+    step = direction * (2 * kl / (direction @ product(direction))).sqrt()
+    if spread is not None:
+        start = 0
+        for parameter in scores.parameters:
+            part = slice(start, start := start + parameter.numel())
+            if parameter is spread.log_std:
+                step[part] = restrain(step[part], norm * direction[part], spread)
+    return step
+
+
+@th.no_grad()
+def restrain(step: th.Tensor, natural_gradient: th.Tensor, spread: Spread) -> th.Tensor:
+    """
+    Shorten the step of the spread of actions.
+
+    step' = max(min(|step|, c |x|) sgn(x), min(log(r σ₀ / σ), 0)),    c = 0.3,    r = 0.2
+
+    In steps of full length the spread collapses within a few hundred updates, and what a policy that hardly varies sees of the
+    states around its own is too little to hold it there.
+
+    Source: that means and spread move at their own paces is MPO's (https://arxiv.org/abs/1806.06920), which has a KL
+    divergence for each.
+
+    :param step: the step, [S]
+    :param natural_gradient: x, [S]
+    :param spread: the standard deviations σ, and what they were at first
+    :return: a step that is no longer, [S]
+    """
+    slow = th.where(step.abs() < SPREAD_RATE * natural_gradient.abs(), step, SPREAD_RATE * natural_gradient)
+    room = math.log(LEAST_SPREAD) + spread.log_std_init - spread.log_std.flatten()
+    return slow.maximum(room.clamp(max=0))
 
 
 @th.no_grad()

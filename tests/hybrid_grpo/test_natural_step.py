@@ -1,5 +1,6 @@
 """One natural-gradient step of the policy per rollout."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -14,7 +15,7 @@ from torch.nn.utils import parameters_to_vector
 
 from sb3_hybrid_grpo import GRPO, DivergedPolicyError, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.estimation import AutogradScores, approximate_kl, fisher_product
-from sb3_hybrid_grpo.hybrid_grpo.natural_step import DAMPING, natural_step, search_line
+from sb3_hybrid_grpo.hybrid_grpo.natural_step import DAMPING, Spread, natural_step, restrain, search_line
 from sb3_hybrid_grpo.policies.evaluators import Evaluator, MlpEvaluator
 from tests.envs import limited
 
@@ -90,12 +91,43 @@ def test_the_spread_moves_no_further_than_its_gradient_tells(kind):
     gradient = scores.combine(1e-3 * th.randn(B, N))
     is_spread = th.cat([th.full((parameter.numel(),), parameter is policy.log_std) for parameter in scores.parameters])
     assert is_spread.sum() == 2
+    spread = Spread(policy.log_std, log_std_init=0.0)
     full = natural_step(scores, weights, gradient, kl=0.03)
-    step = natural_step(scores, weights, gradient, kl=0.03, spread=policy.log_std)
+    step = natural_step(scores, weights, gradient, kl=0.03, spread=spread)
     th.testing.assert_close(step[~is_spread], full[~is_spread])
     th.testing.assert_close(step[is_spread], -0.3 * th.linalg.solve(fisher, gradient)[is_spread], rtol=0.02, atol=1e-6)
     # Where the gradient tells of more than the trust region allows, the step has its full length.
-    th.testing.assert_close(natural_step(scores, weights, 1e6 * gradient, kl=0.03, spread=policy.log_std), full)
+    th.testing.assert_close(natural_step(scores, weights, 1e6 * gradient, kl=0.03, spread=spread), full)
+
+
+def test_the_spread_falls_to_a_fifth_at_most():
+    log_std = nn.Parameter(th.tensor([-1.0, -2.0, -2.5, -3.0, -3.0]))
+    step, natural_gradient = th.tensor([-0.2, -0.2, -0.2, -0.2, 0.2]), th.tensor([-0.5, -9.0, -9.0, -9.0, 9.0])
+    # From e^-1 on, the least is e^-1 / 5 = e^-2.6094.
+    expected = [-0.15, -0.2, -0.1094, 0.0, 0.2]
+    assert restrain(step, natural_gradient, Spread(log_std, log_std_init=-1.0)).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"use_sde": True}], ids=["gaussian", "gsde"])
+def test_a_policy_that_is_rewarded_for_holding_still_keeps_some_spread(kwargs):
+    class Still(gym.Env):
+        observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Box(-9, 9, (2,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(1, dtype=np.float32), {}
+
+        def step(self, action):
+            return np.zeros(1, dtype=np.float32), -float(action @ action), False, False, {}
+
+    env = make_vec_env(lambda: gym.wrappers.TimeLimit(Still(), 8), seed=0)
+    model = HybridGRPO("MlpPolicy", env, n_samples=1, gamma=0.0, **{**SMALL, "trust_region": 0.5, **kwargs})
+    spreads = []
+    for _ in range(19):
+        model.learn(64, reset_num_timesteps=False)
+        spreads.append(model.policy.log_std.detach().numpy().copy())
+    assert spreads[-1].mean() < -0.5
+    assert np.min(spreads) > np.log(0.2) - 1e-5
 
 
 def test_a_step_is_shortened_until_it_helps_and_is_not_taken_if_none_does():
