@@ -13,6 +13,7 @@ from sb3_hybrid_grpo.estimation import Scores, fisher_product, flatten
 DAMPING = 0.1
 SPREAD_RATE = 0.3
 LEAST_SPREAD = 0.2
+_LARGEST_SPREAD_STEP = 0.02
 _MOST_CONJUGATE_GRADIENTS = 10
 _MOST_TRIES = 10
 _SHRINKING_FACTOR = 0.8
@@ -45,7 +46,7 @@ def natural_step(
     :param weights: their weights, [B, N]
     :param gradient: g, [P]
     :param kl: δ, the KL divergence of the step
-    :param spread: the parameter that has its own pace, if there is one, see ``restrain``
+    :param spread: the parameter that has its own pace, if there is one, see ``spread_step``
     :return: the step, [P]; zero if the gradient is
     """
 
@@ -63,31 +64,30 @@ def natural_step(
         for parameter in scores.parameters:
             part = slice(start, start := start + parameter.numel())
             if parameter is spread.log_std:
-                step[part] = restrain(step[part], norm * direction[part], spread)
+                step[part] = spread_step(norm * direction[part], spread)
     return step
 
 
 @th.no_grad()
-def restrain(step: th.Tensor, natural_gradient: th.Tensor, spread: Spread) -> th.Tensor:
+def spread_step(natural_gradient: th.Tensor, spread: Spread) -> th.Tensor:
     """
-    Shorten the step of the spread of actions.
+    Compute the step of the spread of actions, which has a pace of its own.
 
-    step' = max(min(|step|, c |x|) sgn(x), min(log(r σ₀ / σ), 0)),    c = 0.3,    r = 0.2
+    step = max(clip(c x, -m, m), min(log(r σ₀ / σ), 0)),    c = 0.3,    m = 0.02,    r = 0.2
 
-    In steps of full length the spread collapses within a few hundred updates, and what a policy that hardly varies sees of the
-    states around its own is too little to hold it there.
+    In steps as long as those of the means the spread collapses within a few hundred updates, and what a policy that hardly
+    varies sees of the states around its own is too little to hold it there.
 
     Source: that means and spread move at their own paces is MPO's (https://arxiv.org/abs/1806.06920), which has a KL
     divergence for each.
 
-    :param step: the step, [S]
     :param natural_gradient: x, [S]
-    :param spread: the standard deviations σ, and what they were at first
-    :return: a step that is no longer, [S]
+    :param spread: the standard deviations σ, and what they were at first, σ₀
+    :return: the step of log σ, [S]
     """
-    slow = th.where(step.abs() < SPREAD_RATE * natural_gradient.abs(), step, SPREAD_RATE * natural_gradient)
+    step = (SPREAD_RATE * natural_gradient).clamp(-_LARGEST_SPREAD_STEP, _LARGEST_SPREAD_STEP)
     room = math.log(LEAST_SPREAD) + spread.log_std_init - spread.log_std.flatten()
-    return slow.maximum(room.clamp(max=0))
+    return step.maximum(room.clamp(max=0))
 
 
 @th.no_grad()
