@@ -193,11 +193,10 @@ NATURAL: Sequence[Mapping[str, Any]] = (
 )
 """Natural-gradient steps, for continuous actions: few states, a large divergence, and a critic that follows quickly."""
 
-_NATURAL_HELD = {**_NATURAL_BETWEEN, "log_std_init": -0.5}
 NATURAL_HELD: Sequence[Mapping[str, Any]] = (
-    {**_NATURAL_HELD, **WITHOUT_BRANCHES, "natural": True},
-    {**_NATURAL_HELD, **WITHOUT_BRANCHES, "natural": True, "kl": 0.015},
-    {**_NATURAL_HELD, **TWO_ACTIONS, "natural": True},
+    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": -0.5},
+    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True},
+    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True},
 )
 """What came of them once the spread of actions had its own pace, and a task was to be held."""
 
