@@ -12,7 +12,7 @@ from sb3_hybrid_grpo.estimation import Scores, fisher_product, flatten
 
 DAMPING = 0.1
 SPREAD_RATE = 0.3
-LEAST_SPREAD = 0.2
+LEAST_SPREAD = 0.5
 _LARGEST_SPREAD_STEP = 0.02
 _MOST_CONJUGATE_GRADIENTS = 10
 _MOST_TRIES = 10
@@ -73,7 +73,7 @@ def spread_step(natural_gradient: th.Tensor, spread: Spread) -> th.Tensor:
     """
     Compute the step of the spread of actions, which has a pace of its own.
 
-    step = max(clip(c x, -m, m), min(log(r σ₀ / σ), 0)),    c = 0.3,    m = 0.02,    r = 0.2
+    step = max(clip(c x, -m, m), min(log(r σ₀ / σ), 0)),    c = 0.3,    m = 0.02,    r = 0.5
 
     In steps as long as those of the means the spread collapses within a few hundred updates, and what a policy that hardly
     varies sees of the states around its own is too little to hold it there.

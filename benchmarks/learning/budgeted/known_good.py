@@ -194,7 +194,6 @@ NATURAL: Sequence[Mapping[str, Any]] = (
 """Natural-gradient steps, for continuous actions: few states, a large divergence, and a critic that follows quickly."""
 
 NATURAL_HELD: Sequence[Mapping[str, Any]] = (
-    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True, "log_std_init": -0.5},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True},
     {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True},
 )
