@@ -171,7 +171,7 @@ class TestSettings:
 
         results, hyperparams = ROOT / "benchmarks" / "results", ROOT / "sb3_hybrid_grpo" / "hyperparams"
         minutes = yaml.safe_load((hyperparams / "hybrid_grpo_minutes.yml").read_text())
-        tuned = json.loads((results / "tuning_minutes" / "tuned.json").read_text())
+        tuned = json.loads((results / "tuning_held" / "tuned.json").read_text())
         self.assert_tuned(minutes["default"], tuned["continuous"]["hybrid_grpo"])
         found = json.loads((results / "tuning" / "tuned.json").read_text())
         settings = yaml.safe_load((hyperparams / "hybrid_grpo_seconds.yml").read_text())
