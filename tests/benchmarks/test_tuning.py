@@ -194,7 +194,7 @@ class TestStudies:
             for name, value in params.items():
                 assert space[name]._contains(space[name].to_internal_repr(value)), name
         regions = [settings_of(params).arguments.get("trust_region") for params in trials]
-        assert regions[:3] == ([0.03, 0.03, None] if algorithm == "hybrid_grpo" else [None] * 3)
+        assert regions[:5] == ([0.03] * 4 + [None] if algorithm == "hybrid_grpo" else [None] * 5)
 
     def test_settings(self):
         from benchmarks.learning.budgeted.known_good import first_trials

@@ -196,6 +196,8 @@ NATURAL: Sequence[Mapping[str, Any]] = (
 NATURAL_HELD: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True},
     {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True},
+    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": -0.5},
+    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": 0.0},
 )
 """What came of them once the spread of actions had its own pace, and a task was to be held."""
 
