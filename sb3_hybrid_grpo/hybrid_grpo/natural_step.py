@@ -64,30 +64,32 @@ def natural_step(
         for parameter in scores.parameters:
             part = slice(start, start := start + parameter.numel())
             if parameter is spread.log_std:
-                step[part] = spread_step(norm * direction[part], spread)
+                step[part] = spread_step(step[part], norm * direction[part], spread)
     return step
 
 
 @th.no_grad()
-def spread_step(natural_gradient: th.Tensor, spread: Spread) -> th.Tensor:
+def spread_step(step: th.Tensor, natural_gradient: th.Tensor, spread: Spread) -> th.Tensor:
     """
-    Compute the step of the spread of actions, which has a pace of its own.
+    Shorten the step of the spread of actions, which has a pace of its own.
 
-    step = max(clip(c x, -m, m), min(log(r σ₀ / σ), 0)),    c = 0.3,    m = 0.02,    r = 0.5
+    step' = max(clip(c x, ±min(m, |step|)), min(log(r σ₀ / σ), 0)),    c = 0.3,    m = 0.02,    r = 0.5
 
-    In steps as long as those of the means the spread collapses within a few hundred updates, and what a policy that hardly
-    varies sees of the states around its own is too little to hold it there.
+    In steps as long as those of the means the spread collapses, and what a policy that hardly varies sees of the states
+    around its own is too little to hold it there.
 
     Source: that means and spread move at their own paces is MPO's (https://arxiv.org/abs/1806.06920), which has a KL
     divergence for each.
 
+    :param step: as long a step as the trust region allows, [S]
     :param natural_gradient: x, [S]
     :param spread: the standard deviations σ, and what they were at first, σ₀
     :return: the step of log σ, [S]
     """
-    step = (SPREAD_RATE * natural_gradient).clamp(-_LARGEST_SPREAD_STEP, _LARGEST_SPREAD_STEP)
+    limit = step.abs().clamp(max=_LARGEST_SPREAD_STEP)
+    slow = (SPREAD_RATE * natural_gradient).clamp(-limit, limit)
     room = math.log(LEAST_SPREAD) + spread.log_std_init - spread.log_std.flatten()
-    return step.maximum(room.clamp(max=0))
+    return slow.maximum(room.clamp(max=0))
 
 
 @th.no_grad()

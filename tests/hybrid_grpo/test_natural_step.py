@@ -96,17 +96,21 @@ def test_the_spread_moves_no_further_than_its_gradient_tells(kind):
     step = natural_step(scores, weights, gradient, kl=0.03, spread=spread)
     th.testing.assert_close(step[~is_spread], full[~is_spread])
     th.testing.assert_close(step[is_spread], -0.3 * th.linalg.solve(fisher, gradient)[is_spread], rtol=0.02, atol=1e-6)
-    # However much the gradient tells, it is two percent per update.
-    far = natural_step(scores, weights, 1e6 * gradient, kl=0.03, spread=spread)
+    # However much the gradient tells, it is two percent per update,
+    far = natural_step(scores, weights, 1e6 * gradient, kl=100.0, spread=spread)
     assert far[is_spread].abs().tolist() == pytest.approx([0.02, 0.02])
+    # and no more than the trust region allows.
+    short = natural_step(scores, weights, 1e6 * gradient, kl=1e-6, spread=spread)
+    th.testing.assert_close(short, natural_step(scores, weights, 1e6 * gradient, kl=1e-6))
 
 
 def test_the_spread_falls_to_half_at_most():
     log_std = nn.Parameter(th.tensor([-1.0, -1.5, -1.69, -3.0, -3.0]))
-    natural_gradient = th.tensor([-0.05, -9.0, -9.0, -9.0, 9.0])
+    step, natural_gradient = th.tensor([-1.0, -1.0, -1.0, -1.0, 1.0]), th.tensor([-0.05, -9.0, -9.0, -9.0, 9.0])
     # From e^-1 on, the least is e^-1 / 2 = e^-1.6931.
     expected = [-0.015, -0.02, -0.0031, 0.0, 0.02]
-    assert spread_step(natural_gradient, Spread(log_std, log_std_init=-1.0)).tolist() == pytest.approx(expected, abs=1e-4)
+    spread = Spread(log_std, log_std_init=-1.0)
+    assert spread_step(step, natural_gradient, spread).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.* updates in a row show useless critic")
