@@ -238,18 +238,19 @@ class TestRunner:
         for family, task in ("continuous", "Pendulum-v1"), ("discrete", "CartPole-v1"):
             methods = methods_of(family, self.tuned[family])
             assert {"hybrid_grpo", "no_branches", "two_actions", "ppo", "ppo_1", "ppo_8", "ppo_16", "trpo"} < methods.keys()
+            settings = {name: method.settings for name, method in methods.items()}
             for name, numbers in ("no_branches", (1, 1)), ("two_actions", (2, 2)):
-                arguments = {key: methods[name].arguments[key] for key in methods["ppo"].arguments}
-                assert str(arguments) == str(methods["ppo"].arguments)
-                assert tuple(methods[name].arguments[key] for key in ("n_samples", "branch_horizon")) == numbers
-            n_envs = {name: method.n_envs for name, method in methods.items() if method.n_envs > 1}
+                arguments = {key: settings[name].arguments[key] for key in settings["ppo"].arguments}
+                assert str(arguments) == str(settings["ppo"].arguments)
+                assert tuple(settings[name].arguments[key] for key in ("n_samples", "branch_horizon")) == numbers
+            n_envs = {name: each.n_envs for name, each in settings.items() if each.n_envs > 1}
             assert n_envs == {"ppo_8": 8, "ppo_16": 16}
             for method in methods.values():
-                env, _ = make_envs(task, method.n_envs, method.normalize, method.gamma, seed=0)
-                model = method.algorithm("MlpPolicy", env, device="cpu", **method.arguments)
+                env, _ = make_envs(task, method.settings.n_envs, method.settings.normalize, method.gamma, seed=0)
+                model = method.algorithm("MlpPolicy", env, device="cpu", **method.settings.arguments)
                 assert model.gamma == method.gamma
         rollouts = {
-            name: methods[name].arguments["n_steps"] * methods[name].n_envs for name in ("ppo", "ppo_1", "ppo_8", "ppo_16")
+            name: settings[name].arguments["n_steps"] * settings[name].n_envs for name in ("ppo", "ppo_1", "ppo_8", "ppo_16")
         }
         assert rollouts == {"ppo": 128, "ppo_1": 128, "ppo_8": 128, "ppo_16": 256}
 
@@ -262,14 +263,15 @@ class TestRunner:
         assert "trpo_tuned" not in methods_of("continuous", tuned)
         natural = {**tuned["hybrid_grpo"], "natural": True, "kl": 0.03, "kl_control": "none"}
         methods = methods_of("continuous", {**tuned, "hybrid_grpo": natural})
-        ours, one, two, trpo = (methods[name] for name in ("hybrid_grpo", "natural_one", "natural_two", "trpo_tuned"))
-        assert trpo.algorithm is TRPO and trpo.arguments["target_kl"] == 0.03
-        assert [method.arguments["n_samples"] for method in (ours, one, two)] == [4, 1, 2]
+        assert methods["trpo_tuned"].algorithm is TRPO
+        ours, one, two, trpo = (methods[name].settings for name in ("hybrid_grpo", "natural_one", "natural_two", "trpo_tuned"))
+        assert trpo.arguments["target_kl"] == 0.03
+        assert [settings.arguments["n_samples"] for settings in (ours, one, two)] == [4, 1, 2]
         for other in (one, two, trpo):
             assert (other.n_envs, other.normalize) == (ours.n_envs, ours.normalize)
             for name in ("learning_rate", "n_steps", "batch_size", "gamma", "gae_lambda", "policy_kwargs"):
                 assert str(other.arguments[name]) == str(ours.arguments[name])
-        env, _ = make_envs("Pendulum-v1", trpo.n_envs, trpo.normalize, trpo.gamma, seed=0)
+        env, _ = make_envs("Pendulum-v1", trpo.n_envs, trpo.normalize, methods["trpo_tuned"].gamma, seed=0)
         assert TRPO("MlpPolicy", env, device="cpu", **trpo.arguments).n_critic_updates == ours.arguments["n_epochs"]
 
     def test_settings_are_not_mixed(self, claims, tmp_path, monkeypatch, capsys):

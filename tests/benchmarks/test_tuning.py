@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
@@ -205,6 +206,11 @@ class TestStudies:
         params = first_trials("continuous", "hybrid_grpo")[0]
         arguments = settings_of({**params, "kl_control": "desired", "kl": 0.03, "actor_limit": "none"}).arguments
         assert (arguments["desired_kl"], arguments["max_actor_grad_norm"], "target_kl" in arguments) == (0.03, None, False)
+        together = settings_of({**params, "log_std_init": -1.0, "noise_together": True})
+        for space, log_std_init in (spaces.Box(-1, 1, (4, 1)), -1.6931472), (spaces.Box(-1, 1, (1,)), -1.0):
+            assert together.for_actions(space)["policy_kwargs"]["log_std_init"] == pytest.approx(log_std_init)
+        assert together.arguments["policy_kwargs"]["log_std_init"] == -1.0
+        assert settings_of(params).for_actions(space) == settings_of(params).arguments
         arguments = settings_of({**params, "kl_control": "none", "schedule": "linear", "learning_rate": 0.5}).arguments
         assert not {"target_kl", "desired_kl"} & arguments.keys() and arguments["learning_rate"](0.5) == 0.25
         arguments = settings_of({**params, "rollout": 64, "n_envs": 16, "batch_size": 256}).arguments

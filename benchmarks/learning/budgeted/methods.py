@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from benchmarks.learning.budgeted.adaptive_ppo import AdaptivePPO
 from benchmarks.learning.budgeted.known_good import TWO_ACTIONS, WITHOUT_BRANCHES
-from benchmarks.learning.budgeted.search_space import settings_of
+from benchmarks.learning.budgeted.search_space import Settings, settings_of
 from sb3_hybrid_grpo import HybridGRPO
 
 PPO_VARIANTS = ("ppo", "ppo_1", "ppo_8", "ppo_16")
@@ -25,20 +25,16 @@ class Method(NamedTuple):
     An algorithm with its settings.
 
     :param algorithm: its class
-    :param arguments: arguments of its constructor; the others have its defaults
-    :param n_envs: number of environments
-    :param normalize: whether they are normalised
+    :param settings: the settings; arguments that they lack have the algorithm's defaults
     """
 
     algorithm: type[BaseAlgorithm]
-    arguments: Mapping[str, Any]
-    n_envs: int = 1
-    normalize: bool = False
+    settings: Settings
 
     @property
     def gamma(self) -> float:
         """Discount factor."""
-        return float(self.arguments.get("gamma", 0.99))
+        return float(self.settings.arguments.get("gamma", 0.99))
 
 
 def methods_of(family: str, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
@@ -59,21 +55,21 @@ def methods_of(family: str, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str,
         methods["trpo_tuned"] = _as_trpo(methods["natural_one"])
     if family == "continuous":
         # The RL Zoo normalises for TRPO on MuJoCo, and not for the others.
-        methods["trpo"] = Method(TRPO, {}, normalize=True)
-        return methods | {"sac": Method(SAC, _REPLAY), "tqc": Method(TQC, _REPLAY), "crossq": Method(CrossQ, _REPLAY)}
-    return methods | {"trpo": Method(TRPO, {}), "dqn": Method(DQN, _DQN), "qrdqn": Method(QRDQN, _DQN)}
+        methods["trpo"] = Method(TRPO, Settings(1, True, {}))
+        return methods | {"sac": _plain(SAC, _REPLAY), "tqc": _plain(TQC, _REPLAY), "crossq": _plain(CrossQ, _REPLAY)}
+    return methods | {"trpo": _plain(TRPO, {}), "dqn": _plain(DQN, _DQN), "qrdqn": _plain(QRDQN, _DQN)}
 
 
 def _as_trpo(method: Method) -> Method:
     """Have TRPO do what ``HybridGRPO`` does without branches: the same natural step, and as many updates of the critic."""
-    ours = method.arguments
+    ours = method.settings.arguments
     shared = ("learning_rate", "n_steps", "batch_size", "gamma", "gae_lambda", "policy_kwargs")
     arguments = {
         "target_kl": ours["trust_region"],
         "n_critic_updates": ours["n_epochs"],
         **{name: ours[name] for name in shared},
     }
-    return method._replace(algorithm=TRPO, arguments=arguments)
+    return Method(TRPO, method.settings._replace(arguments=arguments))
 
 
 def in_parallel(params: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
@@ -88,5 +84,8 @@ def in_parallel(params: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
 
 
 def _tuned(algorithm: type[BaseAlgorithm], params: Mapping[str, Any]) -> Method:
-    settings = settings_of(params)
-    return Method(algorithm, settings.arguments, settings.n_envs, settings.normalize)
+    return Method(algorithm, settings_of(params))
+
+
+def _plain(algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any]) -> Method:
+    return Method(algorithm, Settings(1, False, dict(arguments)))

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+from gymnasium import spaces
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -51,6 +53,9 @@ OWN: Mapping[str, BaseDistribution] = {
 RESEARCHED = ("action_selection", "advantage", "reward_transform", "sampling_temperature", "soft_values")
 """Further ones, which are not tuned."""
 
+NOISE_TOGETHER = "noise_together"
+"""Whether ``log_std_init`` is that of a whole action's noise, σ, of which each of its D dimensions has σ / √D. Not tuned."""
+
 _SPELT_OUT = ("actor_limit", "natural")
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -62,11 +67,26 @@ class Settings(NamedTuple):
     :param n_envs: number of environments
     :param normalize: whether they are normalised
     :param arguments: arguments of the algorithm's constructor
+    :param noise_together: whether its initial standard deviation is that of all dimensions of an action together
     """
 
     n_envs: int
     normalize: bool
     arguments: dict[str, Any]
+    noise_together: bool = False
+
+    def for_actions(self, space: spaces.Space[Any]) -> dict[str, Any]:
+        """
+        Spell out the arguments for a task.
+
+        :param space: its action space
+        :return: arguments of the algorithm's constructor
+        """
+        if not self.noise_together:
+            return self.arguments
+        policy_kwargs = self.arguments["policy_kwargs"]
+        each = policy_kwargs["log_std_init"] - np.log(spaces.flatdim(space)) / 2
+        return {**self.arguments, "policy_kwargs": {**policy_kwargs, "log_std_init": float(each)}}
 
 
 def search_space(family: str, algorithm: str) -> dict[str, BaseDistribution]:
@@ -120,4 +140,4 @@ def settings_of(params: Params) -> Settings:
     if "actor_limit" in params:
         limit = params["actor_limit"]
         arguments["max_actor_grad_norm"] = None if limit == "none" else float(limit)
-    return Settings(params["n_envs"], params["normalize"], arguments)
+    return Settings(params["n_envs"], params["normalize"], arguments, params.get(NOISE_TOGETHER, False))
