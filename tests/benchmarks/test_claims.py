@@ -313,3 +313,20 @@ class TestRunner:
         (again,) = read_rows(tmp_path / "claims.csv", ClaimRow)
         assert again == row._replace(curve=[list(point) for point in row.curve])
         assert again.settings["arguments"]["n_samples"] == 4
+
+    def test_a_run_that_shares_its_noise(self, claims, monkeypatch):
+        from benchmarks.learning.budgeted.methods import methods_of
+        from benchmarks.learning.budgeted.training import Curve
+
+        def train(make_model, env, budget):
+            log_std_init.append(make_model(env).policy.log_std_init)
+            return Curve([])
+
+        log_std_init = []
+        monkeypatch.setattr(claims, "train", train)
+        params = {**self.tuned["continuous"]["hybrid_grpo"], "log_std_init": -1.0, "noise_together": True}
+        method = methods_of("continuous", {**self.tuned["continuous"], "hybrid_grpo": params})["hybrid_grpo"]
+        for task in "Pendulum-v1", "Reacher-v5":
+            row = claims.make_run(claims.Run("continuous", task, "hybrid_grpo", 0, 0.3), method)
+            assert row.settings["noise_together"] and "-1.0" in row.settings["arguments"]["policy_kwargs"]
+        assert log_std_init == pytest.approx([-1.0, -1.3465736])
