@@ -3,6 +3,9 @@ Try ideas on tuning tasks: what Hybrid GRPO has for its own, beside PPO, with th
 
     python -m benchmarks.learning.ideas --seeds 5
     python -m benchmarks.learning.ideas --report
+    python -m benchmarks.learning.ideas --ideas natural natural_wide natural_noise_together --seeds 2 --seconds 60 \
+        --tuned benchmarks/results/tuning_held --folder benchmarks/results/research_minutes \
+        --tasks HalfCheetah-v5 Hopper-v5 Swimmer-v5 Pendulum-v1 InvertedPendulum-v5
 
 The common settings are those that tuning has found for PPO, so that an idea has to earn its seconds in PPO's own regime.
 Finished runs are rows of ``ideas.csv`` and are not made again.
@@ -21,7 +24,7 @@ import torch as th
 from scipy.stats import trim_mean
 
 from benchmarks.learning.budgeted.families import FAMILIES, Task
-from benchmarks.learning.budgeted.known_good import TWO_ACTIONS, WITHOUT_BRANCHES
+from benchmarks.learning.budgeted.known_good import NATURAL_HELD, TWO_ACTIONS, WITHOUT_BRANCHES
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.trial import train_task
 from benchmarks.learning.budgeted.trials import finished_trials, ranking
@@ -82,6 +85,10 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "n2_growing": {**TWO_ACTIONS, "branch_horizon": 4, "variant": "GrowingHorizon"},
     "n2_k2_informative": {**TWO_ACTIONS, "branch_fraction": 0.5, "variant": "InformativeStates"},
     "n2_k2_branch_critic": {**TWO_ACTIONS, "variant": "BranchCritic"},
+    # Natural steps, whose settings are all their own, with noise of 1/e or 1 in each dimension of an action, or of 1 in all
+    "natural": NATURAL_HELD[0],
+    "natural_wide": NATURAL_HELD[3],
+    "natural_noise_together": {**NATURAL_HELD[3], "noise_together": True},
 }
 """What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 
