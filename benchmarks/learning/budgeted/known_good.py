@@ -192,6 +192,10 @@ KNOWN_GOOD_IN_MINUTES: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {**_GAMES, "normalize": True, "n_envs": 16, "rollout": 2048, "one_minus_lambda": 0.1, "kl_control": "desired"},
         {**_SHORT_DISCRETE, "n_epochs": 2, "width": 128},
         {**_LONG_DISCRETE, "rollout": 1024, "learning_rate": 1e-3},
+        {**_TRUST_DISCRETE, "one_minus_lambda": 0.2, "kl": 0.03, "rollout": 1024},
+        {**_TRUST_DISCRETE, "one_minus_lambda": 0.1, "kl": 0.03},
+        {**_TRUST_DISCRETE, "one_minus_lambda": 0.2, "kl": 0.06},
+        {**_TRUST_DISCRETE, "one_minus_lambda": 0.2, "kl": 0.03, "ent_coef": 0.01},
     ),
 }
 """Where a training takes minutes."""
@@ -248,6 +252,10 @@ NATURAL_DISCRETE: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "ent_coef": 0.01},
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "rollout": 4096, "kl": 0.06},
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "learning_rate": 1e-3, "width": 128},
+    {**_NATURAL_DISCRETE, "one_minus_lambda": 0.2},
+    {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "rollout": 1024, "kl": 0.02},
+    {**_NATURAL_DISCRETE, "one_minus_lambda": 0.2, "rollout": 1024, "ent_coef": 0.01},
+    {**_NATURAL_DISCRETE, **TWO_ACTIONS, "natural": True, "one_minus_lambda": 0.2, "rollout": 1024, "kl": 0.02},
 )
 """Natural-gradient steps, for discrete actions."""
 
