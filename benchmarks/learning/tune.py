@@ -6,7 +6,8 @@ Tune PPO and Hybrid GRPO alike, by the area under the learning curve over proces
     python -m benchmarks.learning.tune --report
 
 A trial is one set of settings, trained on each task of its family for a budget of processor seconds; the mean of its scores
-so far is compared with the median of other trials after each task, and trials below it end there. Both algorithms have their
+so far is compared with the median of other trials after each task, and trials below it end there (what is known to be good
+is judged whole where trainings take minutes). Both algorithms have their
 turns in one process, so that they meet the same machine, and each tries what the other has found best for their common
 parameters. Finished trials are rows of ``trials.csv``; ``studies.db`` beside it
 is Optuna's own, and is made again from the rows where it is missing. A tuning that was killed goes on where it was; no two may
@@ -92,15 +93,16 @@ def next_trial(folder: Path, family: str, algorithm: str, seconds: float) -> Tri
     :param seconds: processor seconds of each training
     :return: its row, which is written
     """
-    study = open_study(folder, family, algorithm, seconds >= MINUTES)
+    in_minutes = seconds >= MINUTES
+    study = open_study(folder, family, algorithm, in_minutes)
     number = len(list(rows_of(finished_trials(folder), family, algorithm)))
     trial = study.ask(search_space(family, algorithm))
-    is_borrowed = trial.params in _borrowed(folder, family, algorithm)
+    # These are judged whole: at the ceiling of a task half of all trials are below the median.
+    to_finish = [*_borrowed(folder, family, algorithm), *(first_trials(family, algorithm, True) if in_minutes else ())]
 
     def is_hopeless(step: int, mean_so_far: float) -> bool:
         trial.report(mean_so_far, step)
-        # What the other has found best is judged whole: at a ceiling half of all trials are below the median.
-        return trial.should_prune() and not is_borrowed
+        return trial.should_prune() and trial.params not in to_finish
 
     # All trials of a number have one seed, whatever their algorithm, and no seed decides a study.
     row = run_trial(family, algorithm, number, trial.params, number, seconds, is_hopeless)

@@ -279,6 +279,12 @@ class TestStudies:
             assert row.state == ("complete" if row.params in borrowed else "pruned")
         assert {row.state for row in rows[20:]} == {"complete", "pruned"}
 
+    @pytest.mark.parametrize(("seconds", "states"), [("60", {"complete"}), ("25", {"complete", "pruned"})])
+    def test_first_trials_of_minutes_are_not_pruned(self, tune, tmp_path, seconds, states):
+        arguments = ["--family", "discrete", "--algorithms", "ppo", "--folder", str(tmp_path), "--seconds", seconds]
+        tune.main([*arguments, "--trials", "12"])
+        assert {row.state for row in tune.finished_trials(tmp_path)} == states
+
     def test_trials_that_knew_no_natural_steps_go_on(self, tune, tmp_path):
         pytest.importorskip("sklearn")
         arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
