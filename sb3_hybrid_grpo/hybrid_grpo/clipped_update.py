@@ -128,16 +128,19 @@ class ClippedUpdate(AdaptiveLearningRate):
             scores = evaluator.scores()
             parameters, has_moved = scores.parameters, False
             if parameters and kl > 0:
-                gradient = flatten(cast(th.Tensor, parameter.grad) for parameter in parameters)
-                if not gradient.isfinite().all():
-                    raise self._diverged("its gradient is")
                 weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
-                step = natural_step(scores, weights, gradient, kl, self._spread())
+                step = natural_step(scores, weights, self._gradient(parameters), kl, self._spread())
                 del scores  # a graph of all states
                 has_moved = search_line(parameters, step, kl, loss_and_kl, before["loss"][0])
         metrics.update(tried if has_moved else before)
         metrics["is_line_search_success"].append(has_moved)
         return parameters
+
+    def _gradient(self, parameters: Iterable[nn.Parameter]) -> th.Tensor:
+        gradient = flatten(cast(th.Tensor, parameter.grad) for parameter in parameters)
+        if not gradient.isfinite().all():
+            raise self._diverged("its gradient is")
+        return gradient
 
     def _spread(self) -> Spread | None:
         return Spread(self.policy.log_std, self.policy.log_std_init) if hasattr(self.policy, "log_std") else None
