@@ -178,6 +178,8 @@ KNOWN_GOOD_IN_MINUTES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "continuous": (
         _TRUST,
         {**_TRUST, "n_epochs": 10, "kl": 0.02, "batch_size": 64},
+        {**_TRUST, "n_envs": 16},
+        {**_TRUST, "n_epochs": 10, "kl": 0.02, "batch_size": 64, "n_envs": 16},
         {**_TRUST, "one_minus_gamma": 1e-3, "one_minus_lambda": 0.02},
         {**_TRUST, "rollout": 1024, "log_std_init": -1.0, "width": 128},
         {**_TRUST, "rollout": 4096, "n_envs": 8, "one_minus_gamma": 5e-3},
@@ -239,6 +241,8 @@ NATURAL_HELD: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": -0.5},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": 0.0},
+    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16},
+    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True, "n_envs": 16},
 )
 """What came of them once the spread of actions had its own pace, and a task was to be held."""
 
