@@ -3,7 +3,7 @@ Try ideas on tuning tasks: what Hybrid GRPO has for its own, beside PPO, with th
 
     python -m benchmarks.learning.ideas --seeds 5
     python -m benchmarks.learning.ideas --report
-    python -m benchmarks.learning.ideas --ideas natural natural_noise_together natural_averaged --seeds 2 --seconds 60 \
+    python -m benchmarks.learning.ideas --ideas natural natural_noise_together natural_momentum_0.7 --seeds 2 --seconds 60 \
         --tuned benchmarks/results/tuning_held --folder benchmarks/results/research_minutes \
         --tasks HalfCheetah-v5 Hopper-v5 Swimmer-v5 Pendulum-v1 InvertedPendulum-v5
 
@@ -89,7 +89,8 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "natural": NATURAL_HELD[0],
     "natural_wide": NATURAL_HELD[3],
     "natural_noise_together": {**NATURAL_HELD[3], "noise_together": True},
-    "natural_averaged": {**NATURAL_HELD[0], "variant": "AveragedGradient"},
+    # Along gradients that are averaged over rollouts
+    **{f"natural_momentum_{b}": {**NATURAL_HELD[0], "trust_region_momentum": b} for b in (0.5, 0.7, 0.85)},
 }
 """What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 

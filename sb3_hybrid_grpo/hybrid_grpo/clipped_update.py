@@ -14,7 +14,7 @@ from torch import nn
 from sb3_hybrid_grpo.common import AdaptiveLearningRate, DivergedPolicyError, MultiSampleRolloutBufferSamples, value_at
 from sb3_hybrid_grpo.diagnostics import Watch
 from sb3_hybrid_grpo.estimation import flatten, losses
-from sb3_hybrid_grpo.hybrid_grpo.natural_step import Spread, natural_step, search_line
+from sb3_hybrid_grpo.hybrid_grpo.natural_step import GradientAverage, Spread, natural_step, search_line
 from sb3_hybrid_grpo.policies import Evaluator, make_evaluator, refit_value_head
 from sb3_hybrid_grpo.rollout import MultiSampleMixin
 
@@ -35,7 +35,9 @@ class ClippedUpdate(AdaptiveLearningRate):
     rollout_buffer: MultiSampleMixin
     target_kl: float | None
     trust_region: float | Schedule | None
+    trust_region_momentum: float
     uses_critic: ClassVar[bool]
+    _gradient_average: GradientAverage
     _has_linear_head: bool
     _watch: Watch
 
@@ -140,7 +142,8 @@ class ClippedUpdate(AdaptiveLearningRate):
         gradient = flatten(cast(th.Tensor, parameter.grad) for parameter in parameters)
         if not gradient.isfinite().all():
             raise self._diverged("its gradient is")
-        return gradient
+        momentum = self.trust_region_momentum
+        return self._gradient_average.update(gradient, momentum) if momentum else gradient
 
     def _spread(self) -> Spread | None:
         return Spread(self.policy.log_std, self.policy.log_std_init) if hasattr(self.policy, "log_std") else None

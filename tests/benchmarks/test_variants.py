@@ -109,20 +109,3 @@ def test_a_critic_learns_from_what_branches_have_seen():
     np.testing.assert_allclose(*seen[0], atol=1e-5)
     ours, others = model.policy.state_dict(), plain.policy.state_dict()
     assert {name for name in ours if not th.equal(ours[name], others[name])} == {name for name in ours if "value_net" in name}
-
-
-def test_gradients_are_averaged_over_rollouts(monkeypatch):
-    gradients = iter([th.tensor([1.0, -2.0]), th.tensor([0.0, 10.0]), th.tensor([4.0, 0.0])])
-    monkeypatch.setattr(HybridGRPO, "_gradient", lambda model, parameters: next(gradients))
-    model = make("AveragedGradient", trust_region=0.01)
-    found = [model._gradient(()) for _ in range(3)]
-    th.testing.assert_close(th.stack(found), th.tensor([[1.0, -2.0], [0.7 / 1.7, 8.6 / 1.7], [4.49 / 2.19, 6.02 / 2.19]]))
-
-
-@pytest.mark.parametrize(("n_rollouts", "are_same"), [(1, True), (2, False)])
-def test_steps_follow_averaged_gradients(n_rollouts, are_same):
-    policies = []
-    for algorithm in HybridGRPO, VARIANTS["AveragedGradient"]:
-        model = algorithm("MlpPolicy", make_vec_env(limited(), 2, seed=0), n_samples=2, trust_region=0.01, **SETTINGS)
-        policies.append(model.learn(64 * n_rollouts).policy.parameters())
-    assert all(th.equal(*pair) for pair in zip(*policies, strict=True)) is are_same

@@ -50,7 +50,14 @@ OWN: Mapping[str, BaseDistribution] = {
 }
 """Arguments of Hybrid GRPO alone. With a natural-gradient step ``kl`` is its divergence, and ``kl_control`` has no meaning."""
 
-RESEARCHED = ("action_selection", "advantage", "reward_transform", "sampling_temperature", "soft_values")
+RESEARCHED = (
+    "action_selection",
+    "advantage",
+    "reward_transform",
+    "sampling_temperature",
+    "soft_values",
+    "trust_region_momentum",
+)
 """Further ones, which are not tuned."""
 
 NOISE_TOGETHER = "noise_together"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from benchmarks.learning.variants.averaged_gradient import AveragedGradient
 from benchmarks.learning.variants.branch_critic import BranchCritic
 from benchmarks.learning.variants.group_relative import GroupRelative
 from benchmarks.learning.variants.growing_horizon import GrowingHorizon
@@ -15,7 +14,6 @@ from sb3_hybrid_grpo import HybridGRPO
 VARIANTS: Mapping[str, type[HybridGRPO]] = {
     variant.__name__: variant
     for variant in (
-        AveragedGradient,
         BranchCritic,
         GroupRelative,
         GrowingHorizon,
