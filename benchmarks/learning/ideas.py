@@ -90,12 +90,14 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "natural_wide": NATURAL_HELD[3],
     "natural_noise_together": {**NATURAL_HELD[3], "noise_together": True},
     # Along gradients that are averaged over rollouts
-    **{f"natural_momentum_{b}": {**NATURAL_HELD[0], "trust_region_momentum": b} for b in (0.5, 0.7, 0.85)},
+    **{f"natural_momentum_{b}": {**NATURAL_HELD[0], "momentum": b} for b in (0.5, 0.7, 0.85)},
     # In sixteen environments, which share the costs of a step
     "ppo_16": {"n_envs": 16},
     "natural_16": NATURAL_HELD[4],
-    "natural_16_momentum": {**NATURAL_HELD[4], "trust_region_momentum": 0.7},
-    "natural_16_momentum_short": {**NATURAL_HELD[4], "trust_region_momentum": 0.85, "rollout": 512},
+    "natural_16_momentum_0.7": NATURAL_HELD[5],
+    "natural_16_momentum_0.85": NATURAL_HELD[6],
+    "natural_16_momentum_0.85_short": NATURAL_HELD[7],
+    "natural_16_momentum_0.7_two": NATURAL_HELD[8],
 }
 """What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 

@@ -47,8 +47,12 @@ OWN: Mapping[str, BaseDistribution] = {
     "refit_critic": CategoricalDistribution([False, True]),
     "actor_limit": CategoricalDistribution(["none", "0.005", "0.05", "0.5"]),
     "natural": CategoricalDistribution([False, True]),
+    "momentum": FloatDistribution(0.0, 0.95),
 }
-"""Arguments of Hybrid GRPO alone. With a natural-gradient step ``kl`` is its divergence, and ``kl_control`` has no meaning."""
+"""
+Arguments of Hybrid GRPO alone. With a natural-gradient step ``kl`` is its divergence, and ``kl_control`` has no meaning;
+without one there is no momentum.
+"""
 
 RESEARCHED = (
     "action_selection",
@@ -56,14 +60,13 @@ RESEARCHED = (
     "reward_transform",
     "sampling_temperature",
     "soft_values",
-    "trust_region_momentum",
 )
 """Further ones, which are not tuned."""
 
 NOISE_TOGETHER = "noise_together"
 """Whether ``log_std_init`` is that of a whole action's noise, σ, of which each of its D dimensions has σ / √D. Not tuned."""
 
-_SPELT_OUT = ("actor_limit", "natural")
+_SPELT_OUT = ("actor_limit", "natural", "momentum")
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -140,6 +143,8 @@ def settings_of(params: Params) -> Settings:
     }
     if params.get("natural"):
         arguments["trust_region"] = params["kl"]
+        if params.get("momentum"):
+            arguments["trust_region_momentum"] = params["momentum"]
     elif params["kl_control"] != "none":
         arguments[f"{params['kl_control']}_kl"] = params["kl"]
     own = (*OWN, *RESEARCHED)
