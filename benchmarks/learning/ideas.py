@@ -98,6 +98,8 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "natural_16_momentum_0.85": NATURAL_HELD[6],
     "natural_16_momentum_0.85_short": NATURAL_HELD[7],
     "natural_16_momentum_0.7_two": NATURAL_HELD[8],
+    "natural_16_momentum_0.7_together": {**NATURAL_HELD[5], "log_std_init": 0.0, "noise_together": True},
+    "natural_16_momentum_0.85_together": {**NATURAL_HELD[6], "log_std_init": 0.0, "noise_together": True},
 }
 """What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 
