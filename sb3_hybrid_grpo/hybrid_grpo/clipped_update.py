@@ -104,8 +104,6 @@ class ClippedUpdate(AdaptiveLearningRate):
 
         :return: the parameters that moved, or would have if a step of any length had lowered the loss
         """
-        assert self.trust_region is not None
-        kl = value_at(self.trust_region, self._current_progress_remaining)
         rollout_data = next(self.rollout_buffer.get())
         tried: Metrics = defaultdict(list)
 
@@ -129,9 +127,11 @@ class ClippedUpdate(AdaptiveLearningRate):
             evaluate()
             scores = evaluator.scores()
             parameters, has_moved = scores.parameters, False
-            if parameters and kl > 0:
+            if parameters:
                 weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
-                step = natural_step(scores, weights, self._gradient(parameters), kl, self._spread())
+                gradient = self._gradient(parameters)
+                kl = self._kl_of_step()
+                step = natural_step(scores, weights, gradient, kl, self._spread())
                 del scores  # a graph of all states
                 has_moved = search_line(parameters, step, kl, loss_and_kl, before["loss"][0])
         metrics.update(tried if has_moved else before)
@@ -144,6 +144,10 @@ class ClippedUpdate(AdaptiveLearningRate):
             raise self._diverged("its gradient is")
         momentum = self.trust_region_momentum
         return self._gradient_average.update(gradient, momentum) if momentum else gradient
+
+    def _kl_of_step(self) -> float:
+        assert self.trust_region is not None
+        return value_at(self.trust_region, self._current_progress_remaining)
 
     def _spread(self) -> Spread | None:
         return Spread(self.policy.log_std, self.policy.log_std_init) if hasattr(self.policy, "log_std") else None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
 
 from benchmarks.learning.variants import VARIANTS
 from sb3_hybrid_grpo import HybridGRPO
@@ -109,3 +110,16 @@ def test_a_critic_learns_from_what_branches_have_seen():
     np.testing.assert_allclose(*seen[0], atol=1e-5)
     ours, others = model.policy.state_dict(), plain.policy.state_dict()
     assert {name for name in ours if not th.equal(ours[name], others[name])} == {name for name in ours if "value_net" in name}
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_steps_are_as_long_as_gradients_agree(agree, monkeypatch):
+    gradients = iter(th.tensor([[3.0, 4.0], [3.0, 4.0] if agree else [-4.0, 3.0]]))
+    monkeypatch.setattr(HybridGRPO, "_gradient", lambda model, parameters: next(gradients))
+    model = make("AgreeingSteps", trust_region=0.02, trust_region_momentum=0.5)
+    model.set_logger(configure(format_strings=[]))
+    found = [(model._gradient(()), model._kl_of_step()) for _ in range(2)]
+    assert found[0][1] == pytest.approx(0.02)
+    # Of orthogonal gradients with weights of 2/3 and 1/3
+    assert found[1][1] == pytest.approx(0.02 if agree else 0.02 * 5 / 9)
+    th.testing.assert_close(found[1][0], th.tensor([3.0, 4.0] if agree else [-5 / 3, 10 / 3]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from benchmarks.learning.variants.agreeing_steps import AgreeingSteps
 from benchmarks.learning.variants.branch_critic import BranchCritic
 from benchmarks.learning.variants.group_relative import GroupRelative
 from benchmarks.learning.variants.growing_horizon import GrowingHorizon
@@ -14,6 +15,7 @@ from sb3_hybrid_grpo import HybridGRPO
 VARIANTS: Mapping[str, type[HybridGRPO]] = {
     variant.__name__: variant
     for variant in (
+        AgreeingSteps,
         BranchCritic,
         GroupRelative,
         GrowingHorizon,
