@@ -102,6 +102,8 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
         f"natural_16_agreeing_{kl}": {**NATURAL_HELD[5], "variant": "AgreeingSteps", "momentum": 0.8, "kl": kl}
         for kl in (0.03, 0.1)
     },
+    "natural_16_reused_2": {**NATURAL_HELD[4], "variant": "ReusedRollouts"},
+    "natural_16_reused_3": {**NATURAL_HELD[4], "variant": "ThreeReusedRollouts"},
     "natural_16_momentum_0.7_together": {**NATURAL_HELD[5], "log_std_init": 0.0, "noise_together": True},
     "natural_16_momentum_0.85_together": {**NATURAL_HELD[6], "log_std_init": 0.0, "noise_together": True},
 }

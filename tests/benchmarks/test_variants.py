@@ -123,3 +123,17 @@ def test_steps_are_as_long_as_gradients_agree(agree, monkeypatch):
     # Of orthogonal gradients with weights of 2/3 and 1/3
     assert found[1][1] == pytest.approx(0.02 if agree else 0.02 * 5 / 9)
     th.testing.assert_close(found[1][0], th.tensor([3.0, 4.0] if agree else [-5 / 3, 10 / 3]))
+
+
+@pytest.mark.parametrize(("n_reused", "n_rollouts", "are_same"), [(1, 3, True), (2, 1, True), (2, 2, False)])
+def test_earlier_rollouts_are_reused(n_reused, n_rollouts, are_same, monkeypatch):
+    monkeypatch.setattr(VARIANTS["ReusedRollouts"], "n_reused", n_reused)
+    policies, sizes = [], []
+    for algorithm in HybridGRPO, VARIANTS["ReusedRollouts"]:
+        model = algorithm("MlpPolicy", make_vec_env(limited(), 2, seed=0), n_samples=2, trust_region=0.01, **SETTINGS)
+        losses = model._policy_losses
+        model._policy_losses = lambda data, *rest, losses=losses: sizes.append(len(data.actions)) or losses(data, *rest)
+        policies.append(model.learn(64 * n_rollouts).policy.parameters())
+    assert all(th.equal(*pair) for pair in zip(*policies, strict=True)) is are_same
+    assert max(sizes) == 64 * min(n_reused, n_rollouts) and "get" not in vars(model.rollout_buffer)
+    assert model.logger.name_to_value["train/approx_kl"] <= 0.015

@@ -9,6 +9,7 @@ from benchmarks.learning.variants.growing_horizon import GrowingHorizon
 from benchmarks.learning.variants.informative_states import InformativeStates
 from benchmarks.learning.variants.noise_scale import NoiseScaledRollouts
 from benchmarks.learning.variants.recomputed_advantages import RecomputedAdvantages
+from benchmarks.learning.variants.reused_rollouts import ReusedRollouts, ThreeReusedRollouts
 from benchmarks.learning.variants.scaled_back import RecomputedScaledBack, ScaledBack
 from sb3_hybrid_grpo import HybridGRPO
 
@@ -23,7 +24,9 @@ VARIANTS: Mapping[str, type[HybridGRPO]] = {
         NoiseScaledRollouts,
         RecomputedAdvantages,
         RecomputedScaledBack,
+        ReusedRollouts,
         ScaledBack,
+        ThreeReusedRollouts,
     )
 }
 """By name."""
