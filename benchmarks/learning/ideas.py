@@ -3,7 +3,7 @@ Try ideas on tuning tasks: what Hybrid GRPO has for its own, beside PPO, with th
 
     python -m benchmarks.learning.ideas --seeds 5
     python -m benchmarks.learning.ideas --report
-    python -m benchmarks.learning.ideas --ideas natural natural_noise_together natural_momentum_0.7 --seeds 2 --seconds 60 \
+    python -m benchmarks.learning.ideas --ideas natural natural_noise_together natural_averaged --seeds 2 --seconds 60 \
         --tuned benchmarks/results/tuning_held --folder benchmarks/results/research_minutes \
         --tasks HalfCheetah-v5 Hopper-v5 Swimmer-v5 Pendulum-v1 InvertedPendulum-v5
 
@@ -89,23 +89,13 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "natural": NATURAL_HELD[0],
     "natural_wide": NATURAL_HELD[3],
     "natural_noise_together": {**NATURAL_HELD[3], "noise_together": True},
-    # Along gradients that are averaged over rollouts
-    **{f"natural_momentum_{b}": {**NATURAL_HELD[0], "momentum": b} for b in (0.5, 0.7, 0.85)},
+    # Along gradients that are averaged over rollouts, or with earlier rollouts in the loss
+    "natural_averaged": {**NATURAL_HELD[0], "variant": "AveragedGradient"},
     # In sixteen environments, which share the costs of a step
     "ppo_16": {"n_envs": 16},
     "natural_16": NATURAL_HELD[4],
-    "natural_16_momentum_0.7": NATURAL_HELD[5],
-    "natural_16_momentum_0.85": NATURAL_HELD[6],
-    "natural_16_momentum_0.85_short": NATURAL_HELD[7],
-    "natural_16_momentum_0.7_two": NATURAL_HELD[8],
-    **{
-        f"natural_16_agreeing_{kl}": {**NATURAL_HELD[5], "variant": "AgreeingSteps", "momentum": 0.8, "kl": kl}
-        for kl in (0.03, 0.1)
-    },
     "natural_16_reused_2": {**NATURAL_HELD[4], "variant": "ReusedRollouts"},
     "natural_16_reused_3": {**NATURAL_HELD[4], "variant": "ThreeReusedRollouts"},
-    "natural_16_momentum_0.7_together": {**NATURAL_HELD[5], "log_std_init": 0.0, "noise_together": True},
-    "natural_16_momentum_0.85_together": {**NATURAL_HELD[6], "log_std_init": 0.0, "noise_together": True},
 }
 """What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 

@@ -67,24 +67,16 @@ def check_desired_kl(desired_kl: float | None, target_kl: float | None, bounds: 
         )
 
 
-def check_trust_region(
-    trust_region: float | str | Schedule | None, momentum: float, target_kl: float | None, desired_kl: float | None
-) -> None:
+def check_trust_region(trust_region: float | str | Schedule | None, target_kl: float | None, desired_kl: float | None) -> None:
     """
     Check what the policy's one step per rollout is to be measured by.
 
     :param trust_region: the KL divergence of the step, if there is to be one
-    :param momentum: decay of the average of the gradients that steps follow
     :param target_kl: the one that would stop an update in minibatches, if any
     :param desired_kl: the one that would adapt the learning rate, if any
     :raises InvalidArgumentError: if they cannot work, or not together
     """
-    check_number("trust_region_momentum", momentum, at_least=0, below=1)
     if trust_region is None:
-        if momentum:
-            raise InvalidArgumentError(
-                f"`trust_region_momentum`={momentum:g} is for natural-gradient steps: set their `trust_region` as well."
-            )
         return
     check_number("trust_region", value_at(parse_schedule("trust_region", trust_region), 1.0), above=0)
     for name, value in ("target_kl", target_kl), ("desired_kl", desired_kl):

@@ -23,12 +23,7 @@ def check_positive_integer(name: str, value: int) -> None:
 
 
 def check_number(
-    name: str,
-    value: float,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-    below: float = math.inf,
+    name: str, value: float, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
 ) -> None:
     """
     Check a real number.
@@ -38,12 +33,11 @@ def check_number(
     :param above: what it must exceed
     :param at_least: what it must reach
     :param at_most: what it must not exceed
-    :param below: what it must not reach
     :raises InvalidArgumentError: if it is not finite or outside the bounds
     """
     is_number = isinstance(value, int | float | np.number) and math.isfinite(value)
-    if not (is_number and above < value < below and at_least <= value <= at_most):
-        limits = {"above": above, "at least": at_least, "at most": at_most, "below": below}
+    if not (is_number and above < value and at_least <= value <= at_most):
+        limits = {"above": above, "at least": at_least, "at most": at_most}
         bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
         raise InvalidArgumentError(f"`{name}` must be a finite number{' ' + bounds if bounds else ''}, not {value!r}.")
 

@@ -30,7 +30,6 @@ from sb3_hybrid_grpo.estimation import AnyRewardTransform, make_reward_transform
 from sb3_hybrid_grpo.hybrid_grpo.clipped_update import ClippedUpdate
 from sb3_hybrid_grpo.hybrid_grpo.fragments import Fragments
 from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
-from sb3_hybrid_grpo.hybrid_grpo.natural_step import GradientAverage
 from sb3_hybrid_grpo.hybrid_grpo.policies import ALIASES
 from sb3_hybrid_grpo.hybrid_grpo.restarts import Restarts
 from sb3_hybrid_grpo.policies import (
@@ -77,7 +76,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
     :param clip_range_vf: Clipping parameter of the value function, likewise; no clipping if ``None``
     :param normalize_advantage: Whether to normalize the advantages of a minibatch
     :param ent_coef: Entropy coefficient for the loss calculation, it can be a function of the current progress remaining
-        (from 1 to 0), or ``"lin_0.01"``, which falls linearly to 0
+        (from 1 to 0), or ``"lin_0.01"``, which falls linearly from 0.01 to 0
     :param vf_coef: Value function coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE); the N samples of a state have noise
@@ -124,20 +123,18 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
     :param refit_critic: Whether the critic's last layer is solved by least squares at the end of each update, if the rollout
         has at least four states per unit before it and an action in it changed a reward or ended an episode: gradient
         descent lags behind returns that grow, and branches end in the critic's values
-    :param max_actor_grad_norm: Limit of the norm of the actor's gradient by itself; ``max_grad_norm`` is then that of all
-        others together. With ``None`` there is one for all, as in PPO: the critic's gradient, which grows with the returns and
-        with ``refit_critic``, leaves the actor's next to nothing. The norm is 0.1 to 1 without a limit, so that with 0.005
-        all minibatches count alike, and Adam's ε (1e-5 in SB3) passes over what is only noise
+    :param max_actor_grad_norm: Limit of the norm of the actor's gradient by itself; ``max_grad_norm`` is then the limit of all
+        others together. With ``None`` there is one limit for all, as in PPO: the critic's gradient, which grows with the
+        returns and with ``refit_critic``, then leaves the actor's next to nothing. The norm is 0.1 to 1 without a limit, so
+        that with 0.005 all minibatches count alike, and Adam's ε (1e-5 in SB3) passes over what is only noise
     :param desired_kl: Adapt the learning rate after each update: divide it by 1.5 if the KL divergence in the last epoch, as
         logged, was more than twice this, and multiply it by 1.5 if it was less than half. The factor that results is logged
-        as ``train/learning_rate_factor`` and kept in checkpoints. By default, the schedule alone decides.
+        as ``train/learning_rate_factor`` and kept in checkpoints. By default, the learning rate follows its schedule alone.
     :param learning_rate_bounds: The least and the greatest learning rate that ``desired_kl`` may lead to
     :param trust_region: KL divergence of one natural-gradient step of the policy per rollout, TRPO's: it lowers the clipped
         loss of all states at once, and is shortened until it does. It can be a function of the progress, as ``ent_coef``.
         ``learning_rate``, ``n_epochs``, ``batch_size`` and ``max_grad_norm`` are then the critic's alone. By default, the
         policy is updated in minibatches, as in PPO.
-    :param trust_region_momentum: Decay of the average over rollouts of the gradients that natural steps follow, which have
-        less noise than that of one; 0: each rollout by itself
     :param brancher: Where the outcomes of actions come from that are not committed: ``"snapshot"`` (the state of the
         environment is saved and restored exactly), ``"fork"`` (the process is copied for every branch: slow, but exact for any
         environment), ``"replay"`` (the steps of the episode are taken again in a copy of the environment: faster than that in
@@ -205,7 +202,6 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         desired_kl: float | None = None,
         learning_rate_bounds: tuple[float, float] = (1e-6, 1e-2),
         trust_region: float | str | Schedule | None = None,
-        trust_region_momentum: float = 0.0,
         brancher: str | BrancherFactory = "auto",
         branch_timeout: float | None = None,
         rollout_in_workers: bool = False,
@@ -258,11 +254,11 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         self.learning_rate_bounds = learning_rate_bounds
         self.learning_rate_factor = 1.0
         self.trust_region = trust_region  # type: ignore[assignment]
-        self.trust_region_momentum, self._gradient_average = trust_region_momentum, GradientAverage()
         self.brancher = brancher
         self.branch_timeout = branch_timeout
         self.rollout_in_workers = rollout_in_workers
-        self.num_simulator_steps, self._selection_scale = 0, np.inf
+        self.num_simulator_steps = 0
+        self._selection_scale = np.inf
         self._model_state = self.model_transitions = self._last_lstm_states = self._brancher = self._branched_env = None
         check_policy_class(self.policy_class, self.policy_kwargs, use_sde)
         self._is_maskable, self._is_recurrent = is_maskable(self.policy_class), is_recurrent(self.policy_class)
@@ -274,10 +270,12 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
             self._setup_model()
 
     def _check_arguments(self) -> None:
-        for name in ("n_samples", "branch_horizon", "n_epochs"):
-            check_positive_integer(name, getattr(self, name))
+        check_positive_integer("n_samples", self.n_samples)
+        check_positive_integer("branch_horizon", self.branch_horizon)
+        check_positive_integer("n_epochs", self.n_epochs)
         check_name("advantage", self.advantage, self.advantage_names)
-        check_number("tail_coef", 0.0 if self.tail_coef is None else self.tail_coef)
+        if self.tail_coef is not None:
+            check_number("tail_coef", self.tail_coef)
         check_number("branch_lambda", self.branch_lambda, at_least=0, at_most=1)
         check_pace(self.branch_fraction, self.branch_time_limit)
         check_number("sampling_temperature", self.sampling_temperature, above=0)
@@ -287,7 +285,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         if self.soft_values and not ent_coef > 0:
             raise InvalidArgumentError(f"soft_values=True needs an `ent_coef` above 0, not {self.ent_coef!r}.")
         check_desired_kl(self.desired_kl, self.target_kl, self.learning_rate_bounds)
-        check_trust_region(self.trust_region, self.trust_region_momentum, self.target_kl, self.desired_kl)
+        check_trust_region(self.trust_region, self.target_kl, self.desired_kl)
         for name in ("max_actor_grad_norm", "branch_timeout"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0)

@@ -14,7 +14,7 @@ from torch import nn
 from sb3_hybrid_grpo.common import AdaptiveLearningRate, DivergedPolicyError, MultiSampleRolloutBufferSamples, value_at
 from sb3_hybrid_grpo.diagnostics import Watch
 from sb3_hybrid_grpo.estimation import flatten, losses
-from sb3_hybrid_grpo.hybrid_grpo.natural_step import GradientAverage, Spread, natural_step, search_line
+from sb3_hybrid_grpo.hybrid_grpo.natural_step import Spread, natural_step, search_line
 from sb3_hybrid_grpo.policies import Evaluator, make_evaluator, refit_value_head
 from sb3_hybrid_grpo.rollout import MultiSampleMixin
 
@@ -35,9 +35,7 @@ class ClippedUpdate(AdaptiveLearningRate):
     rollout_buffer: MultiSampleMixin
     target_kl: float | None
     trust_region: float | Schedule | None
-    trust_region_momentum: float
     uses_critic: ClassVar[bool]
-    _gradient_average: GradientAverage
     _has_linear_head: bool
     _watch: Watch
 
@@ -104,6 +102,8 @@ class ClippedUpdate(AdaptiveLearningRate):
 
         :return: the parameters that moved, or would have if a step of any length had lowered the loss
         """
+        assert self.trust_region is not None
+        kl = value_at(self.trust_region, self._current_progress_remaining)
         rollout_data = next(self.rollout_buffer.get())
         tried: Metrics = defaultdict(list)
 
@@ -127,11 +127,9 @@ class ClippedUpdate(AdaptiveLearningRate):
             evaluate()
             scores = evaluator.scores()
             parameters, has_moved = scores.parameters, False
-            if parameters:
+            if parameters and kl > 0:
                 weights = th.as_tensor(rollout_data.weights, dtype=th.float32, device=self.device)
-                gradient = self._gradient(parameters)
-                kl = self._kl_of_step()
-                step = natural_step(scores, weights, gradient, kl, self._spread())
+                step = natural_step(scores, weights, self._gradient(parameters), kl, self._spread())
                 del scores  # a graph of all states
                 has_moved = search_line(parameters, step, kl, loss_and_kl, before["loss"][0])
         metrics.update(tried if has_moved else before)
@@ -142,12 +140,7 @@ class ClippedUpdate(AdaptiveLearningRate):
         gradient = flatten(cast(th.Tensor, parameter.grad) for parameter in parameters)
         if not gradient.isfinite().all():
             raise self._diverged("its gradient is")
-        momentum = self.trust_region_momentum
-        return self._gradient_average.update(gradient, momentum) if momentum else gradient
-
-    def _kl_of_step(self) -> float:
-        assert self.trust_region is not None
-        return value_at(self.trust_region, self._current_progress_remaining)
+        return gradient
 
     def _spread(self) -> Spread | None:
         return Spread(self.policy.log_std, self.policy.log_std_init) if hasattr(self.policy, "log_std") else None

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver
 from torch import nn
@@ -31,37 +30,6 @@ class Spread(NamedTuple):
 
     log_std: nn.Parameter
     log_std_init: float
-
-
-class GradientAverage:
-    """
-    The average of the gradients of the latest rollouts, the weights of which decay.
-
-    ḡ = Σₖ bᵏ g[-k] / Σₖ bᵏ,    g[0] the latest
-
-    A policy changes slowly, and ḡ has less noise than g of one rollout.
-
-    Source: the first moment of Adam (https://arxiv.org/abs/1412.6980, algorithm 1), its initial bias corrected.
-    """
-
-    def __init__(self) -> None:
-        # What is pickled into a checkpoint must load on any device.
-        self._sum, self._weight = np.empty(0, dtype=np.float32), 0.0
-
-    def update(self, gradient: th.Tensor, momentum: float) -> th.Tensor:
-        """
-        Take in the gradient of a rollout. Once other parameters move than before, the average begins anew.
-
-        :param gradient: g[0], [P]
-        :param momentum: b
-        :return: ḡ, [P]
-        """
-        latest = gradient.cpu().numpy()
-        if latest.shape != self._sum.shape:
-            self._sum, self._weight = np.zeros_like(latest), 0.0
-        self._sum = np.float32(momentum) * self._sum + latest
-        self._weight = momentum * self._weight + 1
-        return th.as_tensor(self._sum / np.float32(self._weight), device=gradient.device)
 
 
 def natural_step(

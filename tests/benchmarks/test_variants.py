@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import configure
 
 from benchmarks.learning.variants import VARIANTS
 from sb3_hybrid_grpo import HybridGRPO
@@ -112,17 +111,21 @@ def test_a_critic_learns_from_what_branches_have_seen():
     assert {name for name in ours if not th.equal(ours[name], others[name])} == {name for name in ours if "value_net" in name}
 
 
-@pytest.mark.parametrize("agree", [True, False])
-def test_steps_are_as_long_as_gradients_agree(agree, monkeypatch):
-    gradients = iter(th.tensor([[3.0, 4.0], [3.0, 4.0] if agree else [-4.0, 3.0]]))
+def test_gradients_are_averaged_over_rollouts(monkeypatch):
+    gradients = iter([th.tensor([1.0, -2.0]), th.tensor([0.0, 10.0]), th.tensor([4.0, 0.0])])
     monkeypatch.setattr(HybridGRPO, "_gradient", lambda model, parameters: next(gradients))
-    model = make("AgreeingSteps", trust_region=0.02, trust_region_momentum=0.5)
-    model.set_logger(configure(format_strings=[]))
-    found = [(model._gradient(()), model._kl_of_step()) for _ in range(2)]
-    assert found[0][1] == pytest.approx(0.02)
-    # Of orthogonal gradients with weights of 2/3 and 1/3
-    assert found[1][1] == pytest.approx(0.02 if agree else 0.02 * 5 / 9)
-    th.testing.assert_close(found[1][0], th.tensor([3.0, 4.0] if agree else [-5 / 3, 10 / 3]))
+    model = make("AveragedGradient", trust_region=0.01)
+    found = [model._gradient(()) for _ in range(3)]
+    th.testing.assert_close(th.stack(found), th.tensor([[1.0, -2.0], [0.7 / 1.7, 8.6 / 1.7], [4.49 / 2.19, 6.02 / 2.19]]))
+
+
+@pytest.mark.parametrize(("n_rollouts", "are_same"), [(1, True), (2, False)])
+def test_steps_follow_averaged_gradients(n_rollouts, are_same):
+    policies = []
+    for algorithm in HybridGRPO, VARIANTS["AveragedGradient"]:
+        model = algorithm("MlpPolicy", make_vec_env(limited(), 2, seed=0), n_samples=2, trust_region=0.01, **SETTINGS)
+        policies.append(model.learn(64 * n_rollouts).policy.parameters())
+    assert all(th.equal(*pair) for pair in zip(*policies, strict=True)) is are_same
 
 
 @pytest.mark.parametrize(("n_reused", "n_rollouts", "are_same"), [(1, 3, True), (2, 1, True), (2, 2, False)])

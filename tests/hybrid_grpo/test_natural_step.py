@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector
 
 from sb3_hybrid_grpo import GRPO, DivergedPolicyError, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.estimation import AutogradScores, approximate_kl, fisher_product
-from sb3_hybrid_grpo.hybrid_grpo.natural_step import DAMPING, GradientAverage, Spread, natural_step, search_line, spread_step
+from sb3_hybrid_grpo.hybrid_grpo.natural_step import DAMPING, Spread, natural_step, search_line, spread_step
 from sb3_hybrid_grpo.policies.evaluators import Evaluator, MlpEvaluator
 from tests.envs import limited
 
@@ -133,30 +133,6 @@ def test_a_policy_that_is_rewarded_for_holding_still_keeps_some_spread(kwargs):
         model.learn(64, reset_num_timesteps=False)
         least.append(model.policy.log_std.min().item())
     assert min(least) == pytest.approx(np.log(0.5))
-
-
-def test_gradients_are_averaged_over_rollouts():
-    average = GradientAverage()
-    gradients = th.tensor([[1.0, -2.0], [0.0, 10.0], [4.0, 0.0]])
-    found = th.stack([average.update(gradient, 0.7) for gradient in gradients])
-    th.testing.assert_close(found, th.tensor([[1.0, -2.0], [0.7 / 1.7, 8.6 / 1.7], [4.49 / 2.19, 6.02 / 2.19]]))
-    naive = sum(0.7**k * gradients[2 - k] for k in range(3)) / sum(0.7**k for k in range(3))
-    th.testing.assert_close(found[2], naive)
-    th.testing.assert_close(average.update(th.ones(3), 0.7), th.ones(3))
-
-
-def learn(n_rollouts, **kwargs):
-    model = HybridGRPO("MlpPolicy", limited()(), **{**SMALL, **kwargs})
-    return model.learn(n_rollouts * model.n_steps)
-
-
-def same_policies(*models):
-    return all(th.equal(*pair) for pair in zip(*(model.policy.parameters() for model in models), strict=True))
-
-
-@pytest.mark.parametrize(("n_rollouts", "momentum", "are_same"), [(1, 0.7, True), (2, 0.7, False), (2, 1e-9, True)])
-def test_steps_follow_averaged_gradients(n_rollouts, momentum, are_same):
-    assert same_policies(learn(n_rollouts), learn(n_rollouts, trust_region_momentum=momentum)) is are_same
 
 
 def test_a_step_is_shortened_until_it_helps_and_is_not_taken_if_none_does():
@@ -410,13 +386,10 @@ def test_without_a_critic():
 
 
 def test_checkpoints_go_on_and_load_into_ppo(tmp_path):
-    model = HybridGRPO("MlpPolicy", "Pendulum-v1", **SMALL, trust_region_momentum=0.7).learn(64)
+    model = HybridGRPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
     model.save(tmp_path / "model")
     loaded = HybridGRPO.load(tmp_path / "model", env=model.get_env(), device="cpu")
     assert loaded.trust_region == 0.02
-    zero = th.zeros(sum(parameter.numel() for name, parameter in model.policy.named_parameters() if "value" not in name))
-    averages = [each._gradient_average.update(zero, 0.7) for each in (model, loaded)]
-    assert th.equal(*averages) and averages[0].any()
     loaded.learn(64)
     ppo = PPO.load(tmp_path / "model", device="cpu")
     th.testing.assert_close(ppo.policy.state_dict(), model.policy.state_dict(), rtol=0, atol=0)
@@ -428,8 +401,6 @@ def test_checkpoints_go_on_and_load_into_ppo(tmp_path):
         ({"trust_region": 0.0}, "trust_region.*above 0"),
         ({"trust_region": "0.1"}, "trust_region.*'lin_'.*'0.1'"),
         ({"trust_region": "lin_0"}, "trust_region.*above 0"),
-        ({"trust_region": 0.01, "trust_region_momentum": 1.0}, "trust_region_momentum.*at least 0 and below 1"),
-        ({"trust_region": None, "trust_region_momentum": 0.5}, "trust_region_momentum.*set their `trust_region` as well"),
         ({"trust_region": 0.01, "target_kl": 0.02}, "target_kl.*Leave one of them out"),
         ({"trust_region": 0.01, "desired_kl": 0.02}, "desired_kl.*Leave one of them out"),
     ],

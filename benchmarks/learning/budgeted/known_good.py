@@ -112,7 +112,6 @@ _HYBRID = {
     "refit_critic": True,
     "actor_limit": "0.005",
     "natural": False,
-    "momentum": 0.0,
 }
 # The class's default
 _TWO_SAMPLES = {**_HYBRID, "n_samples": 2}
@@ -243,10 +242,6 @@ NATURAL_HELD: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": -0.5},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": 0.0},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16},
-    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16, "momentum": 0.7},
-    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16, "momentum": 0.85},
-    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16, "momentum": 0.85, "rollout": 512},
-    {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True, "n_envs": 16, "momentum": 0.7},
 )
 """What came of them once the spread of actions had its own pace, and a task was to be held."""
 
@@ -260,9 +255,6 @@ NATURAL_DISCRETE: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "ent_coef": 0.01},
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "rollout": 4096, "kl": 0.06},
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "learning_rate": 1e-3, "width": 128},
-    {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "momentum": 0.7},
-    {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "momentum": 0.7, "rollout": 1024},
-    {**_NATURAL_DISCRETE, "one_minus_lambda": 0.05, "momentum": 0.85},
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.2},
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.1, "rollout": 1024, "kl": 0.02},
     {**_NATURAL_DISCRETE, "one_minus_lambda": 0.2, "rollout": 1024, "ent_coef": 0.01},

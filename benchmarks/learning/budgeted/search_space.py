@@ -47,12 +47,8 @@ OWN: Mapping[str, BaseDistribution] = {
     "refit_critic": CategoricalDistribution([False, True]),
     "actor_limit": CategoricalDistribution(["none", "0.005", "0.05", "0.5"]),
     "natural": CategoricalDistribution([False, True]),
-    "momentum": FloatDistribution(0.0, 0.95),
 }
-"""
-Arguments of Hybrid GRPO alone. With a natural-gradient step ``kl`` is its divergence, and ``kl_control`` has no meaning;
-without one there is no momentum.
-"""
+"""Arguments of Hybrid GRPO alone. With a natural-gradient step ``kl`` is its divergence, and ``kl_control`` has no meaning."""
 
 RESEARCHED = (
     "action_selection",
@@ -66,7 +62,7 @@ RESEARCHED = (
 NOISE_TOGETHER = "noise_together"
 """Whether ``log_std_init`` is that of a whole action's noise, σ, of which each of its D dimensions has σ / √D. Not tuned."""
 
-_SPELT_OUT = ("actor_limit", "natural", "momentum")
+_SPELT_OUT = ("actor_limit", "natural")
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -143,8 +139,6 @@ def settings_of(params: Params) -> Settings:
     }
     if params.get("natural"):
         arguments["trust_region"] = params["kl"]
-        if params.get("momentum"):
-            arguments["trust_region_momentum"] = params["momentum"]
     elif params["kl_control"] != "none":
         arguments[f"{params['kl_control']}_kl"] = params["kl"]
     own = (*OWN, *RESEARCHED)

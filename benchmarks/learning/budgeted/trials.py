@@ -12,7 +12,7 @@ from benchmarks.learning.budgeted.rows import read_rows
 from benchmarks.learning.budgeted.search_space import search_space
 
 _ENOUGH_TO_BORROW = 6
-_BEFORE = {"natural": False, "momentum": 0.0}
+_BEFORE = {"natural": False}
 
 
 class TrialRow(NamedTuple):
@@ -61,8 +61,7 @@ def rows_of(rows: Sequence[TrialRow], family: str, algorithm: str) -> Iterator[T
 
 def finished_trials(folder: Path) -> list[TrialRow]:
     """
-    Read the finished trials of all studies. Those that were made before there was a choice took no natural-gradient
-    steps, or took them without momentum.
+    Read the finished trials of all studies. Those that were made before there was a choice took no natural-gradient steps.
 
     :param folder: where they are
     :return: their rows

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks.learning.variants.agreeing_steps import AgreeingSteps
+from benchmarks.learning.variants.averaged_gradient import AveragedGradient
 from benchmarks.learning.variants.branch_critic import BranchCritic
 from benchmarks.learning.variants.group_relative import GroupRelative
 from benchmarks.learning.variants.growing_horizon import GrowingHorizon
@@ -16,7 +16,7 @@ from sb3_hybrid_grpo import HybridGRPO
 VARIANTS: Mapping[str, type[HybridGRPO]] = {
     variant.__name__: variant
     for variant in (
-        AgreeingSteps,
+        AveragedGradient,
         BranchCritic,
         GroupRelative,
         GrowingHorizon,
