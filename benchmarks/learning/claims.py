@@ -27,7 +27,7 @@ from benchmarks.learning.budgeted.claims_report import print_report
 from benchmarks.learning.budgeted.families import CLAIM_TASKS, FAMILIES, RANDOM_RETURNS, make_envs
 from benchmarks.learning.budgeted.methods import PPO_VARIANTS, Method, methods_of
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
-from benchmarks.learning.budgeted.search_space import NOISE_TOGETHER
+from benchmarks.learning.budgeted.search_space import NOISE_TOGETHER, STAGGERED
 from benchmarks.learning.budgeted.training import Budget, train
 
 FOLDER = Path(__file__).parents[1] / "results" / "claims"
@@ -104,12 +104,11 @@ def make_run(run: Run, method: Method) -> ClaimRow:
         arguments = used.for_actions(env.action_space)
         return method.algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)  # type: ignore[call-arg]
 
-    env, eval_env = make_envs(run.task, used.n_envs, used.normalize, method.gamma, run.seed)
+    env, eval_env = make_envs(run.task, used.n_envs, used.normalize, method.gamma, run.seed, used.staggered)
     due = [share * run.seconds for share in EVALUATED_SHARES]
     curve = train(make_model, env, Budget(eval_env, run.seconds, due, run.seed))
     settings = {"n_envs": used.n_envs, "normalize": used.normalize, "arguments": _as_text(used.arguments)}
-    if used.noise_together:
-        settings[NOISE_TOGETHER] = True
+    settings |= {name: True for name in (NOISE_TOGETHER, STAGGERED) if getattr(used, name)}
     wall_seconds = round(time.perf_counter() - start, 1)
     return ClaimRow(*run, curve.points, curve.error, settings, wall_seconds, provenance())
 

@@ -140,6 +140,18 @@ def test_minatar():
     assert model.learn(16).num_simulator_steps > 16
 
 
+def test_staggered_episodes_end_one_after_the_other():
+    env, _ = make_envs("Pendulum-v1", 4, False, 0.99, 0, staggered=True)
+    env.reset()
+    ends = [[] for _ in range(4)]
+    for step in range(1, 451):
+        _, _, dones, infos = env.step(np.zeros((4, 1)))
+        for i in np.flatnonzero(dones):
+            ends[i].append(step)
+            assert infos[i]["TimeLimit.truncated"]
+    assert ends == [[50, 250, 450], [100, 300], [150, 350], [200, 400]]
+
+
 class TestStudies:
     @pytest.fixture(autouse=True)
     def optuna(self):

@@ -8,6 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.learning.budgeted import minatar, minigrid  # noqa: F401  register their environments
+from benchmarks.learning.budgeted.staggering import stagger
 
 EVAL_EPISODES = 5
 
@@ -81,7 +82,9 @@ RANDOM_RETURNS: Mapping[str, float] = {
 """Mean returns of random actions."""
 
 
-def make_envs(task_id: str, n_envs: int, normalize: bool, gamma: float, seed: int) -> tuple[VecEnv, VecEnv]:
+def make_envs(
+    task_id: str, n_envs: int, normalize: bool, gamma: float, seed: int, staggered: bool = False
+) -> tuple[VecEnv, VecEnv]:
     """
     Make the environments of a run.
 
@@ -90,10 +93,11 @@ def make_envs(task_id: str, n_envs: int, normalize: bool, gamma: float, seed: in
     :param normalize: whether observations and rewards are normalised
     :param gamma: discount factor of the returns that rewards are normalised by
     :param seed: seed of the training environments
+    :param staggered: whether the first episodes of environments with a time limit have different lengths
     :return: those to train in, and those to evaluate in, one for each episode: same observations, raw rewards. Observations
         that are no numbers stay as they are
     """
-    env: VecEnv = make_vec_env(task_id, n_envs, seed=seed)
+    env: VecEnv = stagger(make_vec_env(task_id, n_envs, seed=seed)) if staggered else make_vec_env(task_id, n_envs, seed=seed)
     eval_env: VecEnv = make_vec_env(task_id, EVAL_EPISODES)
     if normalize:
         are_numbers = isinstance(env.observation_space, spaces.Box)

@@ -66,6 +66,10 @@ _SPELT_OUT = ("actor_limit", "natural")
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
+STAGGERED = "staggered"
+"""Whether the first episodes have different lengths, so that environments are never all at the same step. Not tuned."""
+
+
 class Settings(NamedTuple):
     """
     What parameters of a trial mean.
@@ -74,12 +78,14 @@ class Settings(NamedTuple):
     :param normalize: whether they are normalised
     :param arguments: arguments of the algorithm's constructor
     :param noise_together: whether its initial standard deviation is that of all dimensions of an action together
+    :param staggered: whether the first episodes have different lengths
     """
 
     n_envs: int
     normalize: bool
     arguments: dict[str, Any]
     noise_together: bool = False
+    staggered: bool = False
 
     def for_actions(self, space: spaces.Space[Any]) -> dict[str, Any]:
         """
@@ -146,4 +152,5 @@ def settings_of(params: Params) -> Settings:
     if "actor_limit" in params:
         limit = params["actor_limit"]
         arguments["max_actor_grad_norm"] = None if limit == "none" else float(limit)
-    return Settings(params["n_envs"], params["normalize"], arguments, params.get(NOISE_TOGETHER, False))
+    flags = (params.get(name, False) for name in (NOISE_TOGETHER, STAGGERED))
+    return Settings(params["n_envs"], params["normalize"], arguments, *flags)

@@ -36,7 +36,8 @@ def train_task(algorithm: str, task: Task, params: Mapping[str, Any], seed: int,
         arguments = settings.for_actions(env.action_space)
         return {**ALGORITHMS, **VARIANTS}[algorithm]("MlpPolicy", env, seed=seed, device="cpu", **arguments)
 
-    env, eval_env = make_envs(task.id, settings.n_envs, settings.normalize, settings.arguments["gamma"], seed)
+    gamma = settings.arguments["gamma"]
+    env, eval_env = make_envs(task.id, settings.n_envs, settings.normalize, gamma, seed, settings.staggered)
     return train(make_model, env, Budget(eval_env, seconds, [seconds * share for share in EVALUATED_SHARES], seed))
 
 
