@@ -262,7 +262,11 @@ NATURAL_DISCRETE: Sequence[Mapping[str, Any]] = (
 )
 """Natural-gradient steps, for discrete actions."""
 
-_NATURAL_FIRST = {"continuous": NATURAL_HELD, "discrete": NATURAL_DISCRETE}
+_FIRST_IN_MINUTES = {
+    "continuous": NATURAL_HELD,
+    # The last has what was best for PPO.
+    "discrete": (*NATURAL_DISCRETE, {**KNOWN_GOOD_IN_MINUTES["discrete"][5], **WITHOUT_BRANCHES}),
+}
 
 
 def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[dict[str, Any]]:
@@ -282,5 +286,5 @@ def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[
         pairs = [(shared, _HYBRID if shared["rollout"] < 512 else _TWO_SAMPLES) for shared in KNOWN_GOOD[family]]
     trials = [{**shared, **own} for shared, own in pairs]
     if in_minutes and algorithm == "hybrid_grpo":
-        trials = [*_NATURAL_FIRST[family], *trials, *(NATURAL if family == "continuous" else ())]
+        trials = [*_FIRST_IN_MINUTES[family], *trials, *(NATURAL if family == "continuous" else ())]
     return [{name: value for name, value in trial.items() if name in known} for trial in trials]
