@@ -95,6 +95,8 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "ppo_16": {"n_envs": 16},
     "natural_16": NATURAL_HELD[4],
     "ppo_staggered": {"staggered": True},
+    "natural_16_linear": {**NATURAL_HELD[4], "schedule": "linear"},
+    "natural_16_linear_0.05": {**NATURAL_HELD[4], "schedule": "linear", "kl": 0.05},
     "natural_16_staggered": {**NATURAL_HELD[4], "staggered": True},
     "natural_16_reused_2": {**NATURAL_HELD[4], "variant": "ReusedRollouts"},
     "natural_16_reused_3": {**NATURAL_HELD[4], "variant": "ThreeReusedRollouts"},

@@ -218,6 +218,9 @@ class TestStudies:
         params = first_trials("continuous", "hybrid_grpo")[0]
         arguments = settings_of({**params, "kl_control": "desired", "kl": 0.03, "actor_limit": "none"}).arguments
         assert (arguments["desired_kl"], arguments["max_actor_grad_norm"], "target_kl" in arguments) == (0.03, None, False)
+        natural = {**params, "natural": True, "kl": 0.03}
+        regions = [settings_of({**natural, "schedule": name}).arguments["trust_region"] for name in ("constant", "linear")]
+        assert regions == [0.03, "lin_0.03"]
         together = settings_of({**params, "log_std_init": -1.0, "noise_together": True})
         for space, log_std_init in (spaces.Box(-1, 1, (4, 1)), -1.6931472), (spaces.Box(-1, 1, (1,)), -1.0):
             assert together.for_actions(space)["policy_kwargs"]["log_std_init"] == pytest.approx(log_std_init)

@@ -34,7 +34,10 @@ SHARED: Mapping[str, BaseDistribution] = {
     "kl_control": CategoricalDistribution(["none", "target", "desired"]),
     "kl": FloatDistribution(3e-3, 0.1, log=True),
 }
-"""Rollouts are counted in states, all environments together. Linear schedules fall to zero with the budget."""
+"""
+Rollouts are counted in states, all environments together. Linear schedules, of the learning rate and of the divergence of natural
+steps, fall to zero with the budget.
+"""
 
 CONTINUOUS: Mapping[str, BaseDistribution] = {"log_std_init": FloatDistribution(-2.5, 0.0)}
 
@@ -144,7 +147,8 @@ def settings_of(params: Params) -> Settings:
         "policy_kwargs": policy_kwargs,
     }
     if params.get("natural"):
-        arguments["trust_region"] = params["kl"]
+        kl = params["kl"]
+        arguments["trust_region"] = f"lin_{kl}" if params["schedule"] == "linear" else kl
     elif params["kl_control"] != "none":
         arguments[f"{params['kl_control']}_kl"] = params["kl"]
     own = (*OWN, *RESEARCHED)
