@@ -35,8 +35,8 @@ SHARED: Mapping[str, BaseDistribution] = {
     "kl": FloatDistribution(3e-3, 0.1, log=True),
 }
 """
-Rollouts are counted in states, all environments together. Linear schedules, of the learning rate and of the divergence of natural
-steps, fall to zero with the budget.
+Rollouts are counted in states, all environments together. Linear schedules, of the learning rate and of the divergence of
+natural steps, fall to zero with the budget.
 """
 
 CONTINUOUS: Mapping[str, BaseDistribution] = {"log_std_init": FloatDistribution(-2.5, 0.0)}
