@@ -93,6 +93,8 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "natural_averaged": {**NATURAL_HELD[0], "variant": "AveragedGradient"},
     # In sixteen environments, which share the costs of a step
     "ppo_16": {"n_envs": 16},
+    "ppo_16_linear": {"n_envs": 16, "schedule": "linear"},
+    "ppo_16_linear_free": {"n_envs": 16, "schedule": "linear", "kl_control": "none"},
     "natural_16": NATURAL_HELD[4],
     "ppo_staggered": {"staggered": True},
     "natural_16_linear": {**NATURAL_HELD[4], "schedule": "linear"},
