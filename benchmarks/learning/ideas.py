@@ -99,6 +99,9 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "ppo_staggered": {"staggered": True},
     "natural_16_linear": {**NATURAL_HELD[4], "schedule": "linear"},
     "natural_16_linear_0.05": {**NATURAL_HELD[4], "schedule": "linear", "kl": 0.05},
+    # Exploration that depends on the state
+    "natural_16_linear_sde": {**NATURAL_HELD[4], "schedule": "linear", "use_sde": True, "log_std_init": -2.0},
+    "natural_16_linear_sde_wide": {**NATURAL_HELD[4], "schedule": "linear", "use_sde": True},
     "natural_16_staggered": {**NATURAL_HELD[4], "staggered": True},
     "natural_16_reused_2": {**NATURAL_HELD[4], "variant": "ReusedRollouts"},
     "natural_16_reused_3": {**NATURAL_HELD[4], "variant": "ThreeReusedRollouts"},

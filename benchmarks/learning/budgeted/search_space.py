@@ -53,14 +53,8 @@ OWN: Mapping[str, BaseDistribution] = {
 }
 """Arguments of Hybrid GRPO alone. With a natural-gradient step ``kl`` is its divergence, and ``kl_control`` has no meaning."""
 
-RESEARCHED = (
-    "action_selection",
-    "advantage",
-    "reward_transform",
-    "sampling_temperature",
-    "soft_values",
-)
-"""Further ones, which are not tuned."""
+RESEARCHED = ("use_sde", "action_selection", "advantage", "reward_transform", "sampling_temperature", "soft_values")
+"""Further ones, which are not tuned; the first is PPO's as well."""
 
 NOISE_TOGETHER = "noise_together"
 """Whether ``log_std_init`` is that of a whole action's noise, σ, of which each of its D dimensions has σ / √D. Not tuned."""
