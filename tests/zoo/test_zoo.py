@@ -187,26 +187,34 @@ class TestSettings:
             for env_id in ("Pendulum-v1", "CartPole-v1")
         ]
         printed = run("-W", "error::UserWarning", "-c", BUILD_ALL, json.dumps(commands), cwd=tmp_path)
-        assert "('desired_kl', 0.0153)" in printed and "('trust_region', 0.03)" in printed
+        assert "('desired_kl', 0.0153)" in printed and "('trust_region', 'lin_0.03')" in printed
         assert printed.count("built Pendulum-v1") == 2 and printed.count("built CartPole-v1") == 2
 
     def assert_tuned(self, ours, found):
         same = (
-            *("learning_rate", "n_envs", "batch_size", "n_epochs", "clip_range", "ent_coef", "max_grad_norm", "normalize"),
+            *("n_envs", "batch_size", "n_epochs", "clip_range", "ent_coef", "max_grad_norm", "normalize"),
             *("n_samples", "branch_horizon", "tail_coef", "refit_critic"),
         )
         assert {name: ours[name] for name in same} == pytest.approx({name: found[name] for name in same}, rel=3e-3)
         assert ours["n_steps"] * ours["n_envs"] == found["rollout"]
+        assert self.scheduled(ours["learning_rate"]) == (found["schedule"], pytest.approx(found["learning_rate"], rel=3e-3))
         assert (1 - ours["gamma"], 1 - ours["gae_lambda"]) == pytest.approx(
             (found["one_minus_gamma"], found["one_minus_lambda"]), rel=3e-3
         )
         kl = pytest.approx(found["kl"], rel=3e-3) if found["kl_control"] == "desired" else None
         assert (ours.get("desired_kl"), ours["max_actor_grad_norm"], found["actor_limit"]) == (kl, None, "none")
-        assert ours.get("trust_region") == (found["kl"] if found.get("natural") else None)
+        if found.get("natural"):
+            assert self.scheduled(ours["trust_region"]) == (found["schedule"], found["kl"])
+        else:
+            assert "trust_region" not in ours
         expected = {"net_arch": [found["width"]] * 2}
         if "log_std_init" in found:
             expected["log_std_init"] = pytest.approx(found["log_std_init"], rel=3e-3)
         assert eval(ours.get("policy_kwargs", "dict(net_arch=[64, 64])")) == expected
+
+    def scheduled(self, value):
+        is_linear = str(value).startswith("lin_")
+        return ("linear", float(value.removeprefix("lin_"))) if is_linear else ("constant", value)
 
     def test_the_comparisons_settings_are_the_zoos(self):
         ours = read_settings()

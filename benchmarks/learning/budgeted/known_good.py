@@ -242,6 +242,7 @@ NATURAL_HELD: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": -0.5},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": 0.0},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16},
+    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16, "schedule": "linear"},
 )
 """What came of them once the spread of actions had its own pace, and a task was to be held."""
 
