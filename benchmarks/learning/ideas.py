@@ -3,7 +3,7 @@ Try ideas on tuning tasks: what Hybrid GRPO has for its own, beside PPO, with th
 
     python -m benchmarks.learning.ideas --seeds 5
     python -m benchmarks.learning.ideas --report
-    python -m benchmarks.learning.ideas --ideas natural natural_noise_together natural_averaged --seeds 2 --seconds 60 \
+    python -m benchmarks.learning.ideas --ideas natural natural_16 natural_16_linear --seeds 2 --seconds 60 \
         --tuned benchmarks/results/tuning_held --folder benchmarks/results/research_minutes \
         --tasks HalfCheetah-v5 Hopper-v5 Swimmer-v5 Pendulum-v1 InvertedPendulum-v5
 
@@ -85,27 +85,26 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "n2_growing": {**TWO_ACTIONS, "branch_horizon": 4, "variant": "GrowingHorizon"},
     "n2_k2_informative": {**TWO_ACTIONS, "branch_fraction": 0.5, "variant": "InformativeStates"},
     "n2_k2_branch_critic": {**TWO_ACTIONS, "variant": "BranchCritic"},
-    # Natural steps, whose settings are all their own, with noise of 1/e or 1 in each dimension of an action, or of 1 in all
+    # Natural steps, whose settings are all their own: noise of 1/e in each dimension of an action, or of 1 in all together
     "natural": NATURAL_HELD[0],
-    "natural_wide": NATURAL_HELD[3],
     "natural_noise_together": {**NATURAL_HELD[3], "noise_together": True},
-    # Along gradients that are averaged over rollouts, or with earlier rollouts in the loss
+    # Along averaged gradients
     "natural_averaged": {**NATURAL_HELD[0], "variant": "AveragedGradient"},
     # In sixteen environments, which share the costs of a step
-    "ppo_16": {"n_envs": 16},
-    "ppo_16_linear": {"n_envs": 16, "schedule": "linear"},
-    "ppo_16_linear_free": {"n_envs": 16, "schedule": "linear", "kl_control": "none"},
     "natural_16": NATURAL_HELD[4],
-    "ppo_staggered": {"staggered": True},
+    "natural_16_staggered": {**NATURAL_HELD[4], "staggered": True},
+    # With earlier rollouts in the loss
+    "natural_16_reused_2": {**NATURAL_HELD[4], "variant": "ReusedRollouts"},
+    "natural_16_reused_3": {**NATURAL_HELD[4], "variant": "ThreeReusedRollouts"},
+    # Shorter with time, with PPO's as the control
     "natural_16_linear": NATURAL_HELD[5],
     "natural_16_linear_0.05": {**NATURAL_HELD[5], "kl": 0.05},
     "natural_16_linear_together": {**NATURAL_HELD[5], "log_std_init": 0.0, "noise_together": True},
+    "ppo_16_linear": {"n_envs": 16, "schedule": "linear"},
+    "ppo_16_linear_free": {"n_envs": 16, "schedule": "linear", "kl_control": "none"},
     # Exploration that depends on the state
     "natural_16_linear_sde": {**NATURAL_HELD[5], "use_sde": True, "log_std_init": -2.0},
     "natural_16_linear_sde_wide": {**NATURAL_HELD[5], "use_sde": True},
-    "natural_16_staggered": {**NATURAL_HELD[4], "staggered": True},
-    "natural_16_reused_2": {**NATURAL_HELD[4], "variant": "ReusedRollouts"},
-    "natural_16_reused_3": {**NATURAL_HELD[4], "variant": "ThreeReusedRollouts"},
 }
 """What an idea changes. Those without any of Hybrid GRPO's own settings are PPO's."""
 

@@ -262,6 +262,7 @@ class TestRunner:
         tuned = self.tuned["continuous"]
         assert "trpo_tuned" not in methods_of("continuous", tuned)
         natural = {**tuned["hybrid_grpo"], "natural": True, "kl": 0.03, "kl_control": "none"}
+        assert "trpo_tuned" not in methods_of("continuous", {**tuned, "hybrid_grpo": {**natural, "schedule": "linear"}})
         methods = methods_of("continuous", {**tuned, "hybrid_grpo": natural})
         assert methods["trpo_tuned"].algorithm is TRPO
         ours, one, two, trpo = (methods[name].settings for name in ("hybrid_grpo", "natural_one", "natural_two", "trpo_tuned"))
@@ -320,13 +321,15 @@ class TestRunner:
 
         def train(make_model, env, budget):
             log_std_init.append(make_model(env).policy.log_std_init)
+            cut.extend(each._steps_left for each in env.envs)
             return Curve([])
 
-        log_std_init = []
+        log_std_init, cut = [], []
         monkeypatch.setattr(claims, "train", train)
-        params = {**self.tuned["continuous"]["hybrid_grpo"], "log_std_init": -1.0, "noise_together": True}
+        params = {**self.tuned["continuous"]["hybrid_grpo"], "log_std_init": -1.0, "noise_together": True, "staggered": True}
         method = methods_of("continuous", {**self.tuned["continuous"], "hybrid_grpo": params})["hybrid_grpo"]
         for task in "Pendulum-v1", "Reacher-v5":
             row = claims.make_run(claims.Run("continuous", task, "hybrid_grpo", 0, 0.3), method)
-            assert row.settings["noise_together"] and "-1.0" in row.settings["arguments"]["policy_kwargs"]
-        assert log_std_init == pytest.approx([-1.0, -1.3465736])
+            assert row.settings["noise_together"] and row.settings["staggered"]
+            assert "-1.0" in row.settings["arguments"]["policy_kwargs"]
+        assert log_std_init == pytest.approx([-1.0, -1.3465736]) and cut == [200, 50]

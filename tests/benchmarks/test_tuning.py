@@ -152,6 +152,22 @@ def test_staggered_episodes_end_one_after_the_other():
     assert ends == [[50, 250, 450], [100, 300], [150, 350], [200, 400]]
 
 
+def test_a_task_is_trained_with_its_noise_and_its_environments(monkeypatch):
+    pytest.importorskip("optuna")
+    from benchmarks.learning.budgeted import trial
+    from benchmarks.learning.budgeted.known_good import first_trials
+
+    def train(make_model, env, budget):
+        cut = [each._steps_left for each in env.envs]
+        return make_model(env).policy.log_std_init, cut
+
+    monkeypatch.setattr(trial, "train", train)
+    params = {**first_trials("continuous", "ppo")[0], "log_std_init": -1.0, "n_envs": 2}
+    params |= {"noise_together": True, "staggered": True}
+    task = Task("Reacher-v5", 0.0, 1.0)
+    assert trial.train_task("ppo", task, params, 0, 1.0) == (pytest.approx(-1.3465736), [25, 50])
+
+
 class TestStudies:
     @pytest.fixture(autouse=True)
     def optuna(self):

@@ -171,7 +171,7 @@ class TestSettings:
 
         results, hyperparams = ROOT / "benchmarks" / "results", ROOT / "sb3_hybrid_grpo" / "hyperparams"
         minutes = yaml.safe_load((hyperparams / "hybrid_grpo_minutes.yml").read_text())
-        tuned = json.loads((results / "tuning_held" / "tuned.json").read_text())
+        tuned = json.loads((results / "tuning_held" / "tuned_linear.json").read_text())
         self.assert_tuned(minutes["default"], tuned["continuous"]["hybrid_grpo"])
         tuned = json.loads((results / "tuning_minutes_discrete" / "tuned.json").read_text())
         self.assert_tuned(minutes["Acrobot-v1"], tuned["discrete"]["hybrid_grpo"])
@@ -188,6 +188,7 @@ class TestSettings:
         ]
         printed = run("-W", "error::UserWarning", "-c", BUILD_ALL, json.dumps(commands), cwd=tmp_path)
         assert "('desired_kl', 0.0153)" in printed and "('trust_region', 'lin_0.03')" in printed
+        assert "('desired_kl', 0.02)" in printed
         assert printed.count("built Pendulum-v1") == 2 and printed.count("built CartPole-v1") == 2
 
     def assert_tuned(self, ours, found):

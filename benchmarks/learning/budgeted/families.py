@@ -93,11 +93,13 @@ def make_envs(
     :param normalize: whether observations and rewards are normalised
     :param gamma: discount factor of the returns that rewards are normalised by
     :param seed: seed of the training environments
-    :param staggered: whether the first episodes of environments with a time limit have different lengths
+    :param staggered: whether an episode of each environment is cut, see ``stagger``
     :return: those to train in, and those to evaluate in, one for each episode: same observations, raw rewards. Observations
         that are no numbers stay as they are
     """
-    env: VecEnv = stagger(make_vec_env(task_id, n_envs, seed=seed)) if staggered else make_vec_env(task_id, n_envs, seed=seed)
+    env: VecEnv = make_vec_env(task_id, n_envs, seed=seed)
+    if staggered:
+        env = stagger(env)
     eval_env: VecEnv = make_vec_env(task_id, EVAL_EPISODES)
     if normalize:
         are_numbers = isinstance(env.observation_space, spaces.Box)

@@ -174,6 +174,15 @@ _LONG_DISCRETE = {
     "max_grad_norm": 0.36,
 }
 _TRUST_DISCRETE = {**_TRUST, "n_envs": 16}
+# What was best for PPO in minutes, when it was repeated
+_REPEATED_BEST_OF_PPO = {
+    **_GAMES,
+    "normalize": True,
+    "n_envs": 16,
+    "rollout": 2048,
+    "one_minus_lambda": 0.1,
+    "kl_control": "desired",
+}
 KNOWN_GOOD_IN_MINUTES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "continuous": (
         _TRUST,
@@ -191,7 +200,7 @@ KNOWN_GOOD_IN_MINUTES: Mapping[str, Sequence[Mapping[str, Any]]] = {
         _LONG_DISCRETE,
         {**_GAMES, "normalize": True},
         {**_TRUST_DISCRETE, "one_minus_lambda": 0.2, "kl": 0.03},
-        {**_GAMES, "normalize": True, "n_envs": 16, "rollout": 2048, "one_minus_lambda": 0.1, "kl_control": "desired"},
+        _REPEATED_BEST_OF_PPO,
         {**_SHORT_DISCRETE, "n_epochs": 2, "width": 128},
         {**_LONG_DISCRETE, "rollout": 1024, "learning_rate": 1e-3},
         {**_TRUST_DISCRETE, "one_minus_lambda": 0.2, "kl": 0.03, "rollout": 1024},
@@ -265,8 +274,7 @@ NATURAL_DISCRETE: Sequence[Mapping[str, Any]] = (
 
 _FIRST_IN_MINUTES = {
     "continuous": NATURAL_HELD,
-    # The last has what was best for PPO.
-    "discrete": (*NATURAL_DISCRETE, {**KNOWN_GOOD_IN_MINUTES["discrete"][5], **WITHOUT_BRANCHES}),
+    "discrete": (*NATURAL_DISCRETE, {**_REPEATED_BEST_OF_PPO, **WITHOUT_BRANCHES}),
 }
 
 
@@ -277,8 +285,8 @@ def first_trials(family: str, algorithm: str, in_minutes: bool = False) -> list[
     :param family: name of the family of tasks
     :param algorithm: ``"ppo"`` or ``"hybrid_grpo"``
     :param in_minutes: whether trainings take minutes rather than half of one
-    :return: parameters, small rollouts with four samples and long ones with two; in minutes alternately without branches and
-        with the cheapest ones, and then natural-gradient steps
+    :return: parameters, small rollouts with four samples and long ones with two; in minutes natural-gradient steps, and then
+        alternately without branches and with the cheapest ones
     """
     known = search_space(family, algorithm)
     if in_minutes:

@@ -52,7 +52,8 @@ def methods_of(family: str, tuned: Mapping[str, Mapping[str, Any]]) -> dict[str,
     if tuned["hybrid_grpo"].get("natural"):
         for name, own in ("natural_one", WITHOUT_BRANCHES), ("natural_two", TWO_ACTIONS):
             methods[name] = _tuned(HybridGRPO, {**tuned["hybrid_grpo"], **own, "natural": True})
-        methods["trpo_tuned"] = _as_trpo(methods["natural_one"])
+        if tuned["hybrid_grpo"]["schedule"] == "constant":  # sb3-contrib's TRPO has no schedule
+            methods["trpo_tuned"] = _as_trpo(methods["natural_one"])
     if family == "continuous":
         # The RL Zoo normalises for TRPO on MuJoCo, and not for the others.
         methods["trpo"] = Method(TRPO, Settings(1, True, {}))

@@ -54,17 +54,16 @@ OWN: Mapping[str, BaseDistribution] = {
 """Arguments of Hybrid GRPO alone. With a natural-gradient step ``kl`` is its divergence, and ``kl_control`` has no meaning."""
 
 RESEARCHED = ("use_sde", "action_selection", "advantage", "reward_transform", "sampling_temperature", "soft_values")
-"""Further ones, which are not tuned; the first is PPO's as well."""
+"""Further ones, which are not tuned; PPO has ``use_sde``, too."""
 
 NOISE_TOGETHER = "noise_together"
 """Whether ``log_std_init`` is that of a whole action's noise, σ, of which each of its D dimensions has σ / √D. Not tuned."""
 
+STAGGERED = "staggered"
+"""Whether an episode of each environment is cut at a time of its own. Not tuned."""
+
 _SPELT_OUT = ("actor_limit", "natural")
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
-
-
-STAGGERED = "staggered"
-"""Whether the first episodes have different lengths, so that environments are never all at the same step. Not tuned."""
 
 
 class Settings(NamedTuple):
@@ -75,7 +74,7 @@ class Settings(NamedTuple):
     :param normalize: whether they are normalised
     :param arguments: arguments of the algorithm's constructor
     :param noise_together: whether its initial standard deviation is that of all dimensions of an action together
-    :param staggered: whether the first episodes have different lengths
+    :param staggered: whether an episode of each environment is cut at a time of its own
     """
 
     n_envs: int
@@ -150,5 +149,5 @@ def settings_of(params: Params) -> Settings:
     if "actor_limit" in params:
         limit = params["actor_limit"]
         arguments["max_actor_grad_norm"] = None if limit == "none" else float(limit)
-    flags = (params.get(name, False) for name in (NOISE_TOGETHER, STAGGERED))
-    return Settings(params["n_envs"], params["normalize"], arguments, *flags)
+    flags = {name: params.get(name, False) for name in (NOISE_TOGETHER, STAGGERED)}
+    return Settings(params["n_envs"], params["normalize"], arguments, **flags)

@@ -1,4 +1,4 @@
-"""Environments that are never all at the same step of their episodes."""
+"""Environments whose episodes end one after the other."""
 
 from typing import Any, SupportsFloat
 
@@ -32,10 +32,10 @@ class CutOnce(gym.Wrapper[Any, Any, Any, Any]):
 
 def stagger(env: VecEnv) -> VecEnv:
     """
-    Let the episodes of environments with a time limit end one after the other. A short rollout of environments that were reset
-    together sees one phase of their episodes only.
+    Cut an episode of each environment at a time of its own, within the first time limit, so that episodes that reach the limit
+    end one after the other. A short rollout of environments that were reset together sees one phase of their episodes only.
 
-    :param env: environments, each with its time limit
+    :param env: environments; those without a time limit are not cut
     :return: the same
     """
     assert isinstance(env, DummyVecEnv)

@@ -19,8 +19,9 @@ class ReusedRollouts(HybridGRPO):
     Takes natural steps of the clipped loss of the latest ``n_reused`` rollouts together, the actions of each with the ratio to
     the policy that sampled them, and with the advantages of that time.
 
-    Source: Generalized Proximal Policy Optimization with Sample Reuse (https://arxiv.org/abs/2111.00072), with natural steps,
-    without weights that decay, and without corrected advantages.
+    Source: Generalized Proximal Policy Optimization with Sample Reuse (https://arxiv.org/abs/2111.00072), with natural steps.
+    Ratios are clipped around 1, not around the present policy's, all rollouts have the same weight, and advantages and
+    normalised observations are those of their time.
     """
 
     n_reused = 2
