@@ -27,7 +27,7 @@ from benchmarks.learning.budgeted.families import FAMILIES, Task
 from benchmarks.learning.budgeted.known_good import NATURAL_HELD, TWO_ACTIONS, WITHOUT_BRANCHES
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.trial import train_task
-from benchmarks.learning.budgeted.trials import finished_trials, ranking
+from benchmarks.learning.budgeted.trials import finished_trials, ranking, with_former_choices
 from benchmarks.learning.tune import FOLDER, SECONDS
 
 _SMALL = {"rollout": 64}
@@ -99,7 +99,7 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     # Shorter with time, with PPO's as the control
     "natural_16_linear": NATURAL_HELD[5],
     "natural_16_linear_0.05": {**NATURAL_HELD[5], "kl": 0.05},
-    "natural_16_linear_together": {**NATURAL_HELD[5], "log_std_init": 0.0, "noise_together": True},
+    "natural_16_linear_together": NATURAL_HELD[6],
     "ppo_16_linear": {"n_envs": 16, "schedule": "linear"},
     "ppo_16_linear_free": {"n_envs": 16, "schedule": "linear", "kl_control": "none"},
     # Exploration that depends on the state
@@ -147,10 +147,13 @@ def run_idea(idea: str, task: Task, common: Mapping[str, Any], seed: int, second
     :return: the finished run
     """
     params = {**common, **IDEAS[idea]}
-    algorithm = params.get("variant", "hybrid_grpo" if "n_samples" in params else "ppo")
-    curve = train_task(algorithm, task, params, seed, seconds)
+    curve = train_task(params.get("variant", _algorithm(params)), task, params, seed, seconds)
     score = round(task.normalize(curve.area(seconds, low=task.low)), 5)
     return IdeaRow(idea, task.id, seed, score, curve.points, curve.error, params, seconds, provenance())
+
+
+def _algorithm(params: Mapping[str, Any]) -> str:
+    return "hybrid_grpo" if "n_samples" in params else "ppo"
 
 
 def print_report(rows: Sequence[IdeaRow]) -> None:
@@ -203,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for task in FAMILIES[options.family]:
                 for idea in options.ideas if task.id in options.tasks else ():
                     rows = [row for row in read_rows(path, IdeaRow) if (row.idea, row.task) == (idea, task.id)]
-                    if any(row.params != {**common, **IDEAS[idea]} for row in rows):
+                    params = {**common, **IDEAS[idea]}
+                    if any(with_former_choices(options.family, _algorithm(params), row.params) != params for row in rows):
                         parser.error(f"{path} has {idea} on {task.id} with other settings than those tuned for PPO now.")
                     done = {(row.idea, row.task, row.seed, row.seconds) for row in rows}
                     if (idea, task.id, seed, options.seconds) not in done:

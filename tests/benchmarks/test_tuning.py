@@ -212,7 +212,7 @@ class TestStudies:
             assert (model.max_actor_grad_norm, model.n_samples) == (0.005, of_hybrid["n_samples"])
             AdaptivePPO("MlpPolicy", env, **settings_of(of_ppo).arguments)
 
-    @pytest.mark.parametrize(("family", "n_natural"), [("continuous", 6), ("discrete", 12)])
+    @pytest.mark.parametrize(("family", "n_natural"), [("continuous", 7), ("discrete", 12)])
     @pytest.mark.parametrize("algorithm", ["ppo", "hybrid_grpo"])
     def test_trials_of_minutes_are_in_the_space(self, algorithm, family, n_natural):
         from benchmarks.learning.budgeted.known_good import first_trials

@@ -24,6 +24,7 @@ _PPO = {
     "kl_control": "none",
     "kl": 0.02,
     "log_std_init": 0.0,
+    "noise_together": False,
 }
 # The RL Zoo's for HalfCheetah, whose networks and normalisation Hopper and others have, too
 _ZOO = {
@@ -189,6 +190,7 @@ KNOWN_GOOD_IN_MINUTES: Mapping[str, Sequence[Mapping[str, Any]]] = {
         {**_TRUST, "n_epochs": 10, "kl": 0.02, "batch_size": 64},
         {**_TRUST, "n_envs": 16},
         {**_TRUST, "n_epochs": 10, "kl": 0.02, "batch_size": 64, "n_envs": 16},
+        {**_TRUST, "n_envs": 16, "noise_together": True},
         {**_TRUST, "one_minus_gamma": 1e-3, "one_minus_lambda": 0.02},
         {**_TRUST, "rollout": 1024, "log_std_init": -1.0, "width": 128},
         {**_TRUST, "rollout": 4096, "n_envs": 8, "one_minus_gamma": 5e-3},
@@ -245,6 +247,7 @@ NATURAL: Sequence[Mapping[str, Any]] = (
 )
 """Natural-gradient steps, for continuous actions: few states, a large divergence, and a critic that follows quickly."""
 
+_NOISE_OF_ONE = {"log_std_init": 0.0, "noise_together": True}
 NATURAL_HELD: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True},
     {**_NATURAL_BETWEEN, **TWO_ACTIONS, "natural": True},
@@ -252,6 +255,7 @@ NATURAL_HELD: Sequence[Mapping[str, Any]] = (
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "log_std_init": 0.0},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16},
     {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16, "schedule": "linear"},
+    {**_NATURAL_BETWEEN, **WITHOUT_BRANCHES, "natural": True, "n_envs": 16, "schedule": "linear", **_NOISE_OF_ONE},
 )
 """What came of them once the spread of actions had its own pace, and a task was to be held."""
 

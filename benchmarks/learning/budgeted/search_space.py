@@ -39,7 +39,13 @@ Rollouts are counted in states, all environments together. Linear schedules, of 
 natural steps, fall to zero with the budget.
 """
 
-CONTINUOUS: Mapping[str, BaseDistribution] = {"log_std_init": FloatDistribution(-2.5, 0.0)}
+NOISE_TOGETHER = "noise_together"
+"""Whether ``log_std_init`` is that of a whole action's noise, σ, of which each of its D dimensions has σ / √D."""
+
+CONTINUOUS: Mapping[str, BaseDistribution] = {
+    "log_std_init": FloatDistribution(-2.5, 0.0),
+    NOISE_TOGETHER: CategoricalDistribution([False, True]),
+}
 
 OWN: Mapping[str, BaseDistribution] = {
     "n_samples": CategoricalDistribution([1, 2, 3, 4, 6, 8]),
@@ -55,9 +61,6 @@ OWN: Mapping[str, BaseDistribution] = {
 
 RESEARCHED = ("use_sde", "action_selection", "advantage", "reward_transform", "sampling_temperature", "soft_values")
 """Further ones, which are not tuned; PPO has ``use_sde``, too."""
-
-NOISE_TOGETHER = "noise_together"
-"""Whether ``log_std_init`` is that of a whole action's noise, σ, of which each of its D dimensions has σ / √D. Not tuned."""
 
 STAGGERED = "staggered"
 """Whether an episode of each environment is cut at a time of its own. Not tuned."""

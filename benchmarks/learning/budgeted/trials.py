@@ -12,7 +12,7 @@ from benchmarks.learning.budgeted.rows import read_rows
 from benchmarks.learning.budgeted.search_space import search_space
 
 _ENOUGH_TO_BORROW = 6
-_BEFORE = {"natural": False}
+_BEFORE = {"natural": False, "noise_together": False}
 
 
 class TrialRow(NamedTuple):
@@ -61,13 +61,27 @@ def rows_of(rows: Sequence[TrialRow], family: str, algorithm: str) -> Iterator[T
 
 def finished_trials(folder: Path) -> list[TrialRow]:
     """
-    Read the finished trials of all studies. Those that were made before there was a choice took no natural-gradient steps.
+    Read the finished trials of all studies.
 
     :param folder: where they are
     :return: their rows
     """
     rows = read_rows(folder / "trials.csv", TrialRow)
-    return [row if row.algorithm == "ppo" else row._replace(params={**row.params, **_BEFORE, **row.params}) for row in rows]
+    return [row._replace(params=with_former_choices(row.family, row.algorithm, row.params)) for row in rows]
+
+
+def with_former_choices(family: str, algorithm: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Complete parameters that are older than a choice: no natural-gradient steps were taken then, and each dimension of an
+    action had the noise that it had.
+
+    :param family: name of the family of tasks
+    :param algorithm: ``"ppo"`` or ``"hybrid_grpo"``
+    :param params: parameters of a trial
+    :return: the same with what they lacked
+    """
+    space = search_space(family, algorithm)
+    return {**params, **{name: value for name, value in _BEFORE.items() if name in space}, **params}
 
 
 def ranking(rows: Sequence[TrialRow], family: str, algorithm: str) -> list[tuple[TrialRow, list[float]]]:
