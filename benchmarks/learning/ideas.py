@@ -156,6 +156,10 @@ def _algorithm(params: Mapping[str, Any]) -> str:
     return "hybrid_grpo" if "n_samples" in params else "ppo"
 
 
+def _completed(family: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    return with_former_choices(family, _algorithm(params), params)
+
+
 def print_report(rows: Sequence[IdeaRow]) -> None:
     """
     Print a table in Markdown: mean of the middle half, extremes and number of runs, and the median cost of a step.
@@ -206,8 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for task in FAMILIES[options.family]:
                 for idea in options.ideas if task.id in options.tasks else ():
                     rows = [row for row in read_rows(path, IdeaRow) if (row.idea, row.task) == (idea, task.id)]
-                    params = {**common, **IDEAS[idea]}
-                    if any(with_former_choices(options.family, _algorithm(params), row.params) != params for row in rows):
+                    params = _completed(options.family, {**common, **IDEAS[idea]})
+                    if any(_completed(options.family, row.params) != params for row in rows):
                         parser.error(f"{path} has {idea} on {task.id} with other settings than those tuned for PPO now.")
                     done = {(row.idea, row.task, row.seed, row.seconds) for row in rows}
                     if (idea, task.id, seed, options.seconds) not in done:

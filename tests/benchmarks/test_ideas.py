@@ -44,6 +44,19 @@ def test_runs_are_made_once(ideas, tmp_path, monkeypatch, capsys):
     assert "ppo on Pendulum-v1 with other settings" in capsys.readouterr().err and len(calls) == 4
 
 
+def test_rows_that_are_older_than_a_choice_count(ideas, tmp_path, monkeypatch):
+    path = tmp_path / "ideas.csv"
+    for idea in ("natural", "n2_k2", "ppo_long"):
+        monkeypatch.setattr(ideas, "train_task", lambda *arguments: Curve([Point(0.0, 0, 0, 0.0), Point(1.0, 9, 9, 0.0)]))
+        arguments = ["--tasks", "Pendulum-v1", "--ideas", idea, "--seconds", "1", "--folder", str(tmp_path), "--seeds", "1"]
+        ideas.main(arguments)
+        text = path.read_text()
+        assert '""noise_together"": false' in text
+        path.write_text(text.replace('""noise_together"": false, ', "").replace(', ""noise_together"": false', ""))
+        ideas.main(arguments)
+        assert "noise_together" not in path.read_text()
+
+
 def test_every_idea_is_a_setting_of_the_algorithm(ideas):
     from benchmarks.learning.budgeted.search_space import settings_of
 

@@ -316,6 +316,15 @@ class TestStudies:
         tune.main([*arguments, "--trials", "12"])
         assert {row.state for row in tune.finished_trials(tmp_path)} == states
 
+    @pytest.mark.parametrize("folder", ["tuning", "tuning_minutes", "tuning_held", "tuning_minutes_discrete"])
+    def test_trials_that_were_made_lack_no_choice_of_today(self, tune, folder):
+        from benchmarks.learning.budgeted.search_space import search_space
+
+        rows = tune.finished_trials(tune.FOLDER.parent / folder)
+        assert rows
+        for row in rows:
+            assert row.params.keys() == search_space(row.family, row.algorithm).keys()
+
     def test_trials_that_knew_no_natural_steps_go_on(self, tune, tmp_path):
         pytest.importorskip("sklearn")
         arguments = ["--family", "discrete", "--folder", str(tmp_path), "--trials"]
