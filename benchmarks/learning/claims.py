@@ -110,7 +110,7 @@ def make_run(run: Run, method: Method) -> ClaimRow:
     settings = {"n_envs": used.n_envs, "normalize": used.normalize, "arguments": _as_text(used.arguments)}
     settings |= {name: True for name in (NOISE_TOGETHER, STAGGERED) if getattr(used, name)}
     wall_seconds = round(time.perf_counter() - start, 1)
-    return ClaimRow(*run, curve.points, curve.error, settings, wall_seconds, provenance())
+    return ClaimRow(*run, curve.points, curve.error, settings, wall_seconds, provenance(curve.work_seconds))
 
 
 def _as_text(arguments: Mapping[str, Any]) -> dict[str, Any]:

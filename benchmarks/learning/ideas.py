@@ -149,7 +149,7 @@ def run_idea(idea: str, task: Task, common: Mapping[str, Any], seed: int, second
     params = {**common, **IDEAS[idea]}
     curve = train_task(params.get("variant", _algorithm(params)), task, params, seed, seconds)
     score = round(task.normalize(curve.area(seconds, low=task.low)), 5)
-    return IdeaRow(idea, task.id, seed, score, curve.points, curve.error, params, seconds, provenance())
+    return IdeaRow(idea, task.id, seed, score, curve.points, curve.error, params, seconds, provenance(curve.work_seconds))
 
 
 def _algorithm(params: Mapping[str, Any]) -> str:

@@ -215,6 +215,16 @@ class TestClaims:
         assert "| ppo | 0.25 [0.25, 0.25] | 0.25 [0.25, 0.25] |" in text
         assert (tmp_path / "claims_9.png").read_bytes().startswith(b"\x89PNG")
 
+    def test_report_of_machines(self, capsys):
+        pytest.importorskip("scipy")
+        from benchmarks.learning.budgeted.claims_report import print_report
+
+        rows = [row._replace(provenance={"work_seconds": f"{0.05 + 0.01 * row.seed:.4f}"}) for row in ROWS[:5]]
+        print_report(Claims([*rows, *ROWS[5:6]], 9.0, ("ppo",), {"A-v0": 0.0}), "nobody")
+        text = capsys.readouterr().out
+        assert "| hybrid_grpo | 0.0550 [0.0500, 0.0600] | 0 |" in text
+        assert "| ppo_8 | 0.0500 [0.0500, 0.0500] | 1 |" in text
+
 
 class TestRunner:
     @pytest.fixture
@@ -313,7 +323,7 @@ class TestRunner:
         append_row(tmp_path / "claims.csv", row)
         (again,) = read_rows(tmp_path / "claims.csv", ClaimRow)
         assert again == row._replace(curve=[list(point) for point in row.curve])
-        assert again.settings["arguments"]["n_samples"] == 4
+        assert again.settings["arguments"]["n_samples"] == 4 and 0 < float(again.provenance["work_seconds"]) < 10
 
     def test_a_run_that_shares_its_noise(self, claims, monkeypatch):
         from benchmarks.learning.budgeted.methods import methods_of

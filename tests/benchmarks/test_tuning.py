@@ -93,6 +93,19 @@ def test_evaluations_are_those_of_the_normalised_policy():
     assert not isinstance(make_envs("Pendulum-v1", 1, False, 0.9, seed=0)[0], VecNormalize)
 
 
+def test_the_pace_of_the_machine_is_measured_beside_the_budget(monkeypatch):
+    clock, paces = Clock(monkeypatch), iter([1.0, 4.0])
+
+    def work_seconds():
+        clock.now += 100
+        return next(paces)
+
+    monkeypatch.setattr(training, "work_seconds", work_seconds)
+    env, eval_env = make_vec_env(limited(), 1), make_vec_env(limited(), 1)
+    curve = train(lambda env: PPO("MlpPolicy", env, **SMALL), env, Budget(eval_env, 1.0, [], seed=0))
+    assert curve.work_seconds == 2.5 and 1 <= curve.points[-1].seconds < 1.2 and len(curve.points) == 2
+
+
 def test_a_policy_that_diverges_ends_its_training():
     def make_model(env):
         return PPO("MlpPolicy", env, learning_rate=1e30, **{**SMALL, "n_epochs": 5})
@@ -187,7 +200,7 @@ class TestStudies:
 
         self.storage_in = tune.storage_in
         monkeypatch.setattr(trial, "train_task", train_task)
-        monkeypatch.setattr(trial, "provenance", lambda: {"commit": "abc"})
+        monkeypatch.setattr(trial, "provenance", lambda work_seconds: {"commit": "abc"})
         monkeypatch.setattr(tune, "storage_in", cache(lambda folder: self.optuna.storages.InMemoryStorage()))
         monkeypatch.setattr(tune.th, "set_num_threads", lambda n: None)
         return tune

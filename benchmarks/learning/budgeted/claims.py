@@ -67,9 +67,11 @@ class Claims:
         self.seconds = seconds
         self.baselines = baselines
         self.curves: dict[str, dict[str, list[Curve]]] = {}
+        self.paces: dict[str, list[float]] = {}
         for row in rows:
             if row.seconds == seconds:
                 self.curves.setdefault(row.task, {}).setdefault(row.method, []).append(row.curve)
+                self.paces.setdefault(row.method, []).append(float(row.provenance.get("work_seconds", "nan")))
         self.scales: Mapping[str, Scale] = {
             task: scale_of(random[task], list(by_method.values())) for task, by_method in self.curves.items()
         }

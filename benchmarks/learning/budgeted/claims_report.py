@@ -21,6 +21,7 @@ def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None
     :param ours: name of the method that the others are compared with
     :param figures: folder of the figures, none by default
     """
+    _print_paces(claims)
     for task in claims.curves:
         _print_task(claims, task)
     for axis, name in enumerate(AXES):
@@ -60,6 +61,15 @@ def interquartile_means(scores: dict[str, np.ndarray]) -> tuple[dict[str, np.nda
     np.random.seed(0)  # rliable draws from NumPy's global generator
     means, intervals = library.get_interval_estimates(scores, iqm, reps=_REPETITIONS)
     return means, intervals
+
+
+def _print_paces(claims: Claims) -> None:
+    print("\n## Processor seconds of a fixed piece of work beside the runs: where they differ, those of the runs do\n")
+    print("| method | mean [extremes] | runs without |\n|---|---|---|")
+    for method, paces in claims.paces.items():
+        known = [pace for pace in paces if np.isfinite(pace)]
+        mean = f"{np.mean(known):.4f} [{min(known):.4f}, {max(known):.4f}]" if known else ""
+        print(f"| {method} | {mean} | {len(paces) - len(known)} |")
 
 
 def _print_task(claims: Claims, task: str) -> None:

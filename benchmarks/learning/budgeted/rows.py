@@ -39,11 +39,14 @@ def read_rows(path: Path, row_class: type[Row]) -> list[Row]:
     ]
 
 
-@cache
-def provenance() -> Mapping[str, str]:
+def provenance(work_seconds: float) -> Mapping[str, str]:
     """
     Describe code and machine, and the package that opponents come from.
 
-    :return: commit and versions
+    :param work_seconds: how fast the machine was, see ``pace.work_seconds``
+    :return: commit, versions and the machine's pace
     """
-    return {**provenance_of_all(), "sb3-contrib": version("sb3-contrib")}
+    return {**_provenance(), "sb3-contrib": version("sb3-contrib"), "work_seconds": f"{work_seconds:.4f}"}
+
+
+_provenance = cache(provenance_of_all)

@@ -12,6 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from benchmarks.learning.budgeted.families import EVAL_EPISODES
+from benchmarks.learning.budgeted.pace import work_seconds
 
 MakeModel = Callable[[VecEnv], BaseAlgorithm]
 _NO_LIMIT = 10**9
@@ -41,10 +42,12 @@ class Curve(NamedTuple):
 
     :param points: its evaluations: before the first rollout, now and then, and at its end
     :param error: what ended it early, if anything
+    :param work_seconds: how fast the machine was: processor seconds of ``pace.work_seconds``, mean over the evaluations
     """
 
     points: list[Point]
     error: str = ""
+    work_seconds: float = float("nan")
 
     def area(self, seconds: float, low: float) -> float:
         """
@@ -94,6 +97,7 @@ class Budget(BaseCallback):
     ) -> None:
         super().__init__()
         self.points: list[Point] = []
+        self.paces: list[float] = []
         self.eval_env = eval_env
         self._seconds = seconds
         self._due = [0.0, *due]
@@ -127,6 +131,7 @@ class Budget(BaseCallback):
     def evaluate(self) -> None:
         """Add a point to the curve; its processor time does not count."""
         spent, before = self.spent, processor_seconds()
+        self.paces.append(work_seconds())
         if isinstance(self.eval_env, VecNormalize):
             sync_envs_normalization(self.training_env, self.eval_env)
         self.eval_env.seed(self._eval_seed)
@@ -159,4 +164,4 @@ def train(make_model: MakeModel, env: VecEnv, budget: Budget) -> Curve:
     finally:
         env.close()
         budget.eval_env.close()
-    return Curve(budget.points, error)
+    return Curve(budget.points, error, float(np.mean(budget.paces)))

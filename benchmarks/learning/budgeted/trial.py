@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -85,5 +86,5 @@ def run_trial(
         curves={task: curve.points for task, curve in curves.items()},
         errors={task: curve.error for task, curve in curves.items() if curve.error},
         seconds=seconds,
-        provenance=provenance(),
+        provenance=provenance(float(np.mean([curve.work_seconds for curve in curves.values()]))),
     )
