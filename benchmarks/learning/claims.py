@@ -22,13 +22,13 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.learning.budgeted.claims import ClaimRow, Claims
-from benchmarks.learning.budgeted.claims_report import print_report
-from benchmarks.learning.budgeted.families import CLAIM_TASKS, FAMILIES, RANDOM_RETURNS, make_envs
-from benchmarks.learning.budgeted.methods import PPO_VARIANTS, Method, methods_of
+from benchmarks.learning.budgeted.claims.methods import PPO_VARIANTS, Method, methods_of
+from benchmarks.learning.budgeted.claims.report import print_report
+from benchmarks.learning.budgeted.claims.results import ClaimRow, Claims
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
-from benchmarks.learning.budgeted.search_space import NOISE_TOGETHER, STAGGERED
+from benchmarks.learning.budgeted.tasks.families import CLAIM_TASKS, FAMILIES, RANDOM_RETURNS, make_envs
 from benchmarks.learning.budgeted.training import Budget, train
+from benchmarks.learning.budgeted.tuning.search_space import NOISE_TOGETHER, STAGGERED
 
 FOLDER = Path(__file__).parents[1] / "results" / "claims"
 TUNED = Path(__file__).parents[1] / "results" / "tuning" / "tuned.json"

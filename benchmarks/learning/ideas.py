@@ -23,11 +23,11 @@ import numpy as np
 import torch as th
 from scipy.stats import trim_mean
 
-from benchmarks.learning.budgeted.families import FAMILIES, Task
-from benchmarks.learning.budgeted.known_good import NATURAL_HELD, TWO_ACTIONS, WITHOUT_BRANCHES
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
-from benchmarks.learning.budgeted.trial import train_task
-from benchmarks.learning.budgeted.trials import finished_trials, ranking, with_former_choices
+from benchmarks.learning.budgeted.tasks.families import FAMILIES, Task
+from benchmarks.learning.budgeted.tuning.known_good import NATURAL_HELD, TWO_ACTIONS, WITHOUT_BRANCHES
+from benchmarks.learning.budgeted.tuning.trial import train_task
+from benchmarks.learning.budgeted.tuning.trials import finished_trials, ranking, with_former_choices
 from benchmarks.learning.tune import FOLDER, SECONDS
 
 _SMALL = {"rollout": 64}

@@ -26,13 +26,21 @@ from typing import Any
 import optuna
 import torch as th
 
-from benchmarks.learning.budgeted.families import FAMILIES
-from benchmarks.learning.budgeted.known_good import CHEAP, first_trials
-from benchmarks.learning.budgeted.report import best_settings, print_report
 from benchmarks.learning.budgeted.rows import append_row
-from benchmarks.learning.budgeted.search_space import search_space
-from benchmarks.learning.budgeted.trial import ALGORITHMS, run_trial
-from benchmarks.learning.budgeted.trials import TrialRow, borrowed_params, finished_trials, ranking, restore, rows_of, tell
+from benchmarks.learning.budgeted.tasks.families import FAMILIES
+from benchmarks.learning.budgeted.tuning.known_good import CHEAP, first_trials
+from benchmarks.learning.budgeted.tuning.report import best_settings, print_report
+from benchmarks.learning.budgeted.tuning.search_space import search_space
+from benchmarks.learning.budgeted.tuning.trial import ALGORITHMS, run_trial
+from benchmarks.learning.budgeted.tuning.trials import (
+    TrialRow,
+    borrowed_params,
+    finished_trials,
+    ranking,
+    restore,
+    rows_of,
+    tell,
+)
 
 FOLDER = Path(__file__).parents[1] / "results" / "tuning"
 SECONDS = 25.0

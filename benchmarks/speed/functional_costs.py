@@ -23,7 +23,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.learning.budgeted import minatar  # noqa: F401  registers its environments
+from benchmarks.learning.budgeted.tasks import minatar  # noqa: F401  registers its environments
 from benchmarks.provenance import provenance
 from sb3_hybrid_grpo import FunctionalVecEnv, HybridGRPO
 from sb3_hybrid_grpo.compare.csv_files import append_row, read_rows

@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from benchmarks import HERE
-from benchmarks.learning.budgeted.minigrid import make as make_minigrid
+from benchmarks.learning.budgeted.tasks.minigrid import make as make_minigrid
 from benchmarks.provenance import provenance
 from benchmarks.tables import print_aligned
 from sb3_hybrid_grpo import GroupedSubprocVecEnv, HybridGRPO, RayVecEnv

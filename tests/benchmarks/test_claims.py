@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.learning.budgeted.claims import ClaimRow, Claims
-from benchmarks.learning.budgeted.families import CLAIM_TASKS, FAMILIES, make_envs
-from benchmarks.learning.budgeted.rows import append_row, read_rows
-from benchmarks.learning.budgeted.time_to_score import (
+from benchmarks.learning.budgeted.claims.results import ClaimRow, Claims
+from benchmarks.learning.budgeted.claims.time_to_score import (
     Scale,
     Times,
     bootstrap,
@@ -23,6 +21,8 @@ from benchmarks.learning.budgeted.time_to_score import (
     scores_at,
     times_to,
 )
+from benchmarks.learning.budgeted.rows import append_row, read_rows
+from benchmarks.learning.budgeted.tasks.families import CLAIM_TASKS, FAMILIES, make_envs
 from sb3_hybrid_grpo import HybridGRPO
 
 
@@ -202,10 +202,10 @@ class TestClaims:
 
     def test_report(self, tmp_path, capsys, monkeypatch):
         pytest.importorskip("rliable")
-        from benchmarks.learning.budgeted import claims_report
+        from benchmarks.learning.budgeted.claims import report
 
-        monkeypatch.setattr(claims_report, "_REPETITIONS", 5)
-        claims_report.print_report(self.claims, "hybrid_grpo", tmp_path)
+        monkeypatch.setattr(report, "_REPETITIONS", 5)
+        report.print_report(self.claims, "hybrid_grpo", tmp_path)
         text = capsys.readouterr().out
         assert "## A-v0: best final score 100.0, random actions 0.0" in text
         assert "| hybrid_grpo | 100.0 ± 0.0 | 3 [3, 3], 2/2 | 3 [3, 3], 2/2 | 9 [9, 9], 2/2 | 300 [300, 300], 2/2 |" in text
@@ -217,7 +217,7 @@ class TestClaims:
 
     def test_report_of_machines(self, capsys):
         pytest.importorskip("scipy")
-        from benchmarks.learning.budgeted.claims_report import print_report
+        from benchmarks.learning.budgeted.claims.report import print_report
 
         rows = [row._replace(provenance={"work_seconds": f"{0.05 + 0.01 * row.seed:.4f}"}) for row in ROWS[:5]]
         print_report(Claims([*rows, *ROWS[5:6]], 9.0, ("ppo",), {"A-v0": 0.0}), "nobody")
@@ -232,7 +232,7 @@ class TestRunner:
         pytest.importorskip("optuna")
         pytest.importorskip("scipy")
         from benchmarks.learning import claims
-        from benchmarks.learning.budgeted.known_good import first_trials
+        from benchmarks.learning.budgeted.tuning.known_good import first_trials
 
         self.tuned = {
             family: {algorithm: first_trials(family, algorithm)[0] for algorithm in ("ppo", "hybrid_grpo")}
@@ -243,7 +243,7 @@ class TestRunner:
         return claims
 
     def test_methods(self, claims):
-        from benchmarks.learning.budgeted.methods import methods_of
+        from benchmarks.learning.budgeted.claims.methods import methods_of
 
         for family, task in ("continuous", "Pendulum-v1"), ("discrete", "CartPole-v1"):
             methods = methods_of(family, self.tuned[family])
@@ -267,7 +267,7 @@ class TestRunner:
     def test_natural_steps_are_compared_with_those_of_trpo(self, claims):
         from sb3_contrib import TRPO
 
-        from benchmarks.learning.budgeted.methods import methods_of
+        from benchmarks.learning.budgeted.claims.methods import methods_of
 
         tuned = self.tuned["continuous"]
         assert "trpo_tuned" not in methods_of("continuous", tuned)
@@ -315,7 +315,7 @@ class TestRunner:
         assert len(made) == 10 and capsys.readouterr().out == "['hybrid_grpo', 'ppo']\n"
 
     def test_a_run(self, claims, tmp_path):
-        from benchmarks.learning.budgeted.methods import methods_of
+        from benchmarks.learning.budgeted.claims.methods import methods_of
 
         run = claims.Run("discrete", "CartPole-v1", "hybrid_grpo", 0, 0.3)
         row = claims.make_run(run, methods_of("discrete", self.tuned["discrete"])["hybrid_grpo"])
@@ -326,7 +326,7 @@ class TestRunner:
         assert again.settings["arguments"]["n_samples"] == 4 and 0 < float(again.provenance["work_seconds"]) < 10
 
     def test_a_run_that_shares_its_noise(self, claims, monkeypatch):
-        from benchmarks.learning.budgeted.methods import methods_of
+        from benchmarks.learning.budgeted.claims.methods import methods_of
         from benchmarks.learning.budgeted.training import Curve
 
         def train(make_model, env, budget):

@@ -58,7 +58,7 @@ def test_rows_that_are_older_than_a_choice_count(ideas, tmp_path, monkeypatch):
 
 
 def test_every_idea_is_a_setting_of_the_algorithm(ideas):
-    from benchmarks.learning.budgeted.search_space import settings_of
+    from benchmarks.learning.budgeted.tuning.search_space import settings_of
 
     common = ideas.ranking(ideas.finished_trials(ideas.FOLDER), "continuous", "ppo")[0][0].params
     for idea in ideas.IDEAS.values():

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from benchmarks.learning.budgeted import training
 from benchmarks.learning.budgeted.adaptive_ppo import AdaptivePPO
-from benchmarks.learning.budgeted.families import FAMILIES, Task, make_envs
+from benchmarks.learning.budgeted.tasks.families import FAMILIES, Task, make_envs
 from benchmarks.learning.budgeted.training import Budget, Curve, Point, train
 from sb3_hybrid_grpo import HybridGRPO
 from tests.envs import limited
@@ -167,8 +167,8 @@ def test_staggered_episodes_end_one_after_the_other():
 
 def test_a_task_is_trained_with_its_noise_and_its_environments(monkeypatch):
     pytest.importorskip("optuna")
-    from benchmarks.learning.budgeted import trial
-    from benchmarks.learning.budgeted.known_good import first_trials
+    from benchmarks.learning.budgeted.tuning import trial
+    from benchmarks.learning.budgeted.tuning.known_good import first_trials
 
     def train(make_model, env, budget):
         cut = [each._steps_left for each in env.envs]
@@ -191,7 +191,7 @@ class TestStudies:
     def tune(self, monkeypatch):
         """The command with trainings of no time, whose score is their seed, but -10 for PPO's late ones, and quick storage."""
         from benchmarks.learning import tune
-        from benchmarks.learning.budgeted import trial
+        from benchmarks.learning.budgeted.tuning import trial
 
         def train_task(algorithm, task, params, seed, seconds):
             score = -10 if algorithm == "ppo" and seed > 8 else seed
@@ -207,8 +207,8 @@ class TestStudies:
 
     @pytest.mark.parametrize("family", list(FAMILIES))
     def test_both_algorithms_have_the_same_space_and_begin_alike(self, family):
-        from benchmarks.learning.budgeted.known_good import first_trials
-        from benchmarks.learning.budgeted.search_space import OWN, search_space, settings_of
+        from benchmarks.learning.budgeted.tuning.known_good import first_trials
+        from benchmarks.learning.budgeted.tuning.search_space import OWN, search_space, settings_of
 
         ppo, hybrid = (search_space(family, algorithm) for algorithm in ("ppo", "hybrid_grpo"))
         assert hybrid == {**ppo, **OWN} and ("log_std_init" in ppo) == (family == "continuous")
@@ -228,8 +228,8 @@ class TestStudies:
     @pytest.mark.parametrize(("family", "n_natural"), [("continuous", 7), ("discrete", 12)])
     @pytest.mark.parametrize("algorithm", ["ppo", "hybrid_grpo"])
     def test_trials_of_minutes_are_in_the_space(self, algorithm, family, n_natural):
-        from benchmarks.learning.budgeted.known_good import first_trials
-        from benchmarks.learning.budgeted.search_space import search_space, settings_of
+        from benchmarks.learning.budgeted.tuning.known_good import first_trials
+        from benchmarks.learning.budgeted.tuning.search_space import search_space, settings_of
 
         space, trials = search_space(family, algorithm), first_trials(family, algorithm, in_minutes=True)
         for params in trials:
@@ -241,8 +241,8 @@ class TestStudies:
         assert all(are_natural[:n_natural]) and not are_natural[n_natural]
 
     def test_settings(self):
-        from benchmarks.learning.budgeted.known_good import first_trials
-        from benchmarks.learning.budgeted.search_space import settings_of
+        from benchmarks.learning.budgeted.tuning.known_good import first_trials
+        from benchmarks.learning.budgeted.tuning.search_space import settings_of
 
         params = first_trials("continuous", "hybrid_grpo")[0]
         arguments = settings_of({**params, "kl_control": "desired", "kl": 0.03, "actor_limit": "none"}).arguments
@@ -331,7 +331,7 @@ class TestStudies:
 
     @pytest.mark.parametrize("folder", ["tuning", "tuning_minutes", "tuning_held", "tuning_minutes_discrete"])
     def test_trials_that_were_made_lack_no_choice_of_today(self, tune, folder):
-        from benchmarks.learning.budgeted.search_space import search_space
+        from benchmarks.learning.budgeted.tuning.search_space import search_space
 
         rows = tune.finished_trials(tune.FOLDER.parent / folder)
         assert rows

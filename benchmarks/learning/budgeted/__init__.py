@@ -1,1 +1,1 @@
-"""Trainings that end when the processor has spent its seconds on them, and the tuning of their settings."""
+"""Trainings that end when the processor has spent its seconds on them: what they share, and a room for each use of them."""

@@ -11,8 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
-from benchmarks.learning.budgeted.families import EVAL_EPISODES
 from benchmarks.learning.budgeted.pace import work_seconds
+from benchmarks.learning.budgeted.tasks.families import EVAL_EPISODES
 
 MakeModel = Callable[[VecEnv], BaseAlgorithm]
 _NO_LIMIT = 10**9

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 
-from benchmarks.learning.budgeted.minigrid import make as make_minigrid
+from benchmarks.learning.budgeted.tasks.minigrid import make as make_minigrid
 from benchmarks.provenance import provenance
 from benchmarks.speed.scale.distance import DistantVecEnv
 from benchmarks.speed.workers import DOOR_KEY, cpu_seconds

@@ -7,8 +7,8 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from benchmarks.learning.budgeted import minatar, minigrid  # noqa: F401  register their environments
-from benchmarks.learning.budgeted.staggering import stagger
+from benchmarks.learning.budgeted.tasks import minatar, minigrid  # noqa: F401  register their environments
+from benchmarks.learning.budgeted.tasks.staggering import stagger
 
 EVAL_EPISODES = 5
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.learning.budgeted.time_to_score import (
+from benchmarks.learning.budgeted.claims.time_to_score import (
     Curve,
     Interval,
     Scale,

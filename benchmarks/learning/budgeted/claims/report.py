@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from benchmarks.learning.budgeted.claims import SHARES, Claims
-from benchmarks.learning.budgeted.time_to_score import AXES
+from benchmarks.learning.budgeted.claims.results import SHARES, Claims
+from benchmarks.learning.budgeted.claims.time_to_score import AXES
 
 _REPETITIONS = 400
 _BUDGETS = tuple(np.linspace(0.05, 1, 20).tolist())

@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from benchmarks.learning.budgeted.rows import read_rows
-from benchmarks.learning.budgeted.search_space import search_space
+from benchmarks.learning.budgeted.tuning.search_space import search_space
 
 _ENOUGH_TO_BORROW = 6
 _BEFORE = {"natural": False, "noise_together": False}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.learning.budgeted.search_space import search_space
+from benchmarks.learning.budgeted.tuning.search_space import search_space
 
 # SB3's defaults
 _PPO = {

@@ -8,8 +8,8 @@ import numpy as np
 import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from benchmarks.learning.budgeted.search_space import search_space
-from benchmarks.learning.budgeted.trials import TrialRow, finished_trials, ranking, restore, rows_of
+from benchmarks.learning.budgeted.tuning.search_space import search_space
+from benchmarks.learning.budgeted.tuning.trials import TrialRow, finished_trials, ranking, restore, rows_of
 
 _FEWEST_FOR_IMPORTANCE = 10
 

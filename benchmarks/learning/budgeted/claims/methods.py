@@ -8,8 +8,8 @@ from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from benchmarks.learning.budgeted.adaptive_ppo import AdaptivePPO
-from benchmarks.learning.budgeted.known_good import TWO_ACTIONS, WITHOUT_BRANCHES
-from benchmarks.learning.budgeted.search_space import Settings, settings_of
+from benchmarks.learning.budgeted.tuning.known_good import TWO_ACTIONS, WITHOUT_BRANCHES
+from benchmarks.learning.budgeted.tuning.search_space import Settings, settings_of
 from sb3_hybrid_grpo import HybridGRPO
 
 PPO_VARIANTS = ("ppo", "ppo_1", "ppo_8", "ppo_16")

@@ -8,11 +8,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.learning.budgeted.adaptive_ppo import AdaptivePPO
-from benchmarks.learning.budgeted.families import FAMILIES, Task, make_envs
 from benchmarks.learning.budgeted.rows import provenance
-from benchmarks.learning.budgeted.search_space import settings_of
+from benchmarks.learning.budgeted.tasks.families import FAMILIES, Task, make_envs
 from benchmarks.learning.budgeted.training import Budget, Curve, train
-from benchmarks.learning.budgeted.trials import TrialRow
+from benchmarks.learning.budgeted.tuning.search_space import settings_of
+from benchmarks.learning.budgeted.tuning.trials import TrialRow
 from benchmarks.learning.variants import VARIANTS
 from sb3_hybrid_grpo import HybridGRPO
 

@@ -1,0 +1,1 @@
+"""The tasks that settings are tuned on, those that claims are made about, and their environments."""
