@@ -13,6 +13,7 @@ from sb3_hybrid_grpo.estimation import Scores, fisher_product, flatten
 DAMPING = 0.1
 SPREAD_RATE = 0.3
 LEAST_SPREAD = 0.5
+ENOUGH_SPREAD = 0.2
 _LARGEST_SPREAD_STEP = 0.02
 _MOST_CONJUGATE_GRADIENTS = 10
 _MOST_TRIES = 10
@@ -73,10 +74,11 @@ def spread_step(step: th.Tensor, natural_gradient: th.Tensor, spread: Spread) ->
     """
     Shorten the step of the spread of actions, which has a pace of its own.
 
-    step' = max(clip(c x, ±min(m, |step|)), min(log(r σ₀ / σ), 0)),    c = 0.3,    m = 0.02,    r = 0.5
+    step' = max(clip(c x, ±min(m, |step|)), min(log(min(r σ₀, e) / σ), 0)),    c = 0.3,    m = 0.02,    r = 0.5,    e = 0.2
 
     In steps as long as those of the means the spread collapses, and what a policy that hardly varies sees of the states
-    around its own is too little to hold it there.
+    around its own is too little to hold it there. A spread that stays wide does not hold it either: the means move by so
+    much more in steps of the same divergence.
 
     Source: that means and spread move at their own paces is MPO's (https://arxiv.org/abs/1806.06920), which has a KL
     divergence for each.
@@ -88,7 +90,8 @@ def spread_step(step: th.Tensor, natural_gradient: th.Tensor, spread: Spread) ->
     """
     limit = step.abs().clamp(max=_LARGEST_SPREAD_STEP)
     slow = (SPREAD_RATE * natural_gradient).clamp(-limit, limit)
-    room = math.log(LEAST_SPREAD) + spread.log_std_init - spread.log_std.flatten()
+    least = min(math.log(LEAST_SPREAD) + spread.log_std_init, math.log(ENOUGH_SPREAD))
+    room = least - spread.log_std.flatten()
     return slow.maximum(room.clamp(max=0))
 
 

@@ -104,12 +104,16 @@ def test_the_spread_moves_no_further_than_its_gradient_tells(kind):
     th.testing.assert_close(short, natural_step(scores, weights, 1e6 * gradient, kl=1e-6))
 
 
-def test_the_spread_falls_to_half_at_most():
-    log_std = nn.Parameter(th.tensor([-1.0, -1.5, -1.69, -3.0, -3.0]))
+@pytest.mark.parametrize(
+    ("log_std_init", "least"),
+    [(-1.0, -1.6931), (-3.0, -3.6931), (0.0, -1.6094)],
+    ids=["half of e^-1", "half of e^-3", "a fifth, which is enough"],
+)
+def test_the_spread_falls_to_half_or_a_fifth_at_most(log_std_init, least):
+    log_std = nn.Parameter(th.tensor([1.0, 0.2, 0.0031, -1.3, -1.3]) + least)
     step, natural_gradient = th.tensor([-1.0, -1.0, -1.0, -1.0, 1.0]), th.tensor([-0.05, -9.0, -9.0, -9.0, 9.0])
-    # From e^-1 on, the least is e^-1 / 2 = e^-1.6931.
     expected = [-0.015, -0.02, -0.0031, 0.0, 0.02]
-    spread = Spread(log_std, log_std_init=-1.0)
+    spread = Spread(log_std, log_std_init)
     assert spread_step(step, natural_gradient, spread).tolist() == pytest.approx(expected, abs=1e-4)
 
 
@@ -129,10 +133,10 @@ def test_a_policy_that_is_rewarded_for_holding_still_keeps_some_spread(kwargs):
     env = make_vec_env(lambda: gym.wrappers.TimeLimit(Still(), 8), seed=0)
     model = HybridGRPO("MlpPolicy", env, n_samples=1, gamma=0.0, **{**SMALL, "trust_region": 0.1, **kwargs})
     least = []
-    for _ in range(45):
+    for _ in range(90):
         model.learn(64, reset_num_timesteps=False)
         least.append(model.policy.log_std.min().item())
-    assert min(least) == pytest.approx(np.log(0.5))
+    assert min(least) == pytest.approx(np.log(0.2))
 
 
 def test_a_step_is_shortened_until_it_helps_and_is_not_taken_if_none_does():
@@ -188,15 +192,17 @@ def test_steps_become_shorter_by_a_schedule(tmp_path):
 
 
 def test_the_closed_form_and_autograd_agree(monkeypatch):
-    def trained():
+    def moved():
         model = HybridGRPO("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), n_samples=2, **SMALL)
+        before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
         model.learn(128)
-        return model.policy.state_dict()
+        return {name: parameter.detach() - before[name] for name, parameter in model.policy.named_parameters()}
 
-    fast = trained()
+    fast = moved()
     monkeypatch.setattr(MlpEvaluator, "is_plain", staticmethod(lambda policy: False))
-    for name, parameter in trained().items():
-        th.testing.assert_close(parameter, fast[name], rtol=1e-3, atol=1e-4, msg=lambda msg, name=name: f"{name}: {msg}")
+    for name, step in moved().items():
+        # Conjugate gradients enlarge what processors round in their own ways.
+        assert (step - fast[name]).norm() < 0.03 * step.norm(), name
 
 
 def test_one_action_per_state_gives_the_step_of_trpo():
