@@ -21,6 +21,8 @@ _HYPERPARAMS = Path(__file__).parent / "hyperparams"
 CONFIG_FILES: Mapping[str, Path] = {"hybrid_grpo": _HYPERPARAMS / "hybrid_grpo.yml", "grpo": _HYPERPARAMS / "grpo.py"}
 """Our algorithms by the name that they have in the Zoo, and their settings for each environment."""
 
+# Which a file of settings may have, in place of the sampled ``target_kl``
+_NO_OTHER_LIMITS: Mapping[str, None] = {"desired_kl": None, "trust_region": None}
 _DEFAULT_ALGO = "hybrid_grpo"
 _DEFAULT_LOG_FOLDER = "logs"
 
@@ -79,12 +81,15 @@ def register() -> None:
         message = f'{error.name} is missing: pip install "sb3-hybrid-grpo[zoo]" installs what the RL Zoo needs'
         raise ModuleNotFoundError(message, name=error.name) from error
 
+    def convert_hybrid_grpo_params(sampled: dict[str, Any]) -> dict[str, Any]:
+        return {**convert_onpolicy_params(sampled), **_NO_OTHER_LIMITS}
+
     def convert_grpo_params(sampled: dict[str, Any]) -> dict[str, Any]:
-        return _accepted_by_grpo(convert_onpolicy_params(sampled))
+        return _accepted_by_grpo(convert_hybrid_grpo_params(sampled))
 
     ALGOS.update(hybrid_grpo=HybridGRPO, grpo=GRPO)
     HYPERPARAMS_SAMPLER.update(hybrid_grpo=sample_hybrid_grpo_params, grpo=sample_grpo_params)
-    HYPERPARAMS_CONVERTER.update(hybrid_grpo=convert_onpolicy_params, grpo=convert_grpo_params)
+    HYPERPARAMS_CONVERTER.update(hybrid_grpo=convert_hybrid_grpo_params, grpo=convert_grpo_params)
 
 
 def sample_hybrid_grpo_params(
@@ -126,6 +131,7 @@ def _sample_common_params(
         **sample_ppo_params(trial, n_actions, n_envs, additional_args),
         "n_samples": trial.suggest_categorical("n_samples", [2, 4, 8]),
         "target_kl": trial.suggest_float("target_kl", 0.005, 0.1, log=True),
+        **_NO_OTHER_LIMITS,
     }
 
 

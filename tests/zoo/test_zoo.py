@@ -88,6 +88,17 @@ class TestScripts:
         assert type(model) is GRPO
         assert (model.n_steps, model.n_samples, model.target_kl) == (32, 4, 0.02)
 
+    @pytest.mark.parametrize("budget", ["minutes", "seconds"])
+    def test_tune_from_settings_that_limit_updates_in_other_ways(self, tmp_path, budget):
+        options = ["--env", "Pendulum-v1", "--conf-file", f"hybrid_grpo_{budget}", "--storage", "study.log", "-n", "64"]
+        search = ["--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+        options += ["--study-name", "hybrid_grpo"]
+        commands = [["tune", *options, *search], ["train", *options, "--trial-id", "1", "--eval-freq", "-1"]]
+        run("-c", TUNE, json.dumps({**TINY, "target_kl": 0.005}), json.dumps(commands), cwd=tmp_path)
+        (path,) = tmp_path.glob("logs/hybrid_grpo/*/Pendulum-v1.zip")
+        model = HybridGRPO.load(path, device="cpu")
+        assert (model.target_kl, model.desired_kl, model.trust_region) == (0.005, None, None)
+
     def test_the_zoos_own_algorithms_keep_their_settings(self):
         assert zoo._defaults("train", ["--algo", "ppo"]) == []
         assert zoo._defaults("enjoy", ["--env", "CartPole-v1", "--algo=ppo"]) == []
