@@ -30,6 +30,7 @@ _BY_NAME: Mapping[str, type[InProcessBrancher]] = {
 }
 
 _LONGEST_PROBE = 4 * PATIENCE
+_MOST_STEPS_OF_A_PROBE = 100
 _CLEARLY_MORE = 2
 
 _FORKED = "runs in a forked copy of the process"
@@ -126,14 +127,15 @@ def _make(name: str, envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeo
     """Make a brancher in this process, with an end for environments that wait in vain when steps are undone."""
     what = "Trying whether steps can be undone, and taken again, took longer than "
     try:
-        with time_limit(_LONGEST_PROBE, what):
+        with time_limit(len(envs) * max(_LONGEST_PROBE, _MOST_STEPS_OF_A_PROBE * (timeout or 0.0)), what):
             return _BY_NAME[name](envs, as_returned, timeout)
     except BranchError as error:
         if not any(isinstance(cause, BranchTimeoutError) for cause in (error, error.__cause__)):
             raise
         raise UnbranchableEnvError(
             f"{envs[0]} cannot be branched with brancher={name!r}: {error} Its steps wait for something that is not saved, "
-            "such as a clock, or a simulator in another process. Train without branching, with n_samples=1."
+            "such as a clock, or a simulator in another process, or they are slow: then say how many seconds they take, with "
+            "`branch_timeout`. Or train without branching, with n_samples=1."
         ) from error
 
 

@@ -125,12 +125,22 @@ class AdaptiveLearningRate(OnPolicyAlgorithm):
             update_learning_rate(optimizer, learning_rate)
 
     def _learning_rate(self) -> float:
-        return self.lr_schedule(self._current_progress_remaining) * self.learning_rate_factor
+        schedule = self.lr_schedule(self._current_progress_remaining)
+        return schedule * self._allowed_factor(schedule)
+
+    def _allowed_factor(self, schedule: float) -> float:
+        """Limit the factor to what the bounds allow beside this value of the schedule, which may be outside of them itself."""
+        if self.desired_kl is None or schedule <= 0:
+            return self.learning_rate_factor
+        lowest, highest = self.learning_rate_bounds
+        return max(min(self.learning_rate_factor, max(highest / schedule, 1.0)), min(lowest / schedule, 1.0))
 
     def _adapt_learning_rate(self, kl: float) -> None:
         if self.desired_kl is None:
             return
-        self.learning_rate_factor = kl_adapted_factor(
-            self.learning_rate_factor, self._learning_rate(), kl, self.desired_kl, self.learning_rate_bounds
-        )
+        schedule = self.lr_schedule(self._current_progress_remaining)
+        if schedule > 0:  # at zero, the divergence tells nothing of the learning rate
+            factor = self._allowed_factor(schedule)
+            bounds = self.learning_rate_bounds
+            self.learning_rate_factor = kl_adapted_factor(factor, schedule * factor, kl, self.desired_kl, bounds)
         self.logger.record("train/learning_rate_factor", self.learning_rate_factor)

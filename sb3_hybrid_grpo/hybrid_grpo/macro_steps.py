@@ -43,7 +43,6 @@ from sb3_hybrid_grpo.policies import (
 )
 from sb3_hybrid_grpo.rollout import (
     FIRST_SHARE,
-    SELECTIONS,
     ActionSampling,
     AwaitedBranches,
     BranchPace,
@@ -65,8 +64,8 @@ from sb3_hybrid_grpo.rollout import (
     make_modelled_sampling,
     make_rollout_branches,
     reordered,
+    select,
     sources_of,
-    to_front,
 )
 
 
@@ -318,10 +317,11 @@ class MacroSteps(OnPolicyAlgorithm):
     def _select(self, paths: BranchPaths, sources: np.ndarray) -> np.ndarray:
         """Return the order of samples, [E, N], in which the one that is to be committed comes first."""
         assert isinstance(self.reward_transform, RewardTransform)
-        estimates = estimates_before_the_step(paths, self.policy, self.reward_transform, self.gamma, self.branch_lambda)
-        estimates = np.take_along_axis(estimates, sources, axis=1)
-        chosen = SELECTIONS[self.action_selection](estimates, self._selection_scale, self._branch_rng)
-        return to_front(sources[np.arange(len(chosen)), chosen], sources.shape[1])
+        ent_coef = value_at(self.ent_coef, self._current_progress_remaining) if self.soft_values else 0.0
+        looked_ahead = self.gamma, self.branch_lambda, ent_coef
+        estimates = estimates_before_the_step(paths, self.policy, self.reward_transform, *looked_ahead)
+        sampling = self._action_sampling.name
+        return select(self.action_selection, estimates, sources, sampling, self._selection_scale, self._branch_rng)
 
     def _learn_model(self, rollout_buffer: MultiSampleMixin, new_obs: Any, dones: np.ndarray) -> None:
         brancher = cast(LearningBrancher, self._brancher)

@@ -1,7 +1,7 @@
 """What happens between two updates: N actions per state, their branches, and the buffer that keeps them."""
 
 from sb3_hybrid_grpo.rollout.action_sampling import ActionSampling, make_action_sampling, make_modelled_sampling, sources_of
-from sb3_hybrid_grpo.rollout.action_selection import SELECTIONS, check_selection, estimates_before_the_step, to_front
+from sb3_hybrid_grpo.rollout.action_selection import check_selection, estimates_before_the_step, select
 from sb3_hybrid_grpo.rollout.branch_pace import FIRST_SHARE, BranchPace, TimedBranches, check_pace
 from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths, MacroStep, NoiseAhead, follow, reordered
 from sb3_hybrid_grpo.rollout.buffers import RecurrentMixin, multi_sample_buffer_class
@@ -15,7 +15,6 @@ from sb3_hybrid_grpo.rollout.values import DeferredValues, evaluate_rollout
 
 __all__ = [
     "FIRST_SHARE",
-    "SELECTIONS",
     "ActionSampling",
     "AwaitedBranches",
     "BranchPace",
@@ -47,6 +46,6 @@ __all__ = [
     "multi_sample_buffer_class",
     "normalizers_of",
     "reordered",
+    "select",
     "sources_of",
-    "to_front",
 ]

@@ -226,8 +226,11 @@ class MultiSampleMixin(RolloutBuffer):
     @property
     def branched(self) -> np.ndarray:
         """Whether the samples of a state beyond the committed one were evaluated, [T, E]."""
-        is_known = np.take_along_axis(self.branch_alive[..., 0], self.sources, axis=-1)
-        return np.asarray(is_known.all(axis=-1))
+        return np.asarray(self._are_known.all(axis=-1))
+
+    @property
+    def _are_known(self) -> np.ndarray:
+        return np.take_along_axis(self.branch_alive[..., 0], self.sources, axis=-1)
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
@@ -247,7 +250,8 @@ class MultiSampleMixin(RolloutBuffer):
         following = np.concatenate((self.values[1:], last_values.cpu().numpy().reshape(1, self.n_envs)))
         self.next_values[..., 0] = np.where(ends, self.next_values[..., 0], following)
         if self._end is None:
-            self.reward_transform.fit(self.rewards, ends, self.gamma)
+            shared = np.take_along_axis(self.rewards, self.sources, axis=-1)
+            self.reward_transform.fit(np.where(self._are_known, shared, self.rewards[..., :1]), ends, self.gamma)
         self._end = last_values, dones
         rewards = self.reward_transform(self.branch_rewards)
         if self.is_soft:

@@ -83,11 +83,13 @@ def make_rollout_branches(
     :param deferred: what is to be known of the next observations
     :return: late branches if the brancher can remember states, else prompt ones
     """
-    if getattr(brancher, "takes_tensors", False) and actor.policy.device.type != "cpu" and actor.memory is None:
+    can_remember = getattr(brancher, "can_remember", False)
+    takes_tensors = can_remember and getattr(brancher, "takes_tensors", False)
+    if takes_tensors and actor.policy.device.type != "cpu" and actor.memory is None:
         from sb3_hybrid_grpo.rollout.device_branches import DeviceBranches
 
         return DeviceBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
-    if getattr(brancher, "can_remember", False):
+    if can_remember:
         return LateBranches(actor, cast(RememberingBrancher, brancher), buffer, deferred)
     if getattr(brancher, "can_wait", False):
         return FollowedBranches(actor, cast(FollowingBrancher, brancher), buffer, deferred)

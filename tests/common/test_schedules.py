@@ -68,6 +68,31 @@ def test_factor_multiplies_a_schedule():
     np.testing.assert_allclose(rates, 1e-5 * np.array([0.75, 0.5 * 1.5, 0.25 * 1.5**2, 0]))
 
 
+def test_the_bounds_hold_when_a_schedule_that_has_fallen_begins_again():
+    model = make(learning_rate=lambda progress: 2e-3 * progress, desired_kl=0.5, learning_rate_bounds=(1e-6, 3e-3))
+    first, second = ([rate for rate, _ in learning_rates(model, 12)] for _ in range(2))
+    assert first[-1] == 0
+    # The divergence is never half of what is desired, so that only the bound limits the rates: 1.5^11 would be 86.
+    assert max(first + second) <= 3e-3 * (1 + 1e-9)
+    assert model.learning_rate_factor < 20
+    # What the bound took is not kept for later.
+    model = make(learning_rate=lambda progress: 2e-3 * progress, desired_kl=0.5, learning_rate_bounds=(1e-6, 3e-3))
+    model.set_logger(configure(None, []))
+    model.learning_rate_factor = 80.0
+    model._current_progress_remaining = 1.0
+    model._adapt_learning_rate(100.0)
+    assert model._learning_rate() == pytest.approx(2e-3)
+
+
+def test_a_learning_rate_may_begin_outside_the_bounds():
+    for rate in 0.05, 1e-8:
+        model = make(learning_rate=rate, desired_kl=0.01)
+        assert model._learning_rate() == rate
+    model.set_logger(configure(None, []))
+    model._adapt_learning_rate(0.0)
+    assert model._learning_rate() == pytest.approx(1.5e-8)
+
+
 def test_off_by_default():
     model = make(learning_rate=1e-2)
     assert [rate for rate, _ in learning_rates(model, 3)] == [1e-2] * 3

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -10,7 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import BranchError, HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.branching import RewardFunction
-from sb3_hybrid_grpo.rollout.action_selection import choose_best, choose_softmax, to_front
+from sb3_hybrid_grpo.rollout.action_selection import choose_best, choose_softmax, select, to_front
 from sb3_hybrid_grpo.rollout.branch_paths import reordered
 from tests.envs import Walk, limited
 
@@ -33,6 +34,26 @@ def test_the_chosen_sample_changes_places_with_the_first():
     samples = {"a": np.array([[10, 11, 12], [20, 21, 22]])}
     np.testing.assert_array_equal(reordered(samples, order)["a"], [[12, 11, 10], [20, 21, 22]])
     np.testing.assert_array_equal(reordered(reordered(samples, order), order)["a"], samples["a"])
+
+
+@pytest.mark.parametrize("chosen", range(6))
+def test_antithetic_pairs_stay_together(chosen):
+    order = to_front(np.array([chosen]), 6, is_paired=True)[0]
+    assert order[0] == chosen and sorted(order) == list(range(6))
+    assert [abs(i - j) for i, j in zip(order[:3], order[3:], strict=True)] == [3, 3, 3]
+    np.testing.assert_array_equal(order[order], range(6))
+
+
+def test_actions_that_are_never_branched_are_not_chosen():
+    estimates, sources = np.array([[1.0, 9.0, 9.0, 2.0]]), np.array([[0, 0, 0, 3]])
+    rng = np.random.default_rng(0)
+    for scale, expected in (1e9, [0.5, 0, 0, 0.5]), (1e-9, [0, 0, 0, 1]):
+        orders = np.concatenate([select("softmax", estimates, sources, "enumerate", scale, rng) for _ in range(2000)])
+        np.testing.assert_allclose(np.bincount(orders[:, 0], minlength=4) / 2000, expected, atol=0.05)
+    assert select("best", estimates, sources, "enumerate", 1.0, rng)[0, 0] == 3
+    # Of samples that are equal each counts.
+    orders = np.concatenate([select("softmax", estimates, sources, "iid", 1e9, rng) for _ in range(2000)])
+    np.testing.assert_allclose(np.bincount(orders[:, 0], minlength=4) / 2000, [0.75, 0, 0, 0.25], atol=0.05)
 
 
 class Bandit(gym.Env):
@@ -79,6 +100,35 @@ def test_the_best_action_is_committed(space, vec_env_cls, horizon):
     np.testing.assert_allclose(noise, noise[:, :1].repeat(4, axis=1), atol=1e-4)
     # The critic learns what the policy gets on average, not the best of four.
     np.testing.assert_allclose(buffer.returns.reshape(128), estimates.mean(axis=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("selection", ["softmax", "best"])
+def test_pairs_of_a_rollout_are_reflections(selection):
+    model = make_model(Bandit(spaces.Box(-1, 1, (1,))), selection, action_sampling="antithetic", learning_rate=0.0)
+    model.learn(64)
+    buffer = model.rollout_buffer
+    actions = buffer.actions.reshape(64, 4)
+    means = model.policy.get_distribution(th.as_tensor(buffer.observations)).mode().detach().numpy()
+    np.testing.assert_allclose(actions[:, :2] + actions[:, 2:], 2 * means.reshape(64, 1).repeat(2, axis=1), atol=1e-4)
+
+
+def test_the_best_action_counts_the_entropies_that_it_leads_to():
+    settings = {
+        "branch_horizon": 4,
+        "n_samples": 3,
+        "gamma": 0.9,
+        "ent_coef": 0.5,
+        "learning_rate": 0.0,
+        "refit_critic": False,
+    }
+    model = make_model("Acrobot-v1", "best", soft_values=True, policy_kwargs={"ortho_init": False}, **settings)
+    with th.no_grad():
+        for parameter in model.policy.action_net.parameters():
+            parameter *= 20
+    model.learn(64)
+    estimates = model.rollout_buffer.estimates
+    assert model.rollout_buffer.entropies.std() > 0.01
+    assert (estimates[..., 0] >= estimates.max(axis=-1) - 1e-4).all()
 
 
 def test_softmax_prefers_good_actions_from_the_second_rollout_on():

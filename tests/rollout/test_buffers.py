@@ -4,8 +4,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_hybrid_grpo import InvalidArgumentError
+from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
+from sb3_hybrid_grpo.estimation import RewardTransform
 from sb3_hybrid_grpo.rollout.buffers import MultiSampleDictRolloutBuffer, MultiSampleRolloutBuffer, multi_sample_buffer_class
+from tests.envs import Walk
 
 BOX = spaces.Box(-1, 1, (3,))
 DICT = spaces.Dict({"position": spaces.Box(-1, 1, (2,)), "mode": spaces.Discrete(4)})
@@ -122,6 +124,43 @@ def test_reward_transform_is_fitted_and_applied():
     zscore, *_ = filled(np.random.default_rng(4), reward_transform="zscore")
     rewards = (identity.rewards - identity.rewards.mean()) / identity.rewards.std()
     np.testing.assert_allclose(zscore.estimates, identity.estimates - identity.rewards + rewards, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("space", "kwargs"),
+    [
+        (spaces.Box(-1, 1, (1,)), {"branch_fraction": 0.25}),
+        (spaces.Discrete(2), {"action_sampling": "iid"}),
+        (spaces.Discrete(2), {"action_sampling": "enumerate"}),
+    ],
+    ids=["skipped", "repeated", "enumerated"],
+)
+def test_reward_transforms_learn_from_no_action_that_was_not_evaluated(space, kwargs):
+    class Telling(RewardTransform):
+        def fit(self, rewards, dones, gamma):
+            fitted.append(rewards.copy())
+
+        def transform(self, rewards):
+            return rewards
+
+    class Rewarded(Walk):
+        def step(self, action):
+            obs, _, *ends = super().step(action)
+            return obs, 5.0 + float(np.sum(action)), *ends
+
+    fitted = []
+    env = Rewarded(action_space=space)
+    settings = {"n_steps": 64, "n_samples": 4, "branch_horizon": 1, "n_epochs": 1, "seed": 0, "device": "cpu", **kwargs}
+    model = HybridGRPO("MlpPolicy", env, reward_transform=Telling(), **settings).learn(64)
+    buffer = model.rollout_buffer
+    (rewards,) = fitted
+    assert rewards.shape[:2] == (64, 1) and rewards.min() > 3.9
+    n_samples = rewards.shape[2]
+    states = buffer.actions.reshape(64, n_samples, -1)[buffer.branched[:, 0]]
+    expected = 5 + np.clip(states, -1, 1).sum(axis=-1)
+    np.testing.assert_allclose(rewards[buffer.branched], expected, atol=1e-5)
+    skipped = rewards[~buffer.branched]
+    np.testing.assert_array_equal(skipped, skipped[:, :1].repeat(n_samples, axis=1))
 
 
 def test_states_without_branches_carry_ppos_advantage():

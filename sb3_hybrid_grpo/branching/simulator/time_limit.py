@@ -2,17 +2,20 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sb3_hybrid_grpo.common import BranchTimeoutError
 
+_AT_ONCE = 1e-6
+
 
 @contextmanager
 def time_limit(seconds: float, what: str = "A branch took longer than branch_timeout=") -> Iterator[None]:
     """
-    Raise in the running code when time is up.
+    Raise in the running code when time is up. A timer of the user's own goes on.
 
     It takes a POSIX signal and the main thread of a process; elsewhere, and for code that never returns to Python, there is
     no limit here, only the one that the main process sets to its workers.
@@ -30,9 +33,11 @@ def time_limit(seconds: float, what: str = "A branch took longer than branch_tim
         raise BranchTimeoutError(f"{what}{seconds:g} s.")
 
     previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    start, (remaining, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        if remaining:
+            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), _AT_ONCE), interval)

@@ -361,3 +361,18 @@ def test_replays_serve_where_neither_snapshots_nor_forks_do(monkeypatch):
     with pytest.warns(UserWarning, match=r"steps.*takes the steps of the episode again.*brancher='replay'"):
         brancher = make_brancher("auto", DummyVecEnv([lambda: env]))
     assert type(brancher._simulators) is ReplayBrancher
+
+
+@pytest.mark.parametrize(("n_envs", "timeout"), [(2, None), (1, 0.02)])
+def test_environments_have_as_much_time_as_they_are_said_to_take(monkeypatch, n_envs, timeout):
+    monkeypatch.setattr(local, "_LONGEST_PROBE", 1.0)
+    made = LocalBrancher
+
+    def probe(envs, *arguments):
+        time.sleep(1.2)
+        return made(envs, *arguments)
+
+    monkeypatch.setitem(local._BY_NAME, "snapshot", probe)
+    with pytest.raises(UnbranchableEnvError, match="or they are slow: then say how many seconds they take"):
+        choose_brancher("snapshot", [Walk()])
+    assert choose_brancher("snapshot", [Walk() for _ in range(n_envs)], timeout=timeout).brancher is not None

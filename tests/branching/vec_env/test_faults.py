@@ -101,6 +101,26 @@ def test_time_limit_leaves_no_alarm_behind():
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
+@posix
+def test_an_alarm_of_the_users_goes_on():
+    rings = []
+    signal.signal(signal.SIGALRM, lambda *arguments: rings.append(time.monotonic()))
+    try:
+        start = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 1000.0)
+        vec_env, brancher = make(None, timeout=5.0)
+        vec_env.reset()
+        step(brancher, [HARMLESS], [HARMLESS])
+        while not rings and time.monotonic() < start + 10:
+            time.sleep(0.01)
+        assert rings and rings[0] - start >= 0.45
+        remaining, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 900 < remaining <= 1000 and interval == 1000.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
 def test_time_limit_does_nothing_outside_the_main_thread():
     vec_env, brancher = make(None, timeout=0.2)
     vec_env.reset()
