@@ -127,7 +127,7 @@ def _make(name: str, envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeo
     """Make a brancher in this process, with an end for environments that wait in vain when steps are undone."""
     what = "Trying whether steps can be undone, and taken again, took longer than "
     try:
-        with time_limit(len(envs) * max(_LONGEST_PROBE, _MOST_STEPS_OF_A_PROBE * (timeout or 0.0)), what):
+        with time_limit(longest_probe(len(envs), timeout), what):
             return _BY_NAME[name](envs, as_returned, timeout)
     except BranchError as error:
         if not any(isinstance(cause, BranchTimeoutError) for cause in (error, error.__cause__)):
@@ -137,6 +137,17 @@ def _make(name: str, envs: Sequence[gym.Env[Any, Any]], as_returned: bool, timeo
             "such as a clock, or a simulator in another process, or they are slow: then say how many seconds they take, with "
             "`branch_timeout`. Or train without branching, with n_samples=1."
         ) from error
+
+
+def longest_probe(n_envs: int, timeout: float | None) -> float:
+    """
+    Tell how long it may take to try whether environments can be branched in this process.
+
+    :param n_envs: number of environments
+    :param timeout: seconds that an environment may take for one step
+    :return: the longest time, in seconds
+    """
+    return n_envs * max(_LONGEST_PROBE, _MOST_STEPS_OF_A_PROBE * (timeout or 0.0))
 
 
 def _fork_cost() -> str:

@@ -142,5 +142,7 @@ class AdaptiveLearningRate(OnPolicyAlgorithm):
         if schedule > 0:  # at zero, the divergence tells nothing of the learning rate
             factor = self._allowed_factor(schedule)
             bounds = self.learning_rate_bounds
-            self.learning_rate_factor = kl_adapted_factor(factor, schedule * factor, kl, self.desired_kl, bounds)
+            change = kl_adapted_factor(factor, schedule * factor, kl, self.desired_kl, bounds) / factor
+            # Neither what the upper bound took is kept, nor what the lower one gave.
+            self.learning_rate_factor = change * min(factor, self.learning_rate_factor)
         self.logger.record("train/learning_rate_factor", self.learning_rate_factor)

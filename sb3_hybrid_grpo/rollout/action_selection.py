@@ -31,13 +31,14 @@ def choose_softmax(estimates: Floats, scale: float, rng: np.random.Generator) ->
     """
     Choose action i with probability exp(δᵢ/c) / Σⱼ exp(δⱼ/c).
 
-    :param estimates: value-boosted estimates δ, up to a constant of each state, [E, N]
-    :param scale: c
+    :param estimates: value-boosted estimates δ, up to a constant of each state, [E, N]; -inf where there is no choice
+    :param scale: c, which may be infinite
     :param rng: random generator
     :return: the index, [E]
     """
     # The largest of independent Gumbel variables around δ/c: https://arxiv.org/abs/1411.0030
-    return np.asarray((estimates / scale + rng.gumbel(size=estimates.shape)).argmax(axis=1))
+    scaled = np.divide(estimates, scale, out=estimates.copy(), where=np.isfinite(estimates))
+    return np.asarray((scaled + rng.gumbel(size=estimates.shape)).argmax(axis=1))
 
 
 SELECTIONS: dict[str, Callable[[Floats, float, np.random.Generator], np.ndarray]] = {

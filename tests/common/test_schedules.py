@@ -84,6 +84,17 @@ def test_the_bounds_hold_when_a_schedule_that_has_fallen_begins_again():
     assert model._learning_rate() == pytest.approx(2e-3)
 
 
+def test_what_the_lower_bound_gives_is_not_kept():
+    model = make(learning_rate=lambda progress: 1e-3 * progress, desired_kl=0.01, learning_rate_bounds=(1e-6, 1e-2))
+    model.set_logger(configure(None, []))
+    model.learning_rate_factor = 0.01
+    model._current_progress_remaining = 2e-3
+    assert model._learning_rate() == pytest.approx(1e-6)
+    model._adapt_learning_rate(0.01)
+    model._current_progress_remaining = 1.0
+    assert model._learning_rate() == pytest.approx(1e-5)
+
+
 def test_a_learning_rate_may_begin_outside_the_bounds():
     for rate in 0.05, 1e-8:
         model = make(learning_rate=rate, desired_kl=0.01)

@@ -47,12 +47,12 @@ def test_antithetic_pairs_stay_together(chosen):
 def test_actions_that_are_never_branched_are_not_chosen():
     estimates, sources = np.array([[1.0, 9.0, 9.0, 2.0]]), np.array([[0, 0, 0, 3]])
     rng = np.random.default_rng(0)
-    for scale, expected in (1e9, [0.5, 0, 0, 0.5]), (1e-9, [0, 0, 0, 1]):
+    for scale, expected in (np.inf, [0.5, 0, 0, 0.5]), (1e-9, [0, 0, 0, 1]):
         orders = np.concatenate([select("softmax", estimates, sources, "enumerate", scale, rng) for _ in range(2000)])
         np.testing.assert_allclose(np.bincount(orders[:, 0], minlength=4) / 2000, expected, atol=0.05)
     assert select("best", estimates, sources, "enumerate", 1.0, rng)[0, 0] == 3
     # Of samples that are equal each counts.
-    orders = np.concatenate([select("softmax", estimates, sources, "iid", 1e9, rng) for _ in range(2000)])
+    orders = np.concatenate([select("softmax", estimates, sources, "iid", np.inf, rng) for _ in range(2000)])
     np.testing.assert_allclose(np.bincount(orders[:, 0], minlength=4) / 2000, [0.75, 0, 0, 0.25], atol=0.05)
 
 

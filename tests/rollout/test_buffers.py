@@ -131,9 +131,9 @@ def test_reward_transform_is_fitted_and_applied():
     [
         (spaces.Box(-1, 1, (1,)), {"branch_fraction": 0.25}),
         (spaces.Discrete(2), {"action_sampling": "iid"}),
-        (spaces.Discrete(2), {"action_sampling": "enumerate"}),
+        (spaces.Discrete(4), {"policy": "MaskableMlpPolicy"}),
     ],
-    ids=["skipped", "repeated", "enumerated"],
+    ids=["skipped", "repeated", "invalid"],
 )
 def test_reward_transforms_learn_from_no_action_that_was_not_evaluated(space, kwargs):
     class Telling(RewardTransform):
@@ -150,14 +150,17 @@ def test_reward_transforms_learn_from_no_action_that_was_not_evaluated(space, kw
 
     fitted = []
     env = Rewarded(action_space=space)
-    settings = {"n_steps": 64, "n_samples": 4, "branch_horizon": 1, "n_epochs": 1, "seed": 0, "device": "cpu", **kwargs}
-    model = HybridGRPO("MlpPolicy", env, reward_transform=Telling(), **settings).learn(64)
+    if "policy" in kwargs:
+        env.action_masks = lambda: np.array([True, False, True, True])
+    settings = {"n_steps": 64, "n_samples": 4, "branch_horizon": 1, "n_epochs": 1, "seed": 0, "device": "cpu"}
+    model = HybridGRPO(**{"policy": "MlpPolicy", "env": env, "reward_transform": Telling(), **settings, **kwargs}).learn(64)
     buffer = model.rollout_buffer
     (rewards,) = fitted
     assert rewards.shape[:2] == (64, 1) and rewards.min() > 3.9
     n_samples = rewards.shape[2]
-    states = buffer.actions.reshape(64, n_samples, -1)[buffer.branched[:, 0]]
-    expected = 5 + np.clip(states, -1, 1).sum(axis=-1)
+    actions = buffer.actions.reshape(64, n_samples, -1)
+    evaluated = np.take_along_axis(actions, buffer.sources.reshape(64, n_samples, 1), axis=1)[buffer.branched[:, 0]]
+    expected = 5 + (np.clip(evaluated, -1, 1) if isinstance(space, spaces.Box) else evaluated).sum(axis=-1)
     np.testing.assert_allclose(rewards[buffer.branched], expected, atol=1e-5)
     skipped = rewards[~buffer.branched]
     np.testing.assert_array_equal(skipped, skipped[:, :1].repeat(n_samples, axis=1))

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 from importlib import import_module
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -14,11 +15,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecFrameStack, VecNormalize
 
-from sb3_hybrid_grpo import BranchError, HybridGRPO
+from sb3_hybrid_grpo import BranchError, FunctionalVecEnv, HybridGRPO
 from sb3_hybrid_grpo.branching import VecEnvBrancher, make_brancher
 from sb3_hybrid_grpo.branching.batched.task_simulator import TaskSimulator
 from sb3_hybrid_grpo.common import join_steps
+from sb3_hybrid_grpo.rollout import rollout_branches
 from tests.envs import limited
+from tests.functional_envs import Drift
 from tests.lockstep import describe
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "Ant-v5", "Humanoid-v5"]
@@ -282,3 +285,10 @@ def test_a_step_that_a_wrapper_refuses_is_not_taken(env_id):
         if not refused:
             np.testing.assert_array_equal(obs, twin.step(actions)[0])
     venv.close()
+
+
+def test_wrappers_with_a_memory_are_branched_at_once_on_any_device():
+    model = HybridGRPO("MlpPolicy", VecFrameStack(FunctionalVecEnv(Drift(), 2, seed=0), 2), n_steps=8, batch_size=16)
+    actor = SimpleNamespace(policy=SimpleNamespace(device=SimpleNamespace(type="cuda")), memory=None)
+    branches = rollout_branches.make_rollout_branches(actor, model._brancher, model.rollout_buffer, [])
+    assert type(branches) is rollout_branches.PromptBranches

@@ -197,11 +197,12 @@ class ForkBrancher(InProcessBrancher):
         return example
 
     def _hear(self, child: Child, env: gym.Env[Any, Any]) -> Any:
+        patience = max(PATIENCE, 2 * PROBE_STEPS * (self._timeout or 0.0))
         try:
-            answer = child.receive(PATIENCE)
+            answer = child.receive(patience)
         except ChildHangs:
             raise UnbranchableEnvError(
-                f"{env} cannot be branched by forking: a few steps in a copy of the process took longer than {PATIENCE:g} s. "
+                f"{env} cannot be branched by forking: a few steps in a copy of the process took longer than {patience:g} s. "
                 "They may wait for something outside this process, or for threads, which a copy does not have"
                 f"{' (jax is loaded: its threads are among these)' if 'jax' in sys.modules else ''}.\n{_WAYS_OUT}"
             ) from None

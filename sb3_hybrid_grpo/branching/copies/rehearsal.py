@@ -35,7 +35,7 @@ def rehearse(envs: Sequence[gym.Env[Any, Any]], make_brancher: Callable[[], InPr
     child = Child(partial(_perform, envs, make_brancher), family)
     try:
         start = time.monotonic()
-        _hear_of_plain_steps(child)
+        _hear_of_plain_steps(child, len(envs))
         patience = max(PATIENCE, _MOST_TIMES_AS_LONG * (time.monotonic() - start))
         answer = child.receive(patience)
     except ChildHangs:
@@ -55,9 +55,9 @@ def rehearse(envs: Sequence[gym.Env[Any, Any]], make_brancher: Callable[[], InPr
     return f"{envs[0]} cannot be branched: steps that were undone and taken again, or taken again in a copy, {problem}"
 
 
-def _hear_of_plain_steps(child: Child) -> None:
+def _hear_of_plain_steps(child: Child, n_envs: int) -> None:
     # The threads of XLA are not copied: where an environment uses them, its computations wait for them in vain.
-    patience = _PATIENCE_WITH_JAX if "jax" in sys.modules else PATIENCE
+    patience = _PATIENCE_WITH_JAX if "jax" in sys.modules else n_envs * PATIENCE
     try:
         answer = child.receive(patience)
     except ChildHangs:

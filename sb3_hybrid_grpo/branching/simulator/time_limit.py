@@ -15,7 +15,7 @@ _AT_ONCE = 1e-6
 @contextmanager
 def time_limit(seconds: float, what: str = "A branch took longer than branch_timeout=") -> Iterator[None]:
     """
-    Raise in the running code when time is up. A timer of the user's own goes on.
+    Raise in the running code when time is up. A timer of the user's own goes on, and rings afterwards if it has run out.
 
     It takes a POSIX signal and the main thread of a process; elsewhere, and for code that never returns to Python, there is
     no limit here, only the one that the main process sets to its workers.
@@ -32,9 +32,10 @@ def time_limit(seconds: float, what: str = "A branch took longer than branch_tim
     def interrupt(signum: int, frame: Any) -> None:
         raise BranchTimeoutError(f"{what}{seconds:g} s.")
 
+    start, (remaining, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, 0)
     previous = signal.signal(signal.SIGALRM, interrupt)
-    start, (remaining, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

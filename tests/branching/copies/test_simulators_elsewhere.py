@@ -5,6 +5,7 @@ import queue
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_hybrid_grpo import BranchError, HybridGRPO, UnbranchableEnvError
+from sb3_hybrid_grpo import BranchError, HybridGRPO, UnbranchableEnvError, make_parallel_env
 from sb3_hybrid_grpo.branching import choice as local
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.branching.choice import choose_brancher
@@ -22,6 +23,7 @@ from sb3_hybrid_grpo.branching.copies import fork, rehearsal
 from sb3_hybrid_grpo.branching.copies.fork import ForkBrancher
 from sb3_hybrid_grpo.branching.copies.replay import ReplayBrancher
 from sb3_hybrid_grpo.branching.simulator.env import LocalBrancher
+from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from tests.branching.copies.test_fork import hidden_walk
 from tests.envs import Walk, far_library
 from tests.lockstep import subproc
@@ -363,16 +365,27 @@ def test_replays_serve_where_neither_snapshots_nor_forks_do(monkeypatch):
     assert type(brancher._simulators) is ReplayBrancher
 
 
-@pytest.mark.parametrize(("n_envs", "timeout"), [(2, None), (1, 0.02)])
-def test_environments_have_as_much_time_as_they_are_said_to_take(monkeypatch, n_envs, timeout):
-    monkeypatch.setattr(local, "_LONGEST_PROBE", 1.0)
-    made = LocalBrancher
+@pytest.mark.parametrize(("n_envs", "timeout", "seconds"), [(1, None, 120), (2, None, 240), (2, 0.5, 240), (2, 3.0, 600)])
+def test_environments_have_as_much_time_as_they_are_said_to_take(monkeypatch, n_envs, timeout, seconds):
+    limits = []
+    monkeypatch.setattr(local, "time_limit", lambda seconds, what: limits.append(seconds) or nullcontext())
+    choose_brancher("snapshot", [Walk() for _ in range(n_envs)], timeout=timeout)
+    assert limits == [seconds]
 
-    def probe(envs, *arguments):
-        time.sleep(1.2)
-        return made(envs, *arguments)
 
-    monkeypatch.setitem(local._BY_NAME, "snapshot", probe)
-    with pytest.raises(UnbranchableEnvError, match="or they are slow: then say how many seconds they take"):
-        choose_brancher("snapshot", [Walk()])
-    assert choose_brancher("snapshot", [Walk() for _ in range(n_envs)], timeout=timeout).brancher is not None
+@pytest.mark.parametrize("timeout", [None, 0.2])
+def test_workers_have_as_much_time_to_probe(monkeypatch, timeout):
+    asked = []
+    call = Team.call
+
+    def recorded(self, method, arguments=None):
+        asked.append((method, self._timeout))
+        return call(self, method, arguments)
+
+    monkeypatch.setattr(Team, "call", recorded)
+    vec_env = make_parallel_env(Walk, 4, n_workers=2)
+    try:
+        make_brancher("snapshot", vec_env, timeout=timeout)
+    finally:
+        vec_env.close()
+    assert ("prepare", None if timeout is None else 2 * 120 + 5) in asked

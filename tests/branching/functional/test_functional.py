@@ -4,7 +4,6 @@ import importlib.util
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +29,6 @@ from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.branching.functional import branches as branches_module
 from sb3_hybrid_grpo.branching.functional import random
 from sb3_hybrid_grpo.hybrid_grpo import macro_steps
-from sb3_hybrid_grpo.rollout import rollout_branches
 from sb3_hybrid_grpo.rollout.device_branches import DeviceBranches
 from sb3_hybrid_grpo.rollout.rollout_branches import LateBranches
 from tests.functional_envs import Drift, Joint, Torch, example
@@ -403,10 +401,3 @@ def test_check_tells_what_differs(monkeypatch):
     monkeypatch.setattr(Forgetful, "n_pure", len(GROWING) + 35)
     report = check_branchable(venv, n_steps=10)
     assert not report.is_exact and "showed something else" in report.findings[0]
-
-
-def test_wrappers_with_a_memory_are_branched_at_once_on_any_device():
-    model = HybridGRPO("MlpPolicy", VecFrameStack(FunctionalVecEnv(Drift(), 2, seed=0), 2), n_steps=8, batch_size=16)
-    actor = SimpleNamespace(policy=SimpleNamespace(device=SimpleNamespace(type="cuda")), memory=None)
-    branches = rollout_branches.make_rollout_branches(actor, model._brancher, model.rollout_buffer, [])
-    assert type(branches) is rollout_branches.PromptBranches

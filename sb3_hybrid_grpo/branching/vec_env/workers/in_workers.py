@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvStepReturn
 
+from sb3_hybrid_grpo.branching.choice import longest_probe
 from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView, sent
 from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Lesson, Prepared, Setup, Task
 from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
@@ -47,10 +48,13 @@ class WorkersBrancher:
         # The worker itself interrupts an environment that hangs, unless that never returns to Python.
         largest = max(map(len, self._groups))
         patience = None if timeout is None else 2 * largest * timeout + _GRACE_SECONDS
-        self.team = Team(transport, "in a branch", patience, None if timeout is None else f"branch_timeout={timeout} s")
+        limit = None if timeout is None else f"branch_timeout={timeout} s"
+        self.team = Team(transport, "in a branch", patience, limit)
+        longest = None if timeout is None else longest_probe(largest, timeout) + _GRACE_SECONDS
+        self._probed = Team(transport, "while its environments were probed", longest, limit)
         setup = Setup.here(name, timeout, as_returned)
         self.announcement = self._prepare(
-            self.team.call("prepare", [(setup, [options[idx] for idx in group]) for group in self._groups])
+            self._probed.call("prepare", [(setup, [options[idx] for idx in group]) for group in self._groups])
         )
 
     def _prepare(self, answers: list[Prepared]) -> str | None:
@@ -66,7 +70,7 @@ class WorkersBrancher:
         :raises UnbranchableEnvError: if one of them cannot be branched exactly
         """
         self.is_outdated = False
-        return self._prepare(self.team.call("renew"))
+        return self._prepare(self._probed.call("renew"))
 
     def open(self, actions: np.ndarray, alive: np.ndarray, horizon: int) -> BranchOutcome:
         """Open branches and take their first steps, see ``VecEnvBrancher.open``."""
