@@ -76,6 +76,9 @@ def test_ratio():
     # Where all runs get there, it is the ratio of the means, however long they were followed.
     assert ratio(times((2, True), (4, True), end=5), times((7, True), (20, True), end=100)) == pytest.approx(3 / 13.5)
     assert np.isnan(ratio(times((5, False)), times((5, False))))
+    # Untrained policies that are there say nothing.
+    assert np.isnan(ratio(times((3, True)), times((0, True))))
+    assert ratio(times((0, True)), times((4, True))) == 0
 
 
 def test_bootstrap_of_runs_that_are_all_alike_has_no_width():

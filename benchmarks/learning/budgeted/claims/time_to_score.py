@@ -108,11 +108,13 @@ def ratio(ours: Times, theirs: Times) -> np.ndarray:
 
     :param ours: times of the runs of one
     :param theirs: times of the runs of the other
-    :return: the restricted mean of the first over that of the second; NaN if no run of either got there; [...]
+    :return: the restricted mean of the first over that of the second; NaN if no run of either got there, or those of the
+        second were there from the beginning; [...]
     """
     limit = common_limit(ours, theirs)
-    ratios = restricted_mean(ours, limit) / np.maximum(restricted_mean(theirs, limit), 1e-9)
-    return np.where(ours.reached.any(axis=-1) | theirs.reached.any(axis=-1), ratios, np.nan)
+    first, second = restricted_mean(ours, limit), restricted_mean(theirs, limit)
+    says_something = (ours.reached.any(axis=-1) | theirs.reached.any(axis=-1)) & (second > 0)
+    return np.divide(first, second, out=np.full_like(first, np.nan), where=says_something)
 
 
 class Interval(NamedTuple):
