@@ -117,6 +117,7 @@ def test_costly_variable_is_watched_until_it_changes(monkeypatch):
     assert "the global variable table of module hiding_place" in announcement and "saved with every branch" in announcement
 
 
+@pytest.mark.filterwarnings("ignore:To save and restore")  # it does take milliseconds, which a slow machine is told
 def test_costly_variable_that_changes_at_once_is_saved():
     source = COSTLY.replace("> 40", "> 0")
     assert play(source, branched=True, n_steps=20) == play(source, branched=False, n_steps=20)
