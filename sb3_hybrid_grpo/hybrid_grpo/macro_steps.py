@@ -150,7 +150,7 @@ class MacroSteps(OnPolicyAlgorithm):
                 sources, alive = self._choose_branches(actions, action_masks)
             branches.begin(env_actions[:, others], alive[:, others], self._last_obs, noise.later)  # type: ignore[arg-type]
             if isinstance(branches, AwaitedBranches):
-                order = self._select(branches.paths, sources)
+                order = self._select(branches.paths, sources, rollout_buffer.ent_coef)
                 branches.paths.reorder(order)
                 actions, env_actions, log_weights = reordered((actions, env_actions, log_weights), order)
                 sources = reordered(order, reordered(sources, order))
@@ -314,12 +314,12 @@ class MacroSteps(OnPolicyAlgorithm):
         """Whether the samples of a state are never equal, or are all branched."""
         return isinstance(self.action_space, spaces.Box) or self.n_samples == 1 or self._is_modelled
 
-    def _select(self, paths: BranchPaths, sources: np.ndarray) -> np.ndarray:
+    def _select(self, paths: BranchPaths, sources: np.ndarray, ent_coef: float) -> np.ndarray:
         """Return the order of samples, [E, N], in which the one that is to be committed comes first."""
         assert isinstance(self.reward_transform, RewardTransform)
-        ent_coef = value_at(self.ent_coef, self._current_progress_remaining) if self.soft_values else 0.0
-        looked_ahead = self.gamma, self.branch_lambda, ent_coef
-        estimates = estimates_before_the_step(paths, self.policy, self.reward_transform, *looked_ahead)
+        estimates = estimates_before_the_step(
+            paths, self.policy, self.reward_transform, self.gamma, self.branch_lambda, ent_coef
+        )
         sampling = self._action_sampling.name
         return select(self.action_selection, estimates, sources, sampling, self._selection_scale, self._branch_rng)
 

@@ -227,7 +227,7 @@ class TestSettings:
             assert "trust_region" not in ours
         expected = {"net_arch": [found["width"]] * 2}
         if "log_std_init" in found:
-            expected["log_std_init"] = pytest.approx(found["log_std_init"], abs=5e-3)
+            expected["log_std_init"] = pytest.approx(found["log_std_init"], abs=1e-3)
         assert eval(ours.get("policy_kwargs", "dict(net_arch=[64, 64])")) == expected
 
     def scheduled(self, value):

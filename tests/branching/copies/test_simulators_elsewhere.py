@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -273,6 +274,22 @@ def test_a_step_that_waits_in_vain_when_it_is_undone(name, message):
     with pytest.raises(UnbranchableEnvError, match=message):
         choose_brancher(name, [env])
     env.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_forks_have_as_much_time_as_steps_are_said_to_take():
+    env = WaitsForAClock()
+    with pytest.raises(UnbranchableEnvError, match=r"steps in a copy of the process took longer than 0\.8 s"):
+        choose_brancher("fork", [env], timeout=0.05)
+    env.close()
+
+
+def test_several_environments_have_more_time_for_plain_steps(monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    child = SimpleNamespace(receive=lambda patience: waited.append(patience))
+    waited = []
+    rehearsal._hear_of_plain_steps(child, 3)
+    assert waited == [90.0]
 
 
 class Slow(Walk):
