@@ -433,6 +433,35 @@ def test_wrappers(make_env):
     assert sum(ends) > 0
 
 
+class Bonus(gym.Wrapper):
+    """Adds the return of the episode at its end, if it is told."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward + info.get("episode", {"r": 0.0})["r"], terminated, truncated, info
+
+
+@pytest.mark.parametrize("recorder", [Monitor, wrappers.RecordEpisodeStatistics])
+def test_wrappers_that_ask_for_statistics(recorder):
+    ends = assert_laws(lambda: make_vec_env(reporting(lambda: Bonus(recorder(wrappers.TimeLimit(Walk(), 5)))), 2), 35)
+    assert sum(ends) > 0
+
+
+def test_branches_leave_no_rows_in_a_file_of_statistics(tmp_path):
+    venv = DummyVecEnv([lambda: Bonus(Monitor(wrappers.TimeLimit(Walk(), 3), str(tmp_path / "log")))])
+    venv.seed(0)
+    venv.reset()
+    brancher = make_brancher("snapshot", venv)
+    actions = np.ones((1, 2), dtype=int)
+    for _ in range(6):
+        outcome = brancher.open(actions, np.ones((1, 2), dtype=bool), horizon=1)
+        brancher.close()
+        _, rewards, dones, _ = venv.step(actions[:, 0])
+        assert (outcome.rewards[0, 0], outcome.truncated[0, 0]) == (pytest.approx(rewards[0]), dones[0])
+    venv.close()
+    assert len((tmp_path / "log.monitor.csv").read_text().splitlines()) == 2 + 2
+
+
 def test_generator_that_is_first_needed_in_a_branch():
     """Without a seed a generator is made when it is first asked: not one by each branch."""
 

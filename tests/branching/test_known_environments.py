@@ -1,16 +1,18 @@
 """What is known about the code of Gymnasium's own environments makes their branches cheap, and changes nothing else."""
 
+import functools
 import types
 
 import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo.branching import make_brancher
-from sb3_hybrid_grpo.branching.snapshots import randomness
+from sb3_hybrid_grpo.branching.snapshots import known_layers, randomness
 from sb3_hybrid_grpo.branching.snapshots.codecs import mujoco as mujoco_codec
 from tests.envs import limited
 from tests.lockstep import describe, describe_global_generators
@@ -50,15 +52,29 @@ def change_step():
     return env
 
 
+def change_step_partially():
+    env = gym.make("Hopper-v5")
+    env.unwrapped.step = functools.partial(HopperEnv.step, env.unwrapped)
+    return env
+
+
 MAKERS = {
     "Gymnasium's": (lambda: gym.make("HalfCheetah-v5"), True),
     "with two time limits": (lambda: gym.wrappers.TimeLimit(gym.make("Hopper-v5"), 7), True),
     "with a wrapper": (lambda: gym.wrappers.TransformReward(gym.make("Hopper-v5"), abs), False),
     "changed": (change_step, False),
+    "changed by a partial": (change_step_partially, False),
     "view in a wrapper": (lambda: Watching(gym.make("HalfCheetah-v5")), False),
     "reference in a wrapper": (lambda: Holding(gym.make("HalfCheetah-v5")), False),
     "subclass": (OwnHopper, False),
 }
+
+
+def test_functions_of_others_in_a_class_make_it_unknown(monkeypatch):
+    env = gym.make("CartPole-v1").unwrapped
+    assert known_layers(env)
+    monkeypatch.setattr(CartPoleEnv, "step", lambda self, action: None)
+    assert known_layers(env) is None
 
 
 @pytest.mark.parametrize(("make", "is_private"), MAKERS.values(), ids=MAKERS)

@@ -1,8 +1,12 @@
 """State of the environment's code: on classes, in modules, closures, default arguments and functions."""
 
+import contextvars
 import enum
+import functools
 import os
 import types
+
+from gymnasium import spaces
 
 from tests.hiding_places.places import Place, place
 
@@ -168,3 +172,100 @@ def enumeration_member():
             return self.mode.n_of_member
 
     return OnMember
+
+
+@place("n_by_descriptor")
+def descriptor():
+    class Stored:
+        def __init__(self):
+            self.values = {}
+
+        def __get__(self, owner, cls=None):
+            return self.values.get(id(owner), 0)
+
+        def __set__(self, owner, value):
+            self.values[id(owner)] = value
+
+    class ByDescriptor(Place):
+        n_by_descriptor = Stored()
+
+        def count(self):
+            self.n_by_descriptor += 1
+            return self.n_by_descriptor
+
+    return ByDescriptor
+
+
+@place("counter_of_class")
+def callable_class_attribute():
+    class Counter:
+        n_calls = 0
+
+        def __call__(self):
+            self.n_calls += 1
+            return self.n_calls
+
+    class ByCall(Place):
+        counter_of_class = Counter()
+
+        def count(self):
+            return self.counter_of_class()
+
+    return ByCall
+
+
+n_dispatched = [0]
+
+
+@place("n_dispatched")
+def dispatched_method():
+    n_dispatched[0] = 0
+
+    class ByDispatch(Place):
+        @functools.singledispatchmethod
+        def add(self, number):
+            raise TypeError(number)
+
+        @add.register
+        def _(self, number: int):
+            n_dispatched[0] += number
+            return n_dispatched[0]
+
+        def count(self):
+            return self.add(1)
+
+    return ByDispatch
+
+
+n_of_context = contextvars.ContextVar("n_of_context", default=0)
+
+
+@place("n_of_context")
+def context_variable():
+    n_of_context.set(0)
+
+    class InContext(Place):
+        def count(self):
+            n_of_context.set(n_of_context.get() + 1)
+            return n_of_context.get()
+
+    return InContext
+
+
+space_of_module = spaces.Discrete(10**6)
+
+
+@place("space_of_module")
+def space_in_a_module():
+    space_of_module.seed(0)
+
+    class InSpace(Place):
+        n_visits = drawn = 0
+
+        def level(self):
+            self.n_visits += 1
+            if self.n_visits % self.period == 0:
+                self.drawn = int(space_of_module.sample())
+            return self.drawn
+
+    return InSpace

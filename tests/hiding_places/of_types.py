@@ -6,10 +6,12 @@ import functools
 import io
 import itertools
 import weakref
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
 import torch as th
+from gymnasium import spaces
 
 from tests.hiding_places.places import LatePlace, Place, place
 
@@ -343,3 +345,64 @@ def _learning(name, learn):
 _learning("opponent_in_place", Opponent.learn_in_place)
 _learning("opponent_by_data", Opponent.learn_by_data)
 _learning("opponent_by_numpy", Opponent.learn_by_numpy)
+
+
+@place("actions_that_are_left")
+def space_with_attributes():
+    class Menu(spaces.Discrete):
+        actions_that_are_left = ()
+
+    class InSpace(LatePlace):
+        def set_up(self):
+            self.menu = Menu(3)
+            self.menu.actions_that_are_left = []
+
+        def change(self):
+            self.menu.actions_that_are_left.append(1)
+
+        def look(self):
+            return len(self.menu.actions_that_are_left)
+
+    return InSpace
+
+
+@place("default_factory")
+def factory_of_defaults():
+    class InFactory(LatePlace):
+        def set_up(self):
+            self.numbers = defaultdict(itertools.count().__next__)
+
+        def change(self):
+            self.last = self.numbers[self.n_visits]
+
+        def look(self):
+            return getattr(self, "last", 0)
+
+    return InFactory
+
+
+@place("memo")
+def slot_beside_any_attribute():
+    class Proxy:
+        __slots__ = ("memo", "target")
+
+        def __init__(self, target):
+            self.target = target
+
+        def __getattr__(self, name):
+            return getattr(self.target, name)
+
+    class Target:
+        memo = 0
+
+    class InSlot(LatePlace):
+        def set_up(self):
+            self.proxy = Proxy(Target())
+
+        def change(self):
+            self.proxy.target.memo += 1
+
+        def look(self):
+            return self.proxy.memo
+
+    return InSlot

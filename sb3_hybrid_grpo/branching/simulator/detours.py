@@ -1,5 +1,6 @@
 """Ways around the wrappers that only watch an environment."""
 
+import types
 from typing import Any, TypeAlias
 
 import gymnasium as gym
@@ -11,6 +12,9 @@ from sb3_hybrid_grpo.branching.surroundings import branch_hooks
 _AnyWrapper: TypeAlias = gym.Wrapper[Any, Any, Any, Any]
 
 _MISSING = object()
+_EPISODE = "episode"
+# They tell what is outside of them how an episode went, where it ends.
+_STATISTICIANS = (Monitor, wrappers.RecordEpisodeStatistics)
 
 _transparent_wrappers: set[type[_AnyWrapper]] = {
     Monitor,
@@ -45,7 +49,7 @@ def transparent_wrappers() -> set[type[_AnyWrapper]]:
 
 class Detours:
     """
-    Leads around recorders and renderers as long as it is entered.
+    Leads around recorders and renderers as long as it is entered, but through statistics of episodes that a wrapper asks for.
 
     :param root: the outermost wrapper that branches go through
     """
@@ -54,10 +58,15 @@ class Detours:
         self._detours: list[tuple[dict[str, Any], str, Any]] = []
         self._originals: list[Any] = []
         self.layers = [root]
+        asked: tuple[type, ...] = ()
         while isinstance(layer := self.layers[-1], gym.Wrapper):
-            inner = skip_transparent(layer.env)
+            if not asked and _asks_for_statistics(type(layer)):
+                asked = _STATISTICIANS
+            inner = skip_transparent(layer.env, asked)
             if inner is not layer.env:
                 self._detours.append((vars(layer), "env", inner))
+            if isinstance(inner, Monitor):
+                self._detours.append((vars(inner), "results_writer", None))
             self.layers.append(inner)
         if self.layers[-1].render_mode == "human":
             self._detours.append((vars(self.layers[-1]), "render_mode", None))
@@ -110,13 +119,24 @@ def detours_of(root: gym.Env[Any, Any]) -> Detours:
     return _AnnouncedDetours(root) if any(branch_hooks(detours.layers)) else detours
 
 
-def skip_transparent(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+def _asks_for_statistics(cls: type) -> bool:
+    """Tell whether the code of a wrapper names ``info["episode"]``."""
+    functions = (function for base in cls.__mro__ for function in vars(base).values())
+    return any(isinstance(function, types.FunctionType) and _names_episode(function.__code__) for function in functions)
+
+
+def _names_episode(code: types.CodeType) -> bool:
+    return _EPISODE in code.co_consts or any(map(_names_episode, (c for c in code.co_consts if isinstance(c, types.CodeType))))
+
+
+def skip_transparent(env: gym.Env[Any, Any], kept: tuple[type, ...] = ()) -> gym.Env[Any, Any]:
     """
     Go around the wrappers that only watch.
 
     :param env: an environment, or a wrapper of it
+    :param kept: classes of such wrappers that are not gone around
     :return: the outermost layer that takes part in its steps
     """
-    while type(env) in _transparent_wrappers and "step" not in vars(env):
+    while type(env) in _transparent_wrappers and type(env) not in kept and "step" not in vars(env):
         env = env.env  # type: ignore[attr-defined]
     return env

@@ -227,7 +227,8 @@ class Simulator:
     def _can_wait(self, action_space: spaces.Space[Any]) -> bool:
         """Try whether snapshots are as exact when the episode has ended, and the next one begun."""
         states = self._states
-        if not isinstance(states, SavedStates) or self.notice.effects:
+        # What is only watched is not in the states that are remembered.
+        if type(states) is not SavedStates or self.notice.effects:
             return False
         states.remember()
         if states.branches_at_once == 0:

@@ -1,5 +1,6 @@
 """Where the branches of one environment are between their steps."""
 
+import functools
 import time
 import types
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from sb3_hybrid_grpo.common import warn
 _START = -1
 _STARTS_BETWEEN_MEASUREMENTS = 256
 _KNOWN_PACKAGES = ("gymnasium.envs.", "ale_py.")
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 # Further ones would share what the policy costs among more branches, but keep Python's garbage collector busy.
 _MOST_BRANCHES = 64
 _MOST_BYTES = 1 << 25
@@ -31,10 +33,17 @@ def known_layers(root: gym.Env[Any, Any]) -> tuple[Any, ...] | None:
     layers: list[Any] = [root]
     while type(layers[-1]) is gym.wrappers.TimeLimit:
         layers.append(layers[-1].env)
-    is_changed = any(
-        isinstance(value, types.FunctionType | types.MethodType) for obj in layers for value in vars(obj).values()
+    is_known = type(layers[-1]).__module__.startswith(_KNOWN_PACKAGES) and not any(map(_is_changed, layers))
+    return tuple(layers) if is_known else None
+
+
+def _is_changed(layer: gym.Env[Any, Any]) -> bool:
+    """Tell whether a function was put into a layer or its classes in place of their own."""
+    return any(map(callable, vars(layer).values())) or any(
+        isinstance(function, _FUNCTIONS) and getattr(function, "__module__", None) != base.__module__
+        for base in type(layer).__mro__
+        for function in vars(base).values()
     )
-    return tuple(layers) if type(layers[-1]).__module__.startswith(_KNOWN_PACKAGES) and not is_changed else None
 
 
 class BranchStates(Protocol):

@@ -22,6 +22,7 @@ class CodeFacts(NamedTuple):
     :param own_attributes: names of the attributes of the first argument that are written
     :param targets: global and closure variables of whose objects attributes are written
     :param stored_cells: variables of the functions around it that are given other values
+    :param stores_items: whether elements of objects are written
     :param is_dynamic: whether it may use attributes whose names are not in the code
     :param stores_any_attribute: whether it may write attributes whose names are not in the code
     :param may_store_in_class: whether it may write attributes of a class that it got as the type of an object
@@ -35,9 +36,21 @@ class CodeFacts(NamedTuple):
     own_attributes: frozenset[str]
     targets: frozenset[str]
     stored_cells: frozenset[str]
+    stores_items: bool
     is_dynamic: bool
     stores_any_attribute: bool
     may_store_in_class: bool
+
+    def may_write(self, name: str) -> bool:
+        """
+        Tell whether an array may be written that is an attribute of something, or the field of a part of it.
+
+        :param name: its name, as ``"body_mass"``, which is written as well by ``model.body("torso").mass = 3``
+        :return: whether the code may do so
+        """
+        written = self.stored_attributes | (self.attributes if self.stores_items else frozenset())
+        part, _, field = name.partition("_")
+        return name in written or (field in written and part in self.attributes)
 
 
 @lru_cache(maxsize=4096)
@@ -67,14 +80,18 @@ def facts_of(code: types.CodeType) -> CodeFacts:
         elif operation == "IMPORT_NAME":
             found["modules"].add((name, _level_of_import(instructions, index)))
     found["attributes"] = set(code.co_names) - found["globals"]
+    stores_items = False
     for inner in (facts_of(part) for part in code.co_consts if isinstance(part, types.CodeType)):
+        stores_items |= inner.stores_items
         for field in ("globals", "stored_globals", "modules", "attributes", "stored_attributes", "targets", "stored_cells"):
             found[field] |= getattr(inner, field)
         found["stored_attributes"] |= inner.own_attributes
     found["stored_cells"] &= set(code.co_freevars)
+    stores_items |= any(instruction.opname in ("STORE_SUBSCR", "STORE_SLICE") for instruction in instructions)
     named = found["globals"] | found["attributes"]
     return CodeFacts(
         **{field: frozenset(names) for field, names in found.items()},
+        stores_items=stores_items,
         is_dynamic=not _NAMES_OF_ANYTHING.isdisjoint(named),
         stores_any_attribute=not _SETTERS.isdisjoint(named),
         may_store_in_class=bool(found["stored_attributes"]) and not named.isdisjoint(("type", "__class__")),

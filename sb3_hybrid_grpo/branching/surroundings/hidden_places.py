@@ -42,6 +42,13 @@ _UNREPEATABLE = frozenset(
     "np_random random rng normal standard_normal uniform integers randint choice rand randn sample shuffle permutation "
     "exponential poisson binomial time perf_counter monotonic now urandom".split()
 )
+_BUILT_IN_DESCRIPTORS = (
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
 _PLAIN = {int, float, bool, str, bytes, type(None)}
 _MISSING = object()
 
@@ -68,11 +75,13 @@ class Findings(NamedTuple):
     :param places: the hiding places
     :param caches: names of caches that keep the results of functions which return something else each time
     :param simulators: names of modules that are simulators themselves
+    :param code: what each function may touch that the environment may call
     """
 
     places: list[Place]
     caches: list[str]
     simulators: list[str]
+    code: list[CodeFacts]
 
 
 def hidden_places(root: gym.Env[Any, Any], roots: tuple[Any, ...]) -> Findings:
@@ -136,7 +145,8 @@ class _Search:
                 self._enter_library(cls)
             for module in list(self._modules):
                 self._enter_module(module)
-        return Findings(list(self._places()), sorted(self._caches), sorted(self._simulators))
+        code = [facts_of(function.__code__) for function in self._functions]
+        return Findings(list(self._places()), sorted(self._caches), sorted(self._simulators), code)
 
     def _size(self) -> int:
         parts: tuple[Any, ...] = (self._names, self._classes, self._libraries, self._functions, self._modules, self._walked)
@@ -176,7 +186,7 @@ class _Search:
                         or (issubclass(cls, enum.Enum) and not is_special(name))
                     )
                     self._enter_function(function, f"{cls.__name__}.{name}", is_of_class=is_of_class)
-            elif is_called and _is_variable(name, value):
+            elif is_called and _is_object(name, value):
                 self._note(value, f"the class attribute {cls.__name__}.{name}")
 
     def _is_mere_constructor(self, cls: type, name: str) -> bool:
@@ -277,7 +287,9 @@ class _Search:
         is_namespace = isinstance(value, dict) and {"__builtins__", "__name__"} <= value.keys()
         # Such as functions that were compiled.
         is_function = codec is Mark.UNKNOWN and callable(value)
-        return codec is not CONSTANT and not (is_namespace or is_function or isinstance(value, (*_LEARNERS, spaces.Space)))
+        # Those of the environment itself are saved with its attributes.
+        is_own_space = isinstance(value, spaces.Space) and id(value) in self._walked
+        return codec is not CONSTANT and not (is_namespace or is_function or is_own_space or isinstance(value, _LEARNERS))
 
     def _note_cache(self, value: Any, name: str) -> None:
         if isinstance(value, _CACHE) and isinstance(value.__wrapped__, types.FunctionType):
@@ -343,6 +355,9 @@ def _functions_in(value: Any) -> Iterator[types.FunctionType]:
             yield from _functions_in(accessor)
     elif isinstance(value, functools.cached_property | functools.partialmethod):
         yield from _functions_in(value.func)
+    elif isinstance(value, functools.singledispatchmethod):
+        for function in value.dispatcher.registry.values():
+            yield from _functions_in(function)
     elif isinstance(value, _CACHE):
         yield from _functions_in(value.__wrapped__)
 
@@ -363,13 +378,12 @@ def _is_installed(package: str) -> bool:
     return "site-packages" in file or "dist-packages" in file
 
 
+def _is_object(name: str, value: Any) -> bool:
+    return not (is_special(name) or isinstance(value, (type, types.ModuleType, *_BUILT_IN_DESCRIPTORS, *_LEARNERS)))
+
+
 def _is_variable(name: str, value: Any) -> bool:
-    return not (
-        is_special(name)
-        or isinstance(value, (type, types.ModuleType, spaces.Space, *_LEARNERS))
-        or callable(value)
-        or hasattr(type(value), "__get__")
-    )
+    return _is_object(name, value) and not (callable(value) or hasattr(type(value), "__get__"))
 
 
 def _short_name(function: types.FunctionType) -> str:

@@ -3,6 +3,7 @@
 import pickle
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from sb3_hybrid_grpo.branching.snapshots import (
     find,
     known_layers,
 )
+from sb3_hybrid_grpo.branching.snapshots.codecs.mujoco import ModelParameters, model_parameters
 from sb3_hybrid_grpo.branching.surroundings.hidden_places import Place, hidden_places
 from sb3_hybrid_grpo.branching.surroundings.namespaces import ClassVariables, GlobalVariables
 from sb3_hybrid_grpo.branching.surroundings.side_effects import is_outlet
@@ -59,6 +61,7 @@ class HiddenState:
         self._unsaveable: list[_Unsaveable] = []
         self._fleeting: list[_Saveable] = []
         self._known: dict[Any, Place] = {}
+        self._models: dict[int, ModelParameters] = {}
         self._search(is_first=True)
 
     def look_again(self) -> None:
@@ -68,7 +71,7 @@ class HiddenState:
     def _search(self, is_first: bool) -> None:
         if known_layers(self._root) is not None:
             return
-        places, caches, simulators = hidden_places(self._root, self._roots)
+        places, caches, simulators, code = hidden_places(self._root, self._roots)
         if simulators:
             raise UnbranchableEnvError(
                 f"the module {simulators[0]} cannot be restored: {STATEFUL_MODULES[simulators[0]]}.\nWays out: (1) branch by "
@@ -79,6 +82,10 @@ class HiddenState:
                 f"the cache of {caches[0]} keeps results of a function that draws random numbers or changes something, and "
                 f"cannot be saved and restored.\n{_WAYS_OUT}"
             )
+        for model in model_parameters(self._roots):
+            if any(facts.may_write(name) for name in model.names for facts in code):
+                model = self._models.setdefault(id(model.model), model)
+                places.append(Place("the parameters of the MuJoCo model", model))
         for place in places:
             is_namespace = isinstance(place.root, ClassVariables | GlobalVariables)
             key = place.root.key if is_namespace else id(place.root)
@@ -207,7 +214,8 @@ def _describe_content(root: Any) -> Any:
 
 def _is_opaque(obj: Any) -> bool:
     """Tell whether an object changes without being seen to."""
-    return codec_of(type(obj)) is Mark.UNKNOWN and (hasattr(type(obj), "__next__") or is_outlet(obj))
+    is_variable = isinstance(obj, ContextVar) or hasattr(type(obj), "__next__")
+    return codec_of(type(obj)) is Mark.UNKNOWN and (is_variable or is_outlet(obj))
 
 
 def _fingerprint(value: Any) -> Any:

@@ -119,6 +119,12 @@ def test_weak_references_lead_to_state():
     assert part.value == 1
 
 
+def test_weak_references_that_wait_for_an_end_are_refused():
+    part = Part()
+    with pytest.raises(UnbranchableEnvError, match="keeps objects alive"):
+        Snapshot(Holder(weakref.ref(part, lambda _: None)))
+
+
 @pytest.mark.parametrize("make", [weakref.WeakSet, weakref.WeakValueDictionary, weakref.WeakKeyDictionary])
 def test_weak_containers_are_refused(make):
     with pytest.raises(UnbranchableEnvError, match=r"Holder\.content is a \S*Weak\S* .* keeps objects alive"):

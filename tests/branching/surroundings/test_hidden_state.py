@@ -103,6 +103,7 @@ def test_costly_variable_is_watched_until_it_changes(monkeypatch):
     brancher = make_brancher("snapshot", venv)
     (simulator,) = brancher._simulators._simulators
     assert type(simulator._states) is hidden.WatchedStates and len(simulator.roots) == len(simulator.attributes) + 2
+    assert not brancher.can_remember, "what committed steps change would be missing from the states that are remembered"
     venv.reset()
     said = []
     for _ in range(60):
@@ -151,3 +152,72 @@ def test_learners_are_no_state():
     model = HybridGRPO("MlpPolicy", Walk(), n_steps=8, batch_size=8, device="cpu")
     simulator = Simulator(env)
     assert not [place for place in hidden_places(simulator.root, simulator.roots).places if place.root is model]
+
+
+BALL = "<mujoco><worldbody><body pos='0 0 9'><freejoint/><geom size='.1'/><site name='goal'/></body></worldbody></mujoco>"
+
+
+def change_gravity(env, _):
+    env.model.opt.gravity[2] *= 0.9
+
+
+def change_time_step(env, _):
+    env.model.opt.timestep *= 0.99
+
+
+def change_mass(env, action):
+    env.model.body("world").mass = env.model.body("world").mass + action
+    env.data.qvel[0] = env.model.body("world").mass[0]
+
+
+def move_goal(env, action):
+    goal = env.model.site("goal")
+    goal.pos[0] += action
+    env.data.qvel[0] = goal.pos[0]
+
+
+@pytest.mark.filterwarnings("ignore:.* a branch changed the parameters of the MuJoCo model", "ignore:To save and restore")
+@pytest.mark.parametrize("first", [0, 30], ids=["at once", "late"])
+@pytest.mark.parametrize("change", [change_gravity, change_time_step, change_mass, move_goal])
+def test_models_that_steps_change(change, first, monkeypatch):
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.setattr(hidden, "_WATCHING_SHARE", np.inf)
+
+    class Ball(gym.Env):
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (12,), np.float64)
+        action_space = gym.spaces.Discrete(3)
+
+        def __init__(self):
+            self.model = mujoco.MjModel.from_xml_string(BALL)
+            self.data = mujoco.MjData(self.model)
+            self.n_steps = 0
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            mujoco.mj_resetData(self.model, self.data)
+            return np.zeros(12), {}
+
+        def step(self, action):
+            self.n_steps += 1
+            if self.n_steps >= first:
+                change(self, action)
+            mujoco.mj_step(self.model, self.data)
+            obs = np.concatenate([self.data.qvel, self.data.qpos[:6]])
+            return obs, float(obs.sum()), False, self.n_steps % 20 == 0, {}
+
+    def run(branched):
+        venv = DummyVecEnv([Ball])
+        venv.seed(0)
+        venv.reset()
+        brancher = make_brancher("snapshot", venv) if branched else None
+        seen = []
+        for step, action in enumerate(np.random.default_rng(0).integers(3, size=(50, 1))):
+            if branched:
+                outcome = brancher.open(np.stack([action, action + 1], axis=1) % 3, np.ones((1, 2), dtype=bool), 1)
+                brancher.close()
+            _, rewards, *_ = venv.step(action)
+            assert not branched or step == first or outcome.rewards[0, 0] == rewards[0]
+            seen.append(rewards[0])
+        return seen
+
+    assert run(branched=True) == run(branched=False)

@@ -1,7 +1,7 @@
 """Codecs of containers."""
 
 import array
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 from xml.etree import ElementTree
@@ -32,6 +32,21 @@ class _OrderedDictCodec(_DictCodec):
         OrderedDict.clear(obj)
         for key, value in state.items():
             OrderedDict.__setitem__(obj, key, value)
+
+
+class _DefaultDictCodec(_DictCodec):
+    """Codec of a dictionary with a factory, which may count what it makes."""
+
+    def save(self, obj: Any) -> Any:
+        return obj.default_factory, dict.copy(obj)
+
+    def restore(self, obj: Any, state: Any) -> None:
+        obj.default_factory, content = state
+        super().restore(obj, content)
+
+    def children(self, state: Any) -> Iterable[Any]:
+        factory, content = state
+        return [factory, *super().children(content)]
 
 
 class _DequeCodec:
@@ -65,6 +80,7 @@ def _restore_items(obj: Any, state: Any) -> None:
 
 
 register_content(OrderedDict, _OrderedDictCodec())
+register_content(defaultdict, _DefaultDictCodec())
 register_content(dict, _DictCodec())
 register_content(deque, _DequeCodec())
 register_content(tuple, ReferencesCodec(tuple))

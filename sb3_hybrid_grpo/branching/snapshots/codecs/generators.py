@@ -1,4 +1,4 @@
-"""Codecs of random generators, and of Gymnasium's spaces, which change only by the generator that samples from them."""
+"""Codecs of random generators, and of spaces, which sample with one."""
 
 import ctypes
 import random
@@ -13,6 +13,7 @@ from sb3_hybrid_grpo.branching.snapshots.registry import LeafCodec, register_bui
 
 _PCG64_STATE_BYTES = 48
 _MT19937_STATE_BYTES = 2500
+_SIMPLE_SPACES = {spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete, spaces.Text}
 _HEADER = object.__basicsize__
 _Twister: Any = random.Random.__base__
 _TWISTER_BYTES = _Twister.__basicsize__ - _HEADER
@@ -69,26 +70,24 @@ _fast_twister = _if_fast(np.random.MT19937, _MT19937_STATE_BYTES)
 
 
 class _SpaceCodec:
-    """Codec of Gymnasium spaces, which change only by the random generator that samples from them."""
+    """Codec of spaces. Gymnasium's simple ones change only by the random generator that samples from them."""
 
-    def save(self, obj: spaces.Space[Any]) -> list[Any]:
-        return [obj._np_random]
+    def save(self, obj: spaces.Space[Any]) -> dict[str, Any]:
+        return {"_np_random": obj._np_random} if type(obj) in _SIMPLE_SPACES else dict(vars(obj))
 
-    def restore(self, obj: spaces.Space[Any], state: list[Any]) -> None:
-        generator = state[0]
+    def restore(self, obj: spaces.Space[Any], state: dict[str, Any]) -> None:
+        generator = state["_np_random"]
         if generator is None and obj._np_random is not None:
             # Made from the system's entropy when a branch sampled: whoever samples next must get the same numbers.
             bit_generator: Any = obj._np_random.bit_generator
             generator = np.random.Generator(type(bit_generator)(bit_generator.seed_seq))
+        if type(obj) not in _SIMPLE_SPACES:
+            vars(obj).clear()
+            vars(obj).update(state)
         obj._np_random = generator
 
-    def children(self, state: list[Any]) -> Iterable[Any]:
-        return state
-
-
-class _CompositeSpaceCodec(_SpaceCodec):
-    def save(self, obj: spaces.Space[Any]) -> list[Any]:
-        return [obj._np_random, *(part for part in vars(obj).values() if isinstance(part, spaces.Space | dict | tuple))]
+    def children(self, state: dict[str, Any]) -> Iterable[Any]:
+        return state.values()
 
 
 def _save_generator(obj: np.random.BitGenerator) -> tuple[Any, ...]:
@@ -187,6 +186,4 @@ register_content(np.random.RandomState, _codec_of_random_states())
 register_content(random.Random, _codec_of_python())
 register_builtin(np.random.SeedSequence, LeafCodec[Any, int](lambda obj: obj.n_children_spawned, _restore_seed_sequence))
 register_builtin("torch._C.Generator", LeafCodec(lambda obj: obj.get_state(), lambda obj, state: obj.set_state(state)))
-register_builtin(spaces.Space, _CompositeSpaceCodec())
-for _simple_space in (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete, spaces.Text):
-    register_builtin(_simple_space, _SpaceCodec())
+register_builtin(spaces.Space, _SpaceCodec())

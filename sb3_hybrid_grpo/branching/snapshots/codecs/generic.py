@@ -57,6 +57,17 @@ class AttributesCodec:
         return [value for name, value in state.items() if name not in self.constant] if self.constant else state.values()
 
 
+_UNSET = object()
+
+
+def _slot_of(obj: Any, name: str) -> Any:
+    """Look into a slot itself: where it is empty, ``getattr`` may ask a ``__getattr__``, which answers for another object."""
+    try:
+        return object.__getattribute__(obj, name)
+    except AttributeError:
+        return _UNSET
+
+
 class SlotsCodec:
     """
     Codec of objects by attributes that lie in slots.
@@ -69,14 +80,15 @@ class SlotsCodec:
 
     def save(self, obj: Any) -> dict[str, Any]:
         """Look up those that are set."""
-        return {name: getattr(obj, name) for name in self.names if hasattr(obj, name)}
+        values = ((name, _slot_of(obj, name)) for name in self.names)
+        return {name: value for name, value in values if value is not _UNSET}
 
     def restore(self, obj: Any, state: dict[str, Any]) -> None:
         """Set or unset each."""
         for name in self.names:
             if name in state:
                 object.__setattr__(obj, name, state[name])
-            elif hasattr(obj, name):
+            elif _slot_of(obj, name) is not _UNSET:
                 object.__delattr__(obj, name)
 
     def children(self, state: dict[str, Any]) -> Iterable[Any]:

@@ -91,6 +91,8 @@ class _CacheCodec:
 
 
 def _referent(obj: weakref.ref[Any]) -> tuple[Any, ...]:
+    if type(obj) is weakref.ref and obj.__callback__ is not None:
+        raise UnbranchableEnvError(_WEAK)
     referent = obj()
     return () if referent is None else (referent,)
 

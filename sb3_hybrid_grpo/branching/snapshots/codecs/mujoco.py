@@ -182,35 +182,47 @@ class PrivateStates:
         """Do nothing: these environments use no random numbers in ``step``."""
 
 
+def _is_writeable(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.flags.writeable
+
+
 class ModelParameters:
     """
-    Stands for the parameters of an ``MjModel``, for snapshots around a reset, which may change them.
+    Stands for the parameters of an ``MjModel``, for snapshots around what may change them.
 
     Other snapshots leave them out: to copy them takes as long as many steps.
 
     :param model: the model
+    :ivar names: names of its arrays, and of its options
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        of_model, of_options = ({name: getattr(part, name) for name in dir(part)} for part in (model, model.opt))
+        arrays = [item for item in (*of_model.items(), *of_options.items()) if _is_writeable(item[1])]
+        self._arrays = [array for _, array in arrays]
+        self._options = [name for name, value in of_options.items() if isinstance(value, int | float)]
+        self.names = {*dict(arrays), *self._options}
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def save(self) -> tuple[list[np.ndarray], list[float]]:
         """
-        Look the parameters up.
+        Copy the parameters.
 
-        :return: views of those that can be changed, by name
+        :return: arrays of the model and of its options, and options that are numbers
         """
-        values = {name: getattr(self.model, name) for name in dir(self.model)}
-        return {name: value for name, value in values.items() if isinstance(value, np.ndarray) and value.flags.writeable}
+        return [array.copy() for array in self._arrays], [getattr(self.model.opt, name) for name in self._options]
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: tuple[list[np.ndarray], list[float]]) -> None:
         """
         Write the parameters back.
 
         :param state: copies of them
         """
-        for name, array in self.arrays().items():
-            array[...] = state[name]
+        arrays, options = state
+        for array, saved in zip(self._arrays, arrays, strict=True):
+            array[...] = saved
+        for name, value in zip(self._options, options, strict=True):
+            setattr(self.model.opt, name, value)
 
 
 def model_parameters(roots: tuple[Any, ...]) -> list[ModelParameters]:
@@ -239,10 +251,5 @@ def _part_codec(cls: type) -> Mark | None:
 register_fallback(_part_codec)
 register_builtin(_DATA, LeafCodec(_Copy, _restore))
 register_builtin("mujoco._structs.MjModel", CONSTANT)
-register_builtin(
-    ModelParameters,
-    LeafCodec[ModelParameters, dict[str, np.ndarray]](
-        lambda obj: {name: array.copy() for name, array in obj.arrays().items()}, ModelParameters.restore
-    ),
-)
+register_builtin(ModelParameters, LeafCodec(ModelParameters.save, ModelParameters.restore))
 register_builtin("dm_control.mujoco.engine.Physics", AttributesCodec(constant=("_contexts", "_contexts_lock")))
