@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"The options are those of the Zoo's train and enjoy: '%(prog)s train --help' lists them. --algo is "
         f"{_DEFAULT_ALGO} by default; it and grpo read their settings from {_HYPERPARAMS}, unless --conf-file is given. "
         "--conf-file hybrid_grpo_seconds has settings for a score in seconds, hybrid_grpo_minutes for MuJoCo in minutes. "
-        f"--engine {{{','.join(ENGINES)}}} and --workers N put the environments into workers.",
+        f"--engine {{{','.join(ENGINES)}}} and --workers N put the environments of train and tune into workers.",
     )
     parser.add_argument(
         "command",
@@ -154,6 +154,8 @@ def _engine(command: str, options: Sequence[str]) -> tuple[AbstractContextManage
     chosen, others = parser.parse_known_args(options)
     if chosen.engine is None and chosen.workers is None:
         return nullcontext(), others
+    if command == "enjoy":
+        parser.error("--engine and --workers are for train and tune")
     vec_env_class = partial(ENGINES[chosen.engine or "process"], n_workers=chosen.workers)
     return _in_place_of_subproc_vec_env(vec_env_class), ["--vec-env", "subproc", *others]
 

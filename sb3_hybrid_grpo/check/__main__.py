@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidArgumentError as error:
         print(error, file=sys.stderr)
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Some code pages have no µ.
+        sys.stdout.reconfigure(errors="replace")
     print(report)
     return 0 if report.is_exact else 1
 

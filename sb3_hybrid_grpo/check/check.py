@@ -27,7 +27,13 @@ from sb3_hybrid_grpo.check.laws import LawBrokenError, Pace, Run, Saboteur, run
 from sb3_hybrid_grpo.check.pace import BudgetPace, EnoughPace, FixedPace, TickingPace
 from sb3_hybrid_grpo.check.report import BranchReport, Costs, Trial
 from sb3_hybrid_grpo.check.traces import compare_runs, treatment_of_variables
-from sb3_hybrid_grpo.common import Brancher, BranchError, InvalidArgumentError, UnbranchableEnvError
+from sb3_hybrid_grpo.common import (
+    Brancher,
+    BranchError,
+    InvalidArgumentError,
+    UnbranchableEnvError,
+    check_positive_integer,
+)
 
 T = TypeVar("T")
 
@@ -58,8 +64,11 @@ def check_branchable(
     :param n_envs: number of environments that are branched together
     :param n_steps: number of steps to take; by default several whole episodes or 500 steps
     :return: the report; print it
-    :raises InvalidArgumentError: if the environment cannot be made or reset at all
+    :raises InvalidArgumentError: if the environment cannot be made or reset at all, or a number is not positive
     """
+    check_positive_integer("n_envs", n_envs)
+    if n_steps is not None:
+        check_positive_integer("n_steps", n_steps)
     if isinstance(env, FunctionalVecEnv) or (isinstance(env, str) and is_functional_id(env)):
         return check_functional(env, wrappers, n_envs, n_steps)
     return _Check(env, wrappers, n_envs, n_steps).report()

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = _settings(arguments)
         runs = [Run(algo, seed) for seed in range(arguments.seeds) for algo in _algorithms(arguments.algos)]
         folder = ResultsFolder(arguments.out or Path("results", re.sub(r"\W", "-", settings.env)), settings)
-    except (ValueError, ImportError, gym.error.Error) as error:
+    except (ValueError, ImportError, OSError, gym.error.Error) as error:
         parser.error(str(error))
 
     console = Console(highlight=False)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("Interrupted. Finished runs are kept, and the same command goes on with the others.")
     evaluations = folder.collect()
     if evaluations:
-        curves = report.curves_by_algorithm(evaluations)
+        curves = report.curves_by_algorithm(evaluations, is_by_clock=settings.engine is not None)
         report.draw_curves(curves, settings.env).savefig(folder.path / "curves.png", dpi=150)
         console.print(report.summary_table(curves, settings.env, _notes(evaluations, folder)))
     if failures:

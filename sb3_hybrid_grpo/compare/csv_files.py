@@ -20,7 +20,8 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        # Processes that begin a file at the same moment write a header each.
+        return [row for row in csv.DictReader(file) if any(value != name for name, value in row.items())]
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

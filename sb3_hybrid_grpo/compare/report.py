@@ -19,30 +19,35 @@ class Curves(NamedTuple):
 
     :param committed_steps: committed steps, [S, P]
     :param simulator_steps: simulator steps, [S, P]
-    :param seconds: processor seconds of training, [S, P]
+    :param seconds: processor seconds of training, or seconds on the clock, [S, P]
     :param returns: mean returns, [S, P]
+    :param is_by_clock: whether they are seconds on the clock
     """
 
     committed_steps: np.ndarray
     simulator_steps: np.ndarray
     seconds: np.ndarray
     returns: np.ndarray
+    is_by_clock: bool = False
 
 
-def curves_by_algorithm(evaluations: Sequence[Evaluation]) -> dict[str, Curves]:
+def curves_by_algorithm(evaluations: Sequence[Evaluation], is_by_clock: bool = False) -> dict[str, Curves]:
     """
     Sort evaluations into one block of curves per algorithm.
 
     :param evaluations: evaluations of finished runs with the same settings
+    :param is_by_clock: whether seconds shall be those on the clock: a process does not see the processor time of its workers
     :return: curves by name of the algorithm, in the order of ``ALGORITHMS``
     """
     curves = {}
     for algo in ALGORITHMS:
         points = [point for point in evaluations if point.algo == algo]
         if points:
-            columns = np.array([(p.committed_steps, p.simulator_steps, p.cpu_seconds, p.return_mean) for p in points])
+            seconds = [point.seconds if is_by_clock else point.cpu_seconds for point in points]
+            others = [(point.committed_steps, point.simulator_steps, point.return_mean) for point in points]
             n_seeds = len({point.seed for point in points})
-            curves[algo] = Curves(*columns.reshape(n_seeds, -1, 4).transpose(2, 0, 1))
+            steps, simulator_steps, returns = np.array(others).reshape(n_seeds, -1, 3).transpose(2, 0, 1)
+            curves[algo] = Curves(steps, simulator_steps, np.reshape(seconds, returns.shape), returns, is_by_clock)
     return curves
 
 
@@ -61,9 +66,10 @@ def summary_table(curves: dict[str, Curves], env: str, notes: Sequence[str] = ()
         table.caption, table.caption_justify = "\n".join(map(escape, notes)), "left"
     table.add_column("algorithm", no_wrap=True)
     seconds = min(curve.seconds[:, -1].mean() for curve in curves.values())
-    columns = ("final\nreturn", f"return\nat {seconds:.0f} s", "committed\nsteps", "simulator\nsteps", "CPU\nseconds")
+    clock = "clock" if _is_by_clock(curves) else "CPU"
+    columns = ("final\nreturn", f"return\nat {seconds:.0f} s", "committed\nsteps", "simulator\nsteps", f"{clock}\nseconds")
     for column in ("seeds", *columns):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for algo, curve in curves.items():
         table.add_row(
             algo,
@@ -72,7 +78,7 @@ def summary_table(curves: dict[str, Curves], env: str, notes: Sequence[str] = ()
             _spread(_returns_after(seconds, curve)),
             _spread(curve.committed_steps[:, -1], 0),
             _spread(curve.simulator_steps[:, -1], 0),
-            _spread(curve.seconds[:, -1]),
+            _spread(curve.seconds[:, -1], 0 if seconds >= 10 else 1),
         )
     return table
 
@@ -89,7 +95,7 @@ def draw_curves(curves: dict[str, Curves], env: str) -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     abscissas: tuple[tuple[str, Callable[[Curves], np.ndarray]], ...] = (
         ("committed steps", lambda curve: curve.committed_steps),
-        ("processor seconds of training", lambda curve: curve.seconds),
+        (f"{'' if _is_by_clock(curves) else 'processor '}seconds of training", lambda curve: curve.seconds),
     )
     for axis, (label, abscissa) in zip(axes, abscissas, strict=True):
         for algo, curve in curves.items():
@@ -105,6 +111,10 @@ def draw_curves(curves: dict[str, Curves], env: str) -> Figure:
     return figure
 
 
+def _is_by_clock(curves: dict[str, Curves]) -> bool:
+    return any(curve.is_by_clock for curve in curves.values())
+
+
 def _returns_after(seconds: float, curve: Curves) -> np.ndarray:
     """Return those of the seeds after so many seconds, linear between evaluations."""
     return np.array([np.interp(seconds, *points) for points in zip(curve.seconds, curve.returns, strict=True)])
@@ -117,5 +127,5 @@ def _std(values: np.ndarray) -> np.ndarray:
 def _spread(values: np.ndarray, decimals: int | None = None) -> str:
     mean, std = values.mean(), _std(values)
     if decimals is None:
-        decimals = 0 if abs(mean) >= 1000 else 1
+        decimals = 0 if max(abs(mean), std) >= 100 else 1
     return f"{mean:,.{decimals}f}" + (f" ± {std:,.{decimals}f}" if std > 0 else "")

@@ -158,8 +158,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnreadableLogError as error:
         print(error)
         return 2
-    figure = (folder.parent if folder.is_file() else folder) / "doctor.png"
-    draw(log, figure)
     findings = diagnose(log)
     for finding in findings:
         print(finding)
@@ -168,5 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if not findings:
         print(f"Healthy: nothing unusual in {len(log)} logged updates.")
-    print(f"The metrics are drawn in {figure}")
+    figure = (folder.parent if folder.is_file() else folder) / "doctor.png"
+    try:
+        draw(log, figure)
+        print(f"The metrics are drawn in {figure}")
+    except OSError as error:
+        print(f"The metrics cannot be drawn: {error}")
     return 1 if findings else 0

@@ -103,6 +103,15 @@ SYMPTOMS = (
         "`target_kl`.",
     ),
     Symptom(
+        "runaway learning rate",
+        "train/learning_rate_factor",
+        20.0,
+        _above,
+        "updates hardly move the policy, so that `desired_kl` has raised the learning rate far beyond its schedule. Where a "
+        "policy that has solved its task hardly varies its actions any more, one such update may undo all: lower the second "
+        "of `learning_rate_bounds`, or set `trust_region` in place of `desired_kl`; if all rewards are alike, explore.",
+    ),
+    Symptom(
         "steps that fail",
         "train/is_line_search_success",
         0.5,

@@ -1,6 +1,7 @@
 """The hyperparameters of a model as numbers and texts."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -12,6 +13,8 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 
 Hyperparameter: TypeAlias = bool | str | float | None
 
+# Gymnasium's text of an environment: <TimeLimit<CartPoleEnv<CartPole-v1>>>, or <Walk instance>, which has no id.
+_ID = re.compile(r"\w<((?![^<>]* instance>)[^<>]+)>+$")
 _NO_HYPERPARAMETERS = {"self", "policy", "env", "tensorboard_log", "verbose", "_init_setup_model"}
 
 
@@ -27,7 +30,9 @@ def hyperparameters(model: BaseAlgorithm) -> dict[str, Hyperparameter]:
     if env is not None:
         values["n_envs"] = env.num_envs
         with suppress(AttributeError):
-            values["env"] = getattr(env.get_attr("spec", 0)[0], "id", None)
+            # As text: a specification may hold functions, with which no worker can answer.
+            text = str(env.env_method("__str__", indices=0)[0])
+            values["env"] = found.group(1) if (found := _ID.search(text)) else None
     for name in inspect.signature(type(model).__init__).parameters:
         if name not in _NO_HYPERPARAMETERS and hasattr(model, name):
             values.update(_entries(name, getattr(model, name)))

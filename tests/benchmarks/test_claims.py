@@ -189,6 +189,14 @@ class TestClaims:
         means = self.claims.restricted_means("A-v0", 0.75, 0)
         assert {method: interval.estimate for method, interval in means.items()} == {"hybrid_grpo": 3, "ppo": 6, "ppo_8": 9}
 
+    def test_runs_that_diverged_never_get_there(self):
+        diverged = claim_row("D-v0", "hybrid_grpo", 1, (0, 0), (1, 20))._replace(error="ValueError: NaN")
+        rows = [claim_row("D-v0", "hybrid_grpo", 0, (0, 0), (6, 90), (9, 90)), diverged]
+        claims = Claims(rows, 9.0, ("ppo",), {"D-v0": 10.0})
+        assert claims.times("D-v0", "hybrid_grpo", 0.75, 0).end.tolist() == [9, 9]
+        assert claims.restricted_means("D-v0", 0.75, 0)["hybrid_grpo"].estimate == (6 + 9) / 2
+        assert claims.normalized_scores(["hybrid_grpo"], 0, (1.0,))["hybrid_grpo"][1] == 0
+
     def test_normalized_scores(self):
         scores = self.claims.normalized_scores(["hybrid_grpo", "ppo"], 0, (1 / 3, 1.0))
         np.testing.assert_allclose(scores["hybrid_grpo"], [[[0.75, 1], [15 / 40, 1]]] * 2)

@@ -44,6 +44,21 @@ def test_runs_are_made_once(ideas, tmp_path, monkeypatch, capsys):
     assert "ppo on Pendulum-v1 with other settings" in capsys.readouterr().err and len(calls) == 4
 
 
+def test_report_of_one_budget_with_runs_that_diverged_at_once(ideas, tmp_path, monkeypatch, capsys):
+    def train_task(algorithm, task, params, seed, seconds):
+        start = Point(0.0, 0, 0, -1208.0)
+        return Curve([start], "ValueError: NaN") if algorithm == "ppo" else Curve([start, Point(seconds, 1_000, 9, -170.0)])
+
+    monkeypatch.setattr(ideas, "train_task", train_task)
+    for seconds in ("1", "2"):
+        ideas.main([*ARGUMENTS[:-1], seconds, "--folder", str(tmp_path), "--seeds", "2"])
+    capsys.readouterr()
+    ideas.main([*ARGUMENTS[:-1], "2", "--folder", str(tmp_path), "--report"])
+    printed = capsys.readouterr().out
+    assert "| ppo | 0.00 (0.00 to 0.00; 2) |  |" in printed
+    assert "| n2_k2_identity | 0.50 (0.50 to 0.50; 2) | 2.00 |" in printed
+
+
 def test_rows_that_are_older_than_a_choice_count(ideas, tmp_path, monkeypatch):
     path = tmp_path / "ideas.csv"
     for idea in ("natural", "n2_k2", "ppo_long"):

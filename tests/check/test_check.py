@@ -1,7 +1,10 @@
 """The check says the right thing about environments of all kinds, and what to do."""
 
+import os
 import random
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -410,12 +413,21 @@ def test_command_line(capsys):
         (["NoSuchGame-v0"], "NoSuchGame-v0 cannot be made"),
         (["NoSuchGame-v0"], "check_branchable takes a class as well"),
         (["CartPole-v1", "--wrapper", "gymnasium.wrappers:NoSuchWrapper"], "no wrapper 'gymnasium.wrappers:NoSuchWrapper'"),
+        (["CartPole-v1", "--steps", "0"], "`n_steps` must be an integer of at least 1, not 0"),
+        (["CartPole-v1", "--n-envs", "-1"], "`n_envs` must be an integer of at least 1, not -1"),
         (["CartPole-v1", "--wrapper", "NoSuchModule"], "no wrapper 'NoSuchModule'; write module:Class"),
     ],
 )
 def test_command_line_on_what_does_not_exist(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_command_line_with_a_code_page_that_lacks_micro():
+    environment = {**os.environ, "PYTHONIOENCODING": "gbk"}
+    command = [sys.executable, "-m", "sb3_hybrid_grpo.check", "CartPole-v1", "--steps", "5"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert b"step of a branch" in done.stdout and b"?s" in done.stdout
 
 
 def test_command_line_on_what_cannot_be_branched(capsys):

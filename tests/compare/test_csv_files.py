@@ -1,5 +1,6 @@
 import pytest
 
+from sb3_hybrid_grpo.compare import csv_files
 from sb3_hybrid_grpo.compare.csv_files import append_row, read_rows, write_rows
 
 
@@ -23,3 +24,12 @@ def test_rows_of_other_columns_leave_the_file_as_it_was(tmp_path):
     with pytest.raises(ValueError, match="b"):
         write_rows(path, ["a"], [{"a": 2}, {"a": 1, "b": 2}])
     assert read_rows(path) == [{"a": "1"}]
+
+
+def test_processes_that_begin_a_file_together(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    append_row(path, {"name": "a", "number": 1})
+    monkeypatch.setattr(csv_files, "_columns", lambda path: [])
+    append_row(path, {"name": "b", "number": 2})
+    assert path.read_text(encoding="utf-8").count("name,number") == 2
+    assert read_rows(path) == [{"name": "a", "number": "1"}, {"name": "b", "number": "2"}]

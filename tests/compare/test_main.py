@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO
 from sb3_hybrid_grpo.compare import cli, curve, display, report, run_log, settings, training
-from sb3_hybrid_grpo.compare.folder import ResultsFolder
+from sb3_hybrid_grpo.compare.folder import ResultsFolder, read_evaluations
 from sb3_hybrid_grpo.compare.settings import Run, Settings, build_model, make_envs, parse_hyperparam
 from sb3_hybrid_grpo.compare.training import Evaluation
 
@@ -188,12 +188,33 @@ def test_curves_are_grouped_and_summarised():
 
 
 def test_table_of_large_numbers_fits_a_terminal():
-    returns, steps = np.array([[0, 1234.5], [0, 5234.5]]), np.array([[0, 100_352], [0, 100_352]])
-    curve = report.Curves(steps, 8 * steps, steps / 1000, returns)
+    returns, steps = np.array([[0, 1234.5], [0, 5234.5]]), np.array([[0, 10_000_352], [0, 10_000_352]])
+    curve = report.Curves(steps, 8 * steps, np.array([[0, 100.4], [0, 104.4]]), returns)
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(report.summary_table({"hybrid_grpo": curve}, "Env-v0"))
-    row = next(line.split() for line in console.export_text().splitlines() if "hybrid_grpo" in line)
-    assert row == "hybrid_grpo 2 3,234 ± 2,828 3,234 ± 2,828 100,352 802,816 100.4".split()
+    text = console.export_text()
+    assert "…" not in text
+    assert set("hybrid_grpo 2 3,234 ± 2,828 3,184 2,758 10,000,352 80,002,816 102 3".split()) <= set(text.split())
+
+
+def test_table_of_the_committed_run_fits_a_terminal():
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "first_run.csv"
+    curves = report.curves_by_algorithm(read_evaluations(path))
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(report.summary_table(curves, "HalfCheetah-v5"))
+    assert "…" not in console.export_text()
+
+
+def test_seconds_are_those_on_the_clock_where_a_process_does_not_see_its_workers():
+    evaluations = [Evaluation("ppo", "Env-v0", 0, 9, 9, seconds, seconds / 10, 1.0, 0.0) for seconds in (0.0, 7.0)]
+    console = Console(record=True, width=80, file=io.StringIO())
+    for is_by_clock, seconds, label in (False, 0.7, "CPU"), (True, 7.0, "clock"):
+        curves = report.curves_by_algorithm(evaluations, is_by_clock)
+        assert curves["ppo"].seconds[0, -1] == seconds
+        console.print(report.summary_table(curves, "Env-v0"))
+        assert label in console.export_text()
+        right = report.draw_curves(curves, "Env-v0").axes[1]
+        assert right.get_xlabel() == ("seconds of training" if is_by_clock else "processor seconds of training")
 
 
 def test_algorithms_have_their_own_numbers_of_samples_by_default():
@@ -384,6 +405,15 @@ def test_bad_input_is_explained(argv, message, tmp_path, monkeypatch, capsys):
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_where_the_folder_should_be(tmp_path, capsys):
+    path = tmp_path / "results"
+    path.write_text("mine")
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([*TINY, "--out", str(path)])
+    assert exit_info.value.code == 2 and str(path) in capsys.readouterr().err
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "rich"])

@@ -63,6 +63,7 @@ BROKEN = {
         {"vf_coef": 0.0, "refit_critic": False, "n_updates": 12, "value_scale": 300.0},
     ),
     "starved actor": (scaled(1000), {"reward_transform": "identity", "max_actor_grad_norm": None, "n_updates": 21}),
+    "runaway learning rate": (Deaf, {"n_samples": 1, "desired_kl": 0.1, "learning_rate": 1e-4, "n_updates": 14}),
     "steps that fail": ("Pendulum-v1", {"trust_region": 0.5, "clip_range": 1e-4}),
     "collapsed policy": ("Pendulum-v1", {"policy_kwargs": {"log_std_init": -8.0}}),
     "groups without signal": (Deaf, {"n_steps": 128, "n_updates": 12}),
@@ -90,6 +91,17 @@ def test_broken_runs(cause, tmp_path, capsys, drawn):
     assert cause in printed, printed
     assert "until the end" in first or "then it passed" in first
     assert drawn == [tmp_path / "doctor.png"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    def refuse(log, path):
+        raise PermissionError(f"{path} is read-only")
+
+    run(tmp_path, "Pendulum-v1")
+    monkeypatch.setattr(doctor, "draw", refuse)
+    assert doctor.main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Healthy" in printed and "cannot be drawn" in printed and "read-only" in printed
 
 
 @pytest.mark.parametrize("formats", [("csv",), ("tensorboard",)])

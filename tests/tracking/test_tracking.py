@@ -4,10 +4,13 @@ import importlib.util
 import sys
 from unittest import mock
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.envs.classic_control import CartPoleEnv
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import (
     Figure,
     FormatUnsupportedError,
@@ -19,8 +22,10 @@ from stable_baselines3.common.logger import (
     Video,
 )
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hybrid_grpo import HybridGRPO, MissingExtraError, check_branchable
+from sb3_hybrid_grpo.branching.copies.child import CAN_FORK
 from sb3_hybrid_grpo.diagnostics.symptoms import SYMPTOMS
 from sb3_hybrid_grpo.tracking import Alert, MLflowOutputFormat, TrackingCallback, WandbOutputFormat, hyperparameters
 from tests.envs import Walk
@@ -91,6 +96,17 @@ def test_environments_without_an_id_and_other_algorithms():
     values = hyperparameters(small(PPO, Walk()))
     assert values["algorithm"] == "PPO" and values["clip_range"] == 0.2 and "n_samples" not in values
     assert values["env"] is None
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="needs workers that know what was registered here")
+def test_environments_whose_specification_cannot_be_sent():
+    gym.register("Local-v0", lambda **kwargs: CartPoleEnv())
+    try:
+        env = make_vec_env(lambda: gym.make("Local-v0"), 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
+        assert hyperparameters(small(PPO, env))["env"] == "Local-v0"
+        env.close()
+    finally:
+        del gym.registry["Local-v0"]
 
 
 def test_hyperparameters_and_the_verdict_are_logged():

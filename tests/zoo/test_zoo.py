@@ -274,6 +274,13 @@ def test_without_the_zoo(monkeypatch, capsys):
     assert 'pip install "sb3-hybrid-grpo[zoo]"' in capsys.readouterr().err
 
 
+def test_workers_are_for_training():
+    pytest.importorskip("rl_zoo3")
+    command = ["-m", "sb3_hybrid_grpo.zoo", "enjoy", "--env", "CartPole-v1", "--engine", "process"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert done.returncode == 2 and "--engine and --workers are for train and tune" in done.stderr
+
+
 def test_unknown_command(capsys):
     with pytest.raises(SystemExit):
         zoo.main(["evaluate"])

@@ -70,7 +70,7 @@ class Claims:
         self.paces: dict[str, list[float]] = {}
         for row in rows:
             if row.seconds == seconds:
-                self.curves.setdefault(row.task, {}).setdefault(row.method, []).append(row.curve)
+                self.curves.setdefault(row.task, {}).setdefault(row.method, []).append(_whole(row, random))
                 self.paces.setdefault(row.method, []).append(float(row.provenance.get("work_seconds", "nan")))
         self.scales: Mapping[str, Scale] = {
             task: scale_of(random[task], list(by_method.values())) for task, by_method in self.curves.items()
@@ -167,6 +167,14 @@ class Claims:
                 of_runs = scores_at(self.curves[task][method][:n_seeds], np.multiply(shares, spent).tolist(), axis)
                 scores[method].append(self.scales[task].normalize(of_runs))
         return {method: np.stack(of_tasks, axis=1) for method, of_tasks in scores.items()}
+
+
+def _whole(row: ClaimRow, random: Mapping[str, float]) -> Curve:
+    """Follow a run that diverged to the end of its budget, with the score of random actions: it never gets there."""
+    if not row.error:
+        return row.curve
+    _, steps, simulator_steps, _ = row.curve[-1]
+    return [*row.curve, [row.seconds, steps, simulator_steps, random[row.task]]]
 
 
 def _mean_of(times: Times) -> Interval:
