@@ -130,7 +130,9 @@ class AdaptiveLearningRate(OnPolicyAlgorithm):
 
     def _allowed_factor(self, schedule: float) -> float:
         """Limit the factor to what the bounds allow beside this value of the schedule, which may be outside of them itself."""
-        if self.desired_kl is None or schedule <= 0:
+        if self.desired_kl is None:
+            return 1.0
+        if schedule <= 0:
             return self.learning_rate_factor
         lowest, highest = self.learning_rate_bounds
         return max(min(self.learning_rate_factor, max(highest / schedule, 1.0)), min(lowest / schedule, 1.0))

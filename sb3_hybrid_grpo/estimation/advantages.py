@@ -40,6 +40,12 @@ def averaged_advantages(estimates: Floats) -> Floats:
     return averaged
 
 
+def _differences(estimates: Floats) -> Floats:
+    """Subtract the first sample: where all are equal this is zero, and not what rounding makes of their mean."""
+    differences: Floats = estimates - estimates[..., :1]
+    return differences
+
+
 def leave_one_out_advantages(estimates: Floats) -> Floats:
     """
     Return each sample's estimate minus the mean of the other samples of its state.
@@ -54,9 +60,10 @@ def leave_one_out_advantages(estimates: Floats) -> Floats:
     """
     n_samples = estimates.shape[-1]
     advantages: Floats = estimates.copy()
-    if n_samples > 1:
-        advantages -= estimates.mean(axis=-1, keepdims=True)
-        advantages *= n_samples / (n_samples - 1)
+    if n_samples == 1:
+        return advantages
+    differences = _differences(estimates)
+    advantages = (differences - differences.mean(axis=-1, keepdims=True)) * (n_samples / (n_samples - 1))
     return advantages
 
 
@@ -72,9 +79,13 @@ def leave_pair_out_advantages(estimates: Floats) -> Floats:
     :return: A, [T, E, N]
     """
     n_samples = estimates.shape[-1]
-    half = estimates.reshape(*estimates.shape[:-1], 2, n_samples // 2)
+    advantages: Floats = estimates.copy()
+    if n_samples == 2:
+        return advantages
+    differences = _differences(estimates)
+    half = differences.reshape(*estimates.shape[:-1], 2, n_samples // 2)
     pairs: Floats = np.broadcast_to(half.sum(axis=-2, keepdims=True), half.shape).reshape(estimates.shape)
-    advantages: Floats = estimates - (estimates.sum(axis=-1, keepdims=True) - pairs) / max(n_samples - 2, 1)
+    advantages = differences - (differences.sum(axis=-1, keepdims=True) - pairs) / (n_samples - 2)
     return advantages
 
 
@@ -99,9 +110,10 @@ def importance_weighted_advantages(estimates: Floats, log_weights: Floats) -> Ad
     n_samples = estimates.shape[-1]
     importance: Floats = np.exp(log_weights)
     others = 1 - np.eye(n_samples, dtype=estimates.dtype)
-    totals, sums = importance @ others, (importance * estimates) @ others
-    baselines: Floats = np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
-    return Advantages(estimates - baselines, importance / n_samples)
+    differences = _differences(estimates)
+    totals, sums = importance @ others, (importance * differences) @ others
+    relative = differences - np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
+    return Advantages(np.where(totals > 0, relative, estimates), importance / n_samples)
 
 
 def modelled_advantages(estimates: Floats) -> Advantages:
@@ -174,7 +186,8 @@ def exact_advantages(estimates: Floats, probs: Floats) -> Floats:
     :param probs: probabilities π of the actions, [T, E, N]
     :return: A, [T, E, N]
     """
-    advantages: Floats = estimates - (probs * estimates).sum(axis=-1, keepdims=True)
+    differences = _differences(estimates)
+    advantages: Floats = differences - (probs * differences).sum(axis=-1, keepdims=True)
     return advantages
 
 

@@ -26,6 +26,14 @@ class RewardTransform(ABC):
         :param gamma: discount factor
         """
 
+    def begin(self, starts: Floats) -> None:  # noqa: B027
+        """
+        Forget what was followed along episodes that are over, before a rollout is learned from: environments that were reset
+        in between, as by a second ``learn``, have not said so by ``dones``.
+
+        :param starts: whether an episode starts with the rollout, [E]
+        """
+
     @abstractmethod
     def transform(self, rewards: Floats) -> Floats:
         """
@@ -98,6 +106,11 @@ class ScaledTanh(RewardTransform):
         self.scale = scale
         self.return_rms = RunningMeanStd(epsilon=0.0, shape=())
         self.returns = np.zeros(0)
+
+    def begin(self, starts: Floats) -> None:
+        """Set R = 0 where an episode starts."""
+        if self.returns.shape == starts.shape:
+            self.returns = self.returns * ~starts.astype(bool)
 
     def fit(self, rewards: Floats, dones: Floats, gamma: float) -> None:
         """Update the standard deviation of R ← γR + r along the committed trajectories, R = 0 after an episode."""

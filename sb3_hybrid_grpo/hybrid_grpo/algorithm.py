@@ -32,6 +32,7 @@ from sb3_hybrid_grpo.hybrid_grpo.fragments import Fragments
 from sb3_hybrid_grpo.hybrid_grpo.macro_steps import MacroSteps
 from sb3_hybrid_grpo.hybrid_grpo.policies import ALIASES
 from sb3_hybrid_grpo.hybrid_grpo.restarts import Restarts
+from sb3_hybrid_grpo.hybrid_grpo.seeds import BranchSeeds
 from sb3_hybrid_grpo.policies import (
     check_common_noise,
     check_entropies,
@@ -47,7 +48,7 @@ from sb3_hybrid_grpo.rollout import BranchPace, MultiSampleMixin, check_pace, ch
 SelfHybridGRPO = TypeVar("SelfHybridGRPO", bound="HybridGRPO")
 
 
-class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoints, OnPolicyAlgorithm):
+class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoints, BranchSeeds, OnPolicyAlgorithm):
     """
     Hybrid Group Relative Policy Optimization (Hybrid GRPO)
 
@@ -333,7 +334,6 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         if self.refit_critic and not self._has_linear_head:
             warn(f"`refit_critic` has no effect: the values of {self.policy_class.__name__} are no outputs of a linear layer.")
         self._watch, self._pace = Watch(), BranchPace(self.branch_time_limit)
-        self._branch_rng = np.random.default_rng(self.seed)
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)

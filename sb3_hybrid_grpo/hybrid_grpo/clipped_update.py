@@ -68,6 +68,7 @@ class ClippedUpdate(AdaptiveLearningRate):
                     terms += self._policy_losses(rollout_data, log_prob, entropy, metrics)
                     if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
                         train_policy = False
+                        actor = evaluator.policy_parameters()
                         terms.clear()
                     else:
                         n_policy_updates += 1

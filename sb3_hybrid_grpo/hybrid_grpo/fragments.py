@@ -122,8 +122,8 @@ class Fragments(MacroSteps):
             f"what {policy_name} remembers is known to the main process alone: use a policy without memory": (
                 self._is_recurrent
             ),
-            f"{policy_name} samples in a `forward` of its own: override `get_distribution` instead": overrides_forward(
-                self.policy_class
+            f"{policy_name} samples in a `forward` of its own: override `_get_action_dist_from_latent` instead": (
+                overrides_forward(self.policy_class)
             ),
             f"brancher={self.brancher!r} has no simulators in workers: use 'auto'": not hasattr(
                 brancher, "obstacle_to_collecting"

@@ -99,6 +99,7 @@ def refit_value_head(policy: ActorCriticPolicy, buffer: FinishedRollout) -> None
     head = policy.value_net
     if buffer.returns.size < MIN_STATES_PER_FEATURE * head.in_features or not made_a_difference(buffer):
         return
+    policy.set_training_mode(False)
     features: list[np.ndarray] = []
     residuals: list[np.ndarray] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu().numpy()))

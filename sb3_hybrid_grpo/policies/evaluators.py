@@ -214,6 +214,16 @@ class Evaluator:
         users = zip(self._used_for(parameters, "log_prob", "entropy"), self._used_for(parameters, "values"), strict=True)
         return [parameter for parameter, who in zip(parameters, users, strict=True) if who == (True, False)]
 
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """
+        Find the parameters that the latest evaluation used for actions.
+
+        :return: the parameters of the actor, and what it shares with the critic
+        """
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        is_used = self._used_for(parameters, "log_prob", "entropy")
+        return [parameter for parameter, used in zip(parameters, is_used, strict=True) if used]
+
     def _used_for(self, parameters: list[nn.Parameter], *names: str) -> list[bool]:
         outputs = [self._outputs[name].sum() for name in names if name in self._outputs and self._outputs[name].requires_grad]
         if not outputs:
@@ -327,6 +337,14 @@ class MlpEvaluator(Evaluator):
         """
         of_critic = {id(parameter) for layer in _layers(self.policy)[1] for parameter in layer.parameters()}
         return [parameter for parameter in self.policy.parameters() if id(parameter) not in of_critic]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """
+        Find the parameters of the policy: nothing is shared.
+
+        :return: those of the actor alone
+        """
+        return self.actor_parameters()
 
     @th.no_grad()
     def backward(self, losses: Sequence[Loss], max_norm: float = math.inf, max_actor_norm: float | None = None) -> float:

@@ -56,9 +56,11 @@ class PlainMlp:
         Tell whether all layers are known here.
 
         :param modules: the layers
-        :return: whether they are
+        :return: whether they are linear layers with bias and known activations
         """
-        return all(type(module) is nn.Linear or type(module) in _ACTIVATIONS for module in modules)
+        return all(
+            module.bias is not None if type(module) is nn.Linear else type(module) in _ACTIVATIONS for module in modules
+        )
 
     def parameters(self, obs: Observations) -> np.ndarray:
         """

@@ -124,7 +124,7 @@ def check_common_noise(policy: ActorCriticPolicy) -> None:
     if overrides_forward(class_of(policy)):
         raise InvalidArgumentError(
             f"Branches of several steps share the policy's noise, but {class_of(policy).__name__} samples in a `forward` of "
-            "its own: override `get_distribution` instead, or use branch_horizon=1."
+            "its own: override `_get_action_dist_from_latent` instead, or use branch_horizon=1."
         )
 
 

@@ -251,6 +251,7 @@ class MultiSampleMixin(RolloutBuffer):
         self.next_values[..., 0] = np.where(ends, self.next_values[..., 0], following)
         if self._end is None:
             shared = np.take_along_axis(self.rewards, self.sources, axis=-1)
+            self.reward_transform.begin(self.episode_starts[0])
             self.reward_transform.fit(np.where(self._are_known, shared, self.rewards[..., :1]), ends, self.gamma)
         self._end = last_values, dones
         rewards = self.reward_transform(self.branch_rewards)

@@ -209,3 +209,11 @@ def test_soft_values_follow_the_schedule(monkeypatch):
     np.testing.assert_allclose(seen, [0.1, 0.1 * 2 / 3, 0.1 / 3])
     model.learn(32, reset_num_timesteps=False)
     assert seen[3] == 0 and model.num_timesteps == 128
+
+
+def test_without_desired_kl_the_learning_rate_follows_its_schedule_alone(tmp_path):
+    model = make(desired_kl=1e-9, learning_rate=1e-3).learn(96)
+    assert model.learning_rate_factor < 1
+    model.save(tmp_path / "model")
+    loaded = HybridGRPO.load(tmp_path / "model", env=limited()(), desired_kl=None, learning_rate=1e-3).learn(32)
+    assert loaded.policy.optimizer.param_groups[0]["lr"] == 1e-3

@@ -9,6 +9,7 @@ from sb3_hybrid_grpo.estimation.advantages import (
     RELATIVE_ADVANTAGES,
     Advantages,
     averaged_advantages,
+    exact_advantages,
     group_normalized_advantages,
     hybrid_advantages,
     importance_weighted_advantages,
@@ -316,3 +317,17 @@ def test_first_order_gradient_is_unbiased_by_the_baseline(name):
             gradient = (weights * advantages * score[[first, second]]).sum()
             expected += probabilities[first] * probabilities[second] * gradient
     assert expected == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("n_samples", range(2, 9))
+def test_equal_estimates_have_no_advantage(n_samples):
+    """Not even what rounding leaves: normalised advantages would make a full update of it."""
+    rng = np.random.default_rng(0)
+    estimates = np.repeat(rng.normal(scale=100, size=(50, 2, 1)).astype(np.float32), n_samples, axis=-1)
+    probs = rng.dirichlet(np.ones(n_samples), size=(50, 2)).astype(np.float32)
+    log_weights = rng.normal(size=estimates.shape).astype(np.float32)
+    assert not leave_one_out_advantages(estimates).any()
+    assert not exact_advantages(estimates, probs).any()
+    assert not importance_weighted_advantages(estimates, log_weights).advantages.any()
+    if n_samples > 2 and n_samples % 2 == 0:
+        assert not leave_pair_out_advantages(estimates).any()

@@ -3,8 +3,13 @@ import pickle
 import numpy as np
 import pytest
 
-from sb3_hybrid_grpo import InvalidArgumentError, RewardTransformError
-from sb3_hybrid_grpo.estimation.reward_transforms import REWARD_TRANSFORMS, RewardTransform, make_reward_transform
+from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError, RewardTransformError
+from sb3_hybrid_grpo.estimation.reward_transforms import (
+    REWARD_TRANSFORMS,
+    RewardTransform,
+    ScaledTanh,
+    make_reward_transform,
+)
 
 REWARDS = np.array([[[-1.0, 0.5]], [[2.0, 100.0]]], dtype=np.float32)
 DONES = np.array([[False], [False]])
@@ -134,3 +139,27 @@ def test_nan_is_named_with_the_reward_that_caused_it():
     transform = make_reward_transform(logarithm)
     with pytest.raises(RewardTransformError, match=r"logarithm returned NaN or infinity.*reward -1\.0"):
         transform(REWARDS)
+
+
+def test_returns_of_episodes_that_were_given_up_do_not_go_on():
+    transform = ScaledTanh()
+    transform.fit(np.ones((3, 2, 1)), np.zeros((3, 2)), 1.0)
+    np.testing.assert_array_equal(transform.returns, [3, 3])
+    transform.begin(np.array([1.0, 0.0]))
+    np.testing.assert_array_equal(transform.returns, [0, 3])
+    transform.begin(np.zeros(5))
+    np.testing.assert_array_equal(transform.returns, [0, 3])
+
+
+def test_a_second_run_begins_without_the_returns_of_the_first():
+    model = HybridGRPO("MlpPolicy", "Pendulum-v1", n_steps=64, branch_horizon=1, seed=0, device="cpu")
+    seen = []
+
+    class Kept(ScaledTanh):
+        def fit(self, rewards, dones, gamma):
+            seen.append(self.returns.copy())
+            super().fit(rewards, dones, gamma)
+
+    model.rollout_buffer.reward_transform = Kept()
+    model.learn(64).learn(64)
+    assert [returns.tolist() for returns in seen[1:]] == [[0.0]]

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_hybrid_grpo import (
@@ -263,3 +264,17 @@ def test_an_update_that_stops_at_once():
     model = GRPO("MlpPolicy", limited()(), **{**SMALL, "target_kl": -1.0})
     model.learn(32)
     assert model.logger.name_to_value["train/policy_updates_stopped_at"] == 0
+
+
+def test_policies_that_sample_otherwise_than_they_judge():
+    class Shifted(ActorCriticPolicy):
+        def get_distribution(self, obs):
+            return super().get_distribution(obs)
+
+    class Consistent(Shifted):
+        def _get_action_dist_from_latent(self, latent_pi):
+            return super()._get_action_dist_from_latent(latent_pi)
+
+    with pytest.raises(InvalidArgumentError, match=r"Shifted samples .* Override `_get_action_dist_from_latent` instead"):
+        HybridGRPO(Shifted, "CartPole-v1")
+    HybridGRPO(Consistent, "CartPole-v1", device="cpu")

@@ -1,3 +1,5 @@
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -5,10 +7,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_hybrid_grpo import GRPO, PAPER_SETTINGS, HybridGRPO, InvalidArgumentError, UnbranchableEnvError
-from sb3_hybrid_grpo.policies.evaluators import predict_values_only
+from sb3_hybrid_grpo.policies.evaluators import Evaluator, predict_values_only
 from tests.envs import SharedLayerPolicy, Walk, far_library, limited
 
 SMALL = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu"}
@@ -266,6 +270,55 @@ def test_target_kl_stops_the_policy_and_not_the_critic():
     assert models[1]._n_updates == 20
     for name in short:
         assert th.equal(short[name], long[name]) == ("value" not in name), name
+
+
+class Trunk(th.nn.Module):
+    """An actor and a critic that share all but their last layers."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.latent_dim_pi = self.latent_dim_vf = 16
+        self.layers = th.nn.Sequential(th.nn.Linear(n_features, 16), th.nn.Tanh())
+
+    def forward(self, features):
+        return self.layers(features), self.layers(features)
+
+    def forward_actor(self, features):
+        return self.layers(features)
+
+    forward_critic = forward_actor
+
+
+class TrunkPolicy(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        self.mlp_extractor = Trunk(self.features_dim)
+
+
+def test_after_the_stop_a_shared_trunk_stands_still(monkeypatch):
+    at_stop, predict_values = [], Evaluator.predict_values
+
+    def watched(evaluator, *arguments):
+        at_stop.append(copy.deepcopy(evaluator.policy.state_dict()))
+        return predict_values(evaluator, *arguments)
+
+    monkeypatch.setattr(Evaluator, "predict_values", watched)
+    settings = {**SMALL, "learning_rate": 1e-2, "target_kl": 1e-9, "refit_critic": False, "n_epochs": 9}
+    model = HybridGRPO(TrunkPolicy, make_vec_env(limited(), 1, seed=0), **settings).learn(32)
+    assert len(at_stop) > 9
+    for name, value in model.policy.state_dict().items():
+        assert th.equal(value, at_stop[0][name]) == ("value" not in name), name
+
+
+def test_what_decides_about_branches_follows_the_seed():
+    def weights(**kwargs):
+        set_random_seed(3)
+        env = make_vec_env(limited(), 1, seed=0)
+        model = HybridGRPO("MlpPolicy", env, **{**SMALL, "seed": None, "branch_horizon": 1, **kwargs})
+        assert model.set_random_seed(5) is None
+        return th.cat([parameter.flatten() for parameter in model.learn(64).policy.parameters()])
+
+    for kwargs in {"branch_fraction": 0.5}, {"action_selection": "softmax"}:
+        assert th.equal(weights(**kwargs), weights(**kwargs)), kwargs
 
 
 def test_after_the_stop_shared_features_and_actor_stand_still():

@@ -69,11 +69,12 @@ def test_ppo_loads_our_checkpoint_and_trains(tmp_path, reward_transform):
     assert ppo.learn(32, reset_num_timesteps=False).num_timesteps == 96
 
 
-def test_resumed_run_is_the_uninterrupted_run(tmp_path):
+@pytest.mark.parametrize("kwargs", [{}, {"branch_fraction": 0.5}, {"action_selection": "softmax"}], ids=str)
+def test_resumed_run_is_the_uninterrupted_run(tmp_path, kwargs):
     """Steps, schedules, reward-transform statistics and optimizer state go on where they stopped."""
 
     def make(vec_env):
-        return HybridGRPO("MlpPolicy", vec_env, learning_rate=lambda progress: 1e-3 * progress, **SMALL)
+        return HybridGRPO("MlpPolicy", vec_env, learning_rate=lambda progress: 1e-3 * progress, **kwargs, **SMALL)
 
     def go_on(model):
         model.env.seed(11)

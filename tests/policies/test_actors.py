@@ -63,6 +63,12 @@ class OwnDistribution(ActorCriticPolicy):
         return super().get_distribution(obs)
 
 
+class WithoutBias(ActorCriticPolicy):
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.action_net = th.nn.Linear(self.mlp_extractor.latent_dim_pi, 2, bias=False)
+
+
 class OwnExtractor(FlattenExtractor):
     def forward(self, observations):
         return 2 * super().forward(observations)
@@ -72,13 +78,14 @@ class OwnExtractor(FlattenExtractor):
     "policy",
     [
         OwnDistribution(OBS, spaces.Discrete(2), lambda _: 1e-3),
+        WithoutBias(OBS, spaces.Discrete(2), lambda _: 1e-3),
         make_policy(OBS, spaces.Discrete(2), features_extractor_class=OwnExtractor),
         make_policy(OBS, spaces.Discrete(2), activation_fn=th.nn.ELU),
         make_policy(OBS, spaces.Box(-1, 1, (2,)), use_sde=True),
         make_policy(OBS, spaces.MultiBinary(2)),
         make_policy(spaces.Discrete(3), spaces.Discrete(2)),
     ],
-    ids=["method", "extractor", "activation", "gsde", "multibinary", "discrete"],
+    ids=["method", "no bias", "extractor", "activation", "gsde", "multibinary", "discrete"],
 )
 def test_what_is_not_plain_takes_the_straightforward_path(policy):
     assert type(make_actor(policy)) is Actor

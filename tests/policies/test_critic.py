@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import HybridGRPO
+from sb3_hybrid_grpo.hybrid_grpo import clipped_update
 from sb3_hybrid_grpo.policies.critic import least_squares_change, made_a_difference, refit_value_head
 from sb3_hybrid_grpo.rollout.buffers import MultiSampleDictRolloutBuffer, MultiSampleRolloutBuffer
 
@@ -132,3 +133,19 @@ def test_critic_is_refitted_where_actions_make_a_difference(env_id, kwargs, is_r
         biases.append(model.learn(256).policy.value_net.bias.item())
         assert made_a_difference(model.rollout_buffer) == is_refitted
     assert (biases[0] != biases[1]) == is_refitted
+
+
+class DroppingPolicy(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        super()._build_mlp_extractor()
+        self.mlp_extractor.value_net.append(th.nn.Dropout(0.5))
+
+
+def test_layer_is_solved_for_the_inputs_that_rollouts_give_it(monkeypatch):
+    modes = []
+    model = HybridGRPO(DroppingPolicy, "Pendulum-v1", n_steps=512, n_epochs=1, branch_horizon=1, seed=0, device="cpu")
+    model.policy.mlp_extractor.value_net[-1].register_forward_hook(lambda module, *_: modes.append(module.training))
+    refit = clipped_update.refit_value_head
+    monkeypatch.setattr(clipped_update, "refit_value_head", lambda *arguments: modes.clear() or refit(*arguments))
+    model.learn(512)
+    assert modes and not any(modes)
