@@ -14,10 +14,10 @@ from sb3_hybrid_grpo.branching.snapshots import (
     SavedStates,
     Snapshot,
     codec_of,
+    codecs,
     find,
     known_layers,
 )
-from sb3_hybrid_grpo.branching.snapshots.codecs.mujoco import ModelParameters, model_parameters
 from sb3_hybrid_grpo.branching.surroundings.hidden_places import Place, hidden_places
 from sb3_hybrid_grpo.branching.surroundings.namespaces import ClassVariables, GlobalVariables
 from sb3_hybrid_grpo.branching.surroundings.side_effects import is_outlet
@@ -61,7 +61,7 @@ class HiddenState:
         self._unsaveable: list[_Unsaveable] = []
         self._fleeting: list[_Saveable] = []
         self._known: dict[Any, Place] = {}
-        self._models: dict[int, ModelParameters] = {}
+        self._models: dict[int, codecs.mujoco.ModelParameters] = {}
         self._search(is_first=True)
 
     def look_again(self) -> None:
@@ -82,7 +82,7 @@ class HiddenState:
                 f"the cache of {caches[0]} keeps results of a function that draws random numbers or changes something, and "
                 f"cannot be saved and restored.\n{_WAYS_OUT}"
             )
-        for model in model_parameters(self._roots):
+        for model in codecs.mujoco.model_parameters(self._roots):
             if any(facts.may_write(name) for name in model.names for facts in code):
                 model = self._models.setdefault(id(model.model), model)
                 places.append(Place("the parameters of the MuJoCo model", model))
