@@ -25,7 +25,7 @@ from scipy.stats import trim_mean
 
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.tasks.families import FAMILIES, Task
-from benchmarks.learning.budgeted.tuning.known_good import NATURAL_HELD, TWO_ACTIONS, WITHOUT_BRANCHES
+from benchmarks.learning.budgeted.tuning.known_good import NATURAL_DISCRETE, NATURAL_HELD, TWO_ACTIONS, WITHOUT_BRANCHES
 from benchmarks.learning.budgeted.tuning.trial import train_task
 from benchmarks.learning.budgeted.tuning.trials import finished_trials, ranking, with_former_choices
 from benchmarks.learning.tune import FOLDER, SECONDS
@@ -102,6 +102,18 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "natural_16_linear_together": NATURAL_HELD[6],
     "ppo_16_linear": {"n_envs": 16, "schedule": "linear"},
     "ppo_16_linear_free": {"n_envs": 16, "schedule": "linear", "kl_control": "none"},
+    # Discrete actions: in minibatches, and in natural steps
+    "ppo_half": {"rollout": 1024},
+    "ppo_quick": {"learning_rate": 1e-3, "batch_size": 128, "one_minus_lambda": 0.2, "kl": 0.03},
+    "ppo_free": {"learning_rate": 1e-3, "kl_control": "none"},
+    "discrete": WITHOUT_BRANCHES,
+    "discrete_short": {**WITHOUT_BRANCHES, "rollout": 512},
+    "discrete_linear": {**WITHOUT_BRANCHES, "schedule": "linear"},
+    "discrete_natural": NATURAL_DISCRETE[3],
+    "discrete_natural_entropy": NATURAL_DISCRETE[10],
+    "discrete_natural_linear": {**NATURAL_DISCRETE[3], "schedule": "linear"},
+    "discrete_natural_short": {**NATURAL_DISCRETE[3], "rollout": 512},
+    "discrete_natural_linear_entropy": {**NATURAL_DISCRETE[10], "schedule": "linear"},
     # Exploration that depends on the state
     "natural_16_linear_sde": {**NATURAL_HELD[5], "use_sde": True, "log_std_init": -2.0},
     "natural_16_linear_sde_wide": {**NATURAL_HELD[5], "use_sde": True},
@@ -177,9 +189,9 @@ def print_report(rows: Sequence[IdeaRow]) -> None:
                 cells += ["", ""]
                 continue
             scores = [row.score for row in runs]
-            costs = [1000 * row.curve[-1][0] / row.curve[-1][1] for row in runs]
+            costs = [1000 * row.curve[-1][0] / row.curve[-1][1] for row in runs if row.curve[-1][1]]
             extremes = f"{min(scores):.2f} to {max(scores):.2f}; {len(runs)}"
-            cells += [f"{trim_mean(scores, 0.25):.2f} ({extremes})", f"{np.median(costs):.2f}"]
+            cells += [f"{trim_mean(scores, 0.25):.2f} ({extremes})", f"{np.median(costs):.2f}" if costs else ""]
         if any(cells):
             print(f"| {idea} | " + " | ".join(cells) + " |")
 
@@ -196,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", default=["HalfCheetah-v5", "Hopper-v5"], help="environment ids (%(default)s)")
     parser.add_argument("--ideas", nargs="+", default=list(IDEAS), choices=list(IDEAS), help="default: all")
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds that each idea shall have")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="processor seconds of a training (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="processor seconds of each training (%(default)s)")
     parser.add_argument("--tuned", type=Path, default=FOLDER, help="where the trials are (%(default)s)")
     parser.add_argument("--folder", type=Path, default=FOLDER.parent / "research", help="where ideas.csv is (%(default)s)")
     parser.add_argument("--report", action="store_true", help="print a table")
@@ -219,7 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         append_row(path, row)
                         print(time.strftime("%H:%M:%S"), *row[:4], row.curve[-1], row.error, flush=True)
     if options.report:
-        print_report([row for row in read_rows(path, IdeaRow) if row.task in options.tasks])
+        rows = read_rows(path, IdeaRow)
+        print_report([row for row in rows if row.task in options.tasks and row.seconds == options.seconds])
     return 0
 
 

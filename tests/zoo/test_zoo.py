@@ -190,7 +190,7 @@ class TestSettings:
         assert len(dimensions) == 11 and max(dimensions.values()) == 17
         for name, n_dimensions in {"default": 7, **dimensions}.items():
             self.assert_tuned(minutes[name], {**tuned, "log_std_init": tuned["log_std_init"] - math.log(n_dimensions) / 2})
-        tuned = json.loads((results / "tuning_minutes_discrete" / "tuned.json").read_text())
+        tuned = json.loads((results / "tuning_discrete_held" / "tuned_by_hand.json").read_text())
         self.assert_tuned(minutes["Acrobot-v1"], tuned["discrete"]["hybrid_grpo"])
         assert minutes["CartPole-v1"] == minutes["Acrobot-v1"]
         found = json.loads((results / "tuning" / "tuned.json").read_text())
@@ -205,7 +205,7 @@ class TestSettings:
         ]
         printed = run("-W", "error::UserWarning", "-c", BUILD_ALL, json.dumps(commands), cwd=tmp_path)
         assert "('desired_kl', 0.0153)" in printed and "('trust_region', 'lin_0.03')" in printed
-        assert "('desired_kl', 0.02)" in printed
+        assert printed.count("('trust_region', 'lin_0.03')") == 2
         assert printed.count("built Pendulum-v1") == 2 and printed.count("built CartPole-v1") == 2
 
     def assert_tuned(self, ours, found):

@@ -50,6 +50,9 @@ FAMILIES: Mapping[str, tuple[Task, ...]] = {
     "discrete": (
         Task("Acrobot-v1", -497.0, -75.0),
         Task("MinAtarFlat/breakout-v0", 0.4, 10.0),
+        # Goals that must be found
+        Task("MiniGridFlat/DoorKey-6x6-v0", 0.0, 0.95),
+        Task("MiniGridFlat/Empty-Random-5x5-v0", 0.4, 0.95),
     ),
 }
 """The tasks that settings are tuned on."""

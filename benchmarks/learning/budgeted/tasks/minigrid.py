@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-TASKS = ("DoorKey-5x5-v0", "Empty-Random-6x6-v0")
+TASKS = ("DoorKey-5x5-v0", "DoorKey-6x6-v0", "Empty-Random-5x5-v0", "Empty-Random-6x6-v0")
 _LARGEST = 10.0
 
 
