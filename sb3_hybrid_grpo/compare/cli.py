@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures: dict[Run, str] = {}
     interrupted = False
     try:
-        with closing(run_all(todo, partial(_train, settings, folder), arguments.jobs)) as updates:
+        with closing(run_all(todo, partial(_train, settings, folder), _jobs(arguments))) as updates:
             failures = display.follow(_with_tracebacks(updates, folder), dict.fromkeys(todo, settings.timesteps), console)
     except KeyboardInterrupt:
         interrupted = True
@@ -121,11 +121,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval-episodes", metavar="N", type=_positive, default=5, help="episodes per evaluation (default: %(default)s)")
     add = parser.add_argument_group("where").add_argument
     add("--out", metavar="PATH", type=Path, help="folder for the results (default: results/ENV)")
-    add("--jobs", metavar="N", type=_positive, default=os.cpu_count() or 1, help="runs at a time (default: one per core)")
+    add("--jobs", metavar="N", type=_positive, help="runs at a time (default: one per core, one with workers)")
     add("--engine", choices=ENGINES, help="workers of a run: processes, or actors of Ray (default: none, its own process)")
     add("--workers", metavar="N", type=_positive, help="number of workers of a run (default: one per core)")
     add("--device", default="cpu", help="device to train on (default: %(default)s)")
     return parser
+
+
+def _jobs(arguments: argparse.Namespace) -> int:
+    has_workers = arguments.engine is not None or arguments.workers is not None
+    jobs: int = arguments.jobs or (1 if has_workers else os.cpu_count() or 1)
+    return jobs
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

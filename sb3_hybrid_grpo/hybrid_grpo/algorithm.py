@@ -35,6 +35,7 @@ from sb3_hybrid_grpo.hybrid_grpo.restarts import Restarts
 from sb3_hybrid_grpo.hybrid_grpo.seeds import BranchSeeds
 from sb3_hybrid_grpo.policies import (
     check_common_noise,
+    check_distribution,
     check_entropies,
     check_policy_class,
     has_linear_head,
@@ -326,6 +327,7 @@ class HybridGRPO(Restarts, Fragments, MacroSteps, ClippedUpdate, CheckedCheckpoi
         self.rollout_buffer_class, self.rollout_buffer_kwargs = chosen_class, chosen_kwargs
         self._remember_nothing()
 
+        check_distribution(self.policy)
         if self._horizon > 1:
             check_common_noise(self.policy)
         if self.soft_values:

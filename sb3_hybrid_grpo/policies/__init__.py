@@ -23,7 +23,13 @@ from sb3_hybrid_grpo.policies.recurrent import (
     remembering,
 )
 from sb3_hybrid_grpo.policies.row_by_row import RowByRow
-from sb3_hybrid_grpo.policies.sampling import check_common_noise, draw_noise, first_occurrences, to_env_actions
+from sb3_hybrid_grpo.policies.sampling import (
+    check_common_noise,
+    check_distribution,
+    draw_noise,
+    first_occurrences,
+    to_env_actions,
+)
 
 __all__ = [
     "Actor",
@@ -34,6 +40,7 @@ __all__ = [
     "RowByRow",
     "Samples",
     "check_common_noise",
+    "check_distribution",
     "check_entropies",
     "check_policy_class",
     "chunk_size",

@@ -76,13 +76,14 @@ def made_a_difference(buffer: FinishedRollout) -> bool:
 
 def has_linear_head(policy: ActorCriticPolicy) -> bool:
     """
-    Tell whether the values of a policy are the outputs of a linear layer, as in SB3's own policies.
+    Tell whether the values of a policy are the outputs of a linear layer with bias, as in SB3's own policies.
 
     :param policy: the policy
     :return: whether its critic can be refitted
     """
     stock = stock_class(class_of(policy))
-    return class_of(policy).predict_values is stock.predict_values and type(policy.value_net) is nn.Linear
+    head = policy.value_net
+    return class_of(policy).predict_values is stock.predict_values and type(head) is nn.Linear and head.bias is not None
 
 
 @th.no_grad()

@@ -51,7 +51,6 @@ def check_policy_class(policy_class: type[BasePolicy], policy_kwargs: Mapping[st
             "SB3 squashes the actions of gSDE alone: with policy_kwargs={'squash_output': True}, set use_sde=True as well."
         )
     if "lstm_states" not in inspect.signature(policy_class.forward).parameters:
-        _check_distribution(policy_class)
         return
     known = RecurrentActorCriticPolicy
     own = [name for name in _RECURRENT_METHODS if getattr(policy_class, name, None) is not getattr(known, name)]
@@ -59,19 +58,6 @@ def check_policy_class(policy_class: type[BasePolicy], policy_kwargs: Mapping[st
         raise InvalidArgumentError(
             f"{policy_class.__name__} is recurrent, with its own {', '.join(own)}: what a policy remembers in branches is "
             f"known for {known.__name__} of sb3-contrib. Derive from that, and change its networks or `lstm_kwargs` instead."
-        )
-
-
-def _check_distribution(policy_class: type[BasePolicy]) -> None:
-    stock = stock_class(policy_class)
-    is_own = {
-        name: getattr(policy_class, name) is not getattr(stock, name)
-        for name in ("get_distribution", "evaluate_actions", "_get_action_dist_from_latent")
-    }
-    if is_own.pop("get_distribution") and not any(is_own.values()):
-        raise InvalidArgumentError(
-            f"{policy_class.__name__} samples from its own `get_distribution`, and `evaluate_actions` would judge the actions "
-            "by another one. Override `_get_action_dist_from_latent` instead, which both use, or `evaluate_actions` as well."
         )
 
 

@@ -1,6 +1,7 @@
 """N actions per state from SB3's policies, with or without noise that branches share."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_hybrid_grpo.common import InvalidArgumentError
-from sb3_hybrid_grpo.policies.maskable import class_of, masking, overrides_forward
+from sb3_hybrid_grpo.policies.maskable import class_of, is_maskable, is_recurrent, masking, overrides_forward, stock_class
 
 
 def sample_actions(distribution: Distribution, n_samples: int) -> th.Tensor:
@@ -111,6 +112,34 @@ def draw_noise(distribution: Distribution, n_states: int) -> np.ndarray:
         f"Branches of several steps share the policy's noise, and how {type(distribution).__name__} turns noise into actions "
         "is unknown: use a policy with one of SB3's distributions, or branch_horizon=1."
     )
+
+
+@th.no_grad()
+def check_distribution(policy: ActorCriticPolicy) -> None:
+    """
+    Check, for one observation, that a policy with a ``get_distribution`` of its own is judged by what it samples from.
+
+    :param policy: the policy
+    :raises InvalidArgumentError: if its ``evaluate_actions`` has other log-probabilities
+    """
+    cls = class_of(policy)
+    if is_recurrent(cls) or is_maskable(cls) or cls.get_distribution is stock_class(cls).get_distribution:
+        return
+    space = deepcopy(policy.observation_space)
+    space.seed(0)
+    was_training = policy.training
+    policy.set_training_mode(False)
+    obs, _ = policy.obs_to_tensor(space.sample())
+    distribution = policy.get_distribution(obs)
+    actions = distribution.get_actions(deterministic=True)
+    sampled, judged = distribution.log_prob(actions), policy.evaluate_actions(obs, actions)[1]
+    policy.set_training_mode(was_training)
+    if not th.allclose(sampled, judged, rtol=1e-3, atol=1e-3):
+        raise InvalidArgumentError(
+            f"{cls.__name__} samples from its own `get_distribution`, and its `evaluate_actions` judges the actions by "
+            "another one. Override `_get_action_dist_from_latent` instead, which SB3's own methods use, or `evaluate_actions` "
+            "as well."
+        )
 
 
 def check_common_noise(policy: ActorCriticPolicy) -> None:

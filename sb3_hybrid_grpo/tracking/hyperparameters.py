@@ -10,11 +10,12 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
 
 Hyperparameter: TypeAlias = bool | str | float | None
 
 # Gymnasium's text of an environment: <TimeLimit<CartPoleEnv<CartPole-v1>>>, or <Walk instance>, which has no id.
-_ID = re.compile(r"\w<((?![^<>]* instance>)[^<>]+)>+$")
+_ID = re.compile(r"\w<([^<>\s]+)>+$")
 _NO_HYPERPARAMETERS = {"self", "policy", "env", "tensorboard_log", "verbose", "_init_setup_model"}
 
 
@@ -29,14 +30,21 @@ def hyperparameters(model: BaseAlgorithm) -> dict[str, Hyperparameter]:
     env = model.get_env()
     if env is not None:
         values["n_envs"] = env.num_envs
-        with suppress(AttributeError):
-            # As text: a specification may hold functions, with which no worker can answer.
-            text = str(env.env_method("__str__", indices=0)[0])
-            values["env"] = found.group(1) if (found := _ID.search(text)) else None
+        values["env"] = _id_of(env)
     for name in inspect.signature(type(model).__init__).parameters:
         if name not in _NO_HYPERPARAMETERS and hasattr(model, name):
             values.update(_entries(name, getattr(model, name)))
     return values
+
+
+def _id_of(env: VecEnv) -> str | None:
+    if hasattr(env, "envs"):
+        return getattr(env.envs[0].spec, "id", None)
+    # As text: a specification may hold functions, with which no worker can answer.
+    with suppress(Exception):
+        found = _ID.search(str(env.env_method("__str__", indices=0)[0]))
+        return found.group(1) if found else None
+    return None
 
 
 def _entries(name: str, value: Any) -> Iterator[tuple[str, Hyperparameter]]:

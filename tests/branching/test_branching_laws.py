@@ -438,7 +438,8 @@ class Bonus(gym.Wrapper):
 
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward + info.get("episode", {"r": 0.0})["r"], terminated, truncated, info
+        told = [info[key]["r"] for key in ("episode", "other") if key in info]
+        return obs, reward + sum(told), terminated, truncated, info
 
 
 @pytest.mark.parametrize("recorder", [Monitor, wrappers.RecordEpisodeStatistics])

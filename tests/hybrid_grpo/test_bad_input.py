@@ -266,15 +266,28 @@ def test_an_update_that_stops_at_once():
     assert model.logger.name_to_value["train/policy_updates_stopped_at"] == 0
 
 
+class Watching(ActorCriticPolicy):
+    def get_distribution(self, obs):
+        return super().get_distribution(obs)
+
+
+class Shifted(ActorCriticPolicy):
+    def get_distribution(self, obs):
+        shifted = super().get_distribution(obs)
+        return shifted.proba_distribution(shifted.distribution.mean + 3, self.log_std)
+
+
+class Consistent(Shifted):
+    def evaluate_actions(self, obs, actions):
+        values, _, entropy = super().evaluate_actions(obs, actions)
+        return values, self.get_distribution(obs).log_prob(actions), entropy
+
+
+@pytest.mark.parametrize("policy_class", [Watching, Consistent])
+def test_policies_that_sample_in_their_own_way(policy_class):
+    HybridGRPO(policy_class, "Pendulum-v1", device="cpu")
+
+
 def test_policies_that_sample_otherwise_than_they_judge():
-    class Shifted(ActorCriticPolicy):
-        def get_distribution(self, obs):
-            return super().get_distribution(obs)
-
-    class Consistent(Shifted):
-        def _get_action_dist_from_latent(self, latent_pi):
-            return super()._get_action_dist_from_latent(latent_pi)
-
     with pytest.raises(InvalidArgumentError, match=r"Shifted samples .* Override `_get_action_dist_from_latent` instead"):
-        HybridGRPO(Shifted, "CartPole-v1")
-    HybridGRPO(Consistent, "CartPole-v1", device="cpu")
+        HybridGRPO(Shifted, "Pendulum-v1", device="cpu")

@@ -149,3 +149,15 @@ def test_layer_is_solved_for_the_inputs_that_rollouts_give_it(monkeypatch):
     monkeypatch.setattr(clipped_update, "refit_value_head", lambda *arguments: modes.clear() or refit(*arguments))
     model.learn(512)
     assert modes and not any(modes)
+
+
+def test_a_last_layer_without_bias_is_left_alone():
+    class WithoutBias(ActorCriticPolicy):
+        def _build(self, lr_schedule):
+            super()._build(lr_schedule)
+            self.value_net = th.nn.Linear(self.mlp_extractor.latent_dim_vf, 1, bias=False)
+            self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1))
+
+    with pytest.warns(UserWarning, match="`refit_critic` has no effect"):
+        model = HybridGRPO(WithoutBias, "Pendulum-v1", n_steps=32, batch_size=32, branch_horizon=1, device="cpu")
+    assert model.learn(32).num_timesteps == 32

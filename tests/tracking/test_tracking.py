@@ -98,6 +98,15 @@ def test_environments_without_an_id_and_other_algorithms():
     assert values["env"] is None
 
 
+class Drawn(Walk):
+    def __str__(self):
+        return f"<Walk<{self.position}>>"
+
+
+def test_environments_that_draw_themselves_before_they_can():
+    assert hyperparameters(small(PPO, Drawn()))["env"] is None
+
+
 @pytest.mark.skipif(not CAN_FORK, reason="needs workers that know what was registered here")
 def test_environments_whose_specification_cannot_be_sent():
     gym.register("Local-v0", lambda **kwargs: CartPoleEnv())

@@ -65,7 +65,7 @@ class Detours:
             inner = skip_transparent(layer.env, asked)
             if inner is not layer.env:
                 self._detours.append((vars(layer), "env", inner))
-            if isinstance(inner, Monitor):
+            if type(inner) is Monitor:
                 self._detours.append((vars(inner), "results_writer", None))
             self.layers.append(inner)
         if self.layers[-1].render_mode == "human":
@@ -125,8 +125,11 @@ def _asks_for_statistics(cls: type) -> bool:
     return any(isinstance(function, types.FunctionType) and _names_episode(function.__code__) for function in functions)
 
 
-def _names_episode(code: types.CodeType) -> bool:
-    return _EPISODE in code.co_consts or any(map(_names_episode, (c for c in code.co_consts if isinstance(c, types.CodeType))))
+def _names_episode(constant: Any) -> bool:
+    """Look for the name among the constants of a function, and of those in it."""
+    if isinstance(constant, types.CodeType):
+        constant = constant.co_consts
+    return constant == _EPISODE or (isinstance(constant, tuple | frozenset) and any(map(_names_episode, constant)))
 
 
 def skip_transparent(env: gym.Env[Any, Any], kept: tuple[type, ...] = ()) -> gym.Env[Any, Any]:

@@ -281,6 +281,7 @@ class Simulator:
                 )
         if again.terminated.any() or again.truncated.any():
             self.reset()
+            hidden.pass_over_reset()
         return obs
 
     def _probe_task(self, action_space: spaces.Space[Any]) -> TaskSimulator | None:

@@ -7,6 +7,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 _NAMES_OF_ANYTHING = {"getattr", "attrgetter", "methodcaller", "vars", "dir", "eval", "exec"}
+_OWNERS = {"model", "opt"}
+_WRITERS = {"copyto", "fill", "put", "place", "putmask"}
+# How the parts of a MuJoCo model are asked for whose arrays have shorter names
+_ACCESSORS = {"dof": "joint", "jnt": "joint", "cam": "camera", "eq": "equality", "mat": "material", "tex": "texture"}
 _SETTERS = {"setattr", "vars", "__dict__", "__setattr__"}
 
 
@@ -48,9 +52,13 @@ class CodeFacts(NamedTuple):
         :param name: its name, as ``"body_mass"``, which is written as well by ``model.body("torso").mass = 3``
         :return: whether the code may do so
         """
-        written = self.stored_attributes | (self.attributes if self.stores_items else frozenset())
+        if self.stores_any_attribute and not _OWNERS.isdisjoint(self.attributes):
+            return True
+        is_writing = self.stores_items or not _WRITERS.isdisjoint(self.attributes)
+        written = self.stored_attributes | (self.attributes if is_writing else frozenset())
         part, _, field = name.partition("_")
-        return name in written or (field in written and part in self.attributes)
+        parts = {part, _ACCESSORS.get(part, part)}
+        return name in written or (field in written and not parts.isdisjoint(self.attributes))
 
 
 @lru_cache(maxsize=4096)

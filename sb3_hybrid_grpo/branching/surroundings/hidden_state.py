@@ -4,6 +4,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -61,12 +62,21 @@ class HiddenState:
         self._unsaveable: list[_Unsaveable] = []
         self._fleeting: list[_Saveable] = []
         self._known: dict[Any, Place] = {}
+        self._sets_context = False
         self._models: dict[int, codecs.mujoco.ModelParameters] = {}
         self._search(is_first=True)
 
     def look_again(self) -> None:
         """Search once more, after a reset."""
         self._search(is_first=False)
+        self.pass_over_reset()
+
+    def pass_over_reset(self) -> None:
+        """Take models for unchanged: what a reset does to them is not done by a step, and branches never reset."""
+        self._saveable = [
+            found._replace(before=Snapshot(found.place.root)) if found.place.root in self._models.values() else found
+            for found in self._saveable
+        ]
 
     def _search(self, is_first: bool) -> None:
         if known_layers(self._root) is not None:
@@ -77,6 +87,7 @@ class HiddenState:
                 f"the module {simulators[0]} cannot be restored: {STATEFUL_MODULES[simulators[0]]}.\nWays out: (1) branch by "
                 "forking the process, with brancher='fork'; (2) train without branching, with n_samples=1."
             )
+        self._sets_context |= any("set" in facts.attributes for facts in code)
         if caches:
             raise UnbranchableEnvError(
                 f"the cache of {caches[0]} keeps results of a function that draws random numbers or changes something, and "
@@ -101,7 +112,8 @@ class HiddenState:
             seconds = time.perf_counter() - start
         except UnbranchableEnvError as error:
             reason = str(error).splitlines()[0]
-            if find((place.root,), _is_opaque) is not None:
+            is_opaque = partial(_is_opaque, sets_context=self._sets_context)
+            if find((place.root,), is_opaque) is not None:
                 raise UnbranchableEnvError(f"{place.name} cannot be saved and restored: {reason}\n{_WAYS_OUT}") from error
             if isinstance(place.root, ClassVariables | GlobalVariables) and len(place.root.names) > 1:
                 kind = "class attribute" if isinstance(place.root, ClassVariables) else "global variable"
@@ -212,9 +224,9 @@ def _describe_content(root: Any) -> Any:
         return None
 
 
-def _is_opaque(obj: Any) -> bool:
+def _is_opaque(obj: Any, sets_context: bool) -> bool:
     """Tell whether an object changes without being seen to."""
-    is_variable = isinstance(obj, ContextVar) or hasattr(type(obj), "__next__")
+    is_variable = (sets_context and isinstance(obj, ContextVar)) or hasattr(type(obj), "__next__")
     return codec_of(type(obj)) is Mark.UNKNOWN and (is_variable or is_outlet(obj))
 
 

@@ -154,7 +154,11 @@ def test_learners_are_no_state():
     assert not [place for place in hidden_places(simulator.root, simulator.roots).places if place.root is model]
 
 
-BALL = "<mujoco><worldbody><body pos='0 0 9'><freejoint/><geom size='.1'/><site name='goal'/></body></worldbody></mujoco>"
+BALL = """
+<mujoco><worldbody>
+  <body pos='0 0 9'><freejoint name='ball'/><geom size='.1'/><site name='goal'/></body>
+</worldbody></mujoco>
+"""
 
 
 def change_gravity(env, _):
@@ -176,9 +180,23 @@ def move_goal(env, action):
     env.data.qvel[0] = goal.pos[0]
 
 
+def change_damping(env, action):
+    env.model.joint("ball").damping[:] += action
+
+
+def change_friction(env, action):
+    np.copyto(env.model.dof_damping, env.model.dof_damping + action)
+
+
+def change_by_name(env, action):
+    setattr(env.model.opt, "timestep", env.model.opt.timestep * 0.99)  # noqa: B010
+
+
 @pytest.mark.filterwarnings("ignore:.* a branch changed the parameters of the MuJoCo model", "ignore:To save and restore")
 @pytest.mark.parametrize("first", [0, 30], ids=["at once", "late"])
-@pytest.mark.parametrize("change", [change_gravity, change_time_step, change_mass, move_goal])
+@pytest.mark.parametrize(
+    "change", [change_gravity, change_time_step, change_mass, move_goal, change_damping, change_friction, change_by_name]
+)
 def test_models_that_steps_change(change, first, monkeypatch):
     mujoco = pytest.importorskip("mujoco")
     monkeypatch.setattr(hidden, "_WATCHING_SHARE", np.inf)
@@ -221,3 +239,43 @@ def test_models_that_steps_change(change, first, monkeypatch):
         return seen
 
     assert run(branched=True) == run(branched=False)
+
+
+def test_models_that_resets_change_are_watched_and_not_saved():
+    mujoco = pytest.importorskip("mujoco")
+
+    class Ball(gym.Env):
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (6,), np.float64)
+        action_space = gym.spaces.Discrete(3)
+
+        def __init__(self):
+            self.model = mujoco.MjModel.from_xml_string(BALL)
+            self.data = mujoco.MjData(self.model)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.model.body_mass[:] = self.np_random.uniform(1, 2, self.model.nbody)
+            mujoco.mj_resetData(self.model, self.data)
+            return self.data.qvel.copy(), {}
+
+        def step(self, action):
+            self.data.qvel[0] += action
+            mujoco.mj_step(self.model, self.data)
+            return self.data.qvel.copy(), 0.0, self.data.time > 0.006, False, {}
+
+    (simulator,) = make_brancher("snapshot", DummyVecEnv([Ball]))._simulators._simulators
+    assert len(simulator.roots) == len(simulator.attributes)
+    assert type(simulator._states) is hidden.WatchedStates
+
+
+def test_context_variables_that_are_only_read_are_no_obstacle():
+    source = """
+from contextvars import ContextVar
+request = ContextVar("request", default=1)
+class Env(Base):
+    n_steps = 0
+    def count(self, action):
+        self.n_steps += request.get()
+        return self.n_steps
+"""
+    assert play(source, branched=True, n_steps=20) == play(source, branched=False, n_steps=20)

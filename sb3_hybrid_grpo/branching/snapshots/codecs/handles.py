@@ -98,7 +98,8 @@ def _referent(obj: weakref.ref[Any]) -> tuple[Any, ...]:
 
 
 _WEAK = (
-    "what a branch drops would stay in it, as a snapshot keeps objects alive. Keep plain references, and remove what is gone"
+    "what a branch drops would stay in it, as a snapshot keeps objects alive. Keep plain references, and remove what is gone, "
+    "or register the type as CONSTANT if steps never drop what it refers to"
 )
 
 register_builtin(type(threading.Lock()), LeafCodec[Any, None](_save_lock, _restore_lock))
