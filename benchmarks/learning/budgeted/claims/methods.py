@@ -12,7 +12,7 @@ from benchmarks.learning.budgeted.tuning.known_good import TWO_ACTIONS, WITHOUT_
 from benchmarks.learning.budgeted.tuning.search_space import Settings, settings_of
 from sb3_hybrid_grpo import HybridGRPO
 
-# The last one is in rows of two seeds, with rollouts of 2,048 states on the discrete tasks, which another set took the place of.
+# The last one is in rows alone: rollouts of 2,048 states on the discrete tasks, which another set took the place of.
 PPO_VARIANTS = ("ppo", "ppo_1", "ppo_8", "ppo_16", "ppo_2048")
 _FEWEST_STEPS = 16
 # A budget of minutes never fills the million transitions that SB3 would keep.
