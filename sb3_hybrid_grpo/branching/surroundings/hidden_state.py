@@ -74,7 +74,9 @@ class HiddenState:
     def pass_over_reset(self) -> None:
         """Take models for unchanged: what a reset does to them is not done by a step, and branches never reset."""
         self._saveable = [
-            found._replace(before=Snapshot(found.place.root)) if found.place.root in self._models.values() else found
+            found._replace(before=Snapshot(found.place.root))
+            if isinstance(found.place.root, codecs.mujoco.ModelParameters)
+            else found
             for found in self._saveable
         ]
 
