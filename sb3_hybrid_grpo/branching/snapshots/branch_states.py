@@ -39,9 +39,10 @@ def known_layers(root: gym.Env[Any, Any]) -> tuple[Any, ...] | None:
 
 def _is_changed(layer: gym.Env[Any, Any]) -> bool:
     """Tell whether a function was put into a layer or its classes in place of their own."""
-    return any(map(callable, vars(layer).values())) or any(
+    own = type(layer)
+    return any(callable(value) and hasattr(own, name) for name, value in vars(layer).items()) or any(
         isinstance(function, _FUNCTIONS) and getattr(function, "__module__", None) != base.__module__
-        for base in type(layer).__mro__
+        for base in own.__mro__
         for function in vars(base).values()
     )
 
