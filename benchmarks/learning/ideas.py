@@ -108,7 +108,6 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "ppo_free": {"learning_rate": 1e-3, "kl_control": "none"},
     "discrete": WITHOUT_BRANCHES,
     "discrete_short": {**WITHOUT_BRANCHES, "rollout": 512},
-    "discrete_linear": {**WITHOUT_BRANCHES, "schedule": "linear"},
     "discrete_natural": NATURAL_DISCRETE[3],
     "discrete_natural_entropy": NATURAL_DISCRETE[10],
     "discrete_natural_linear": {**NATURAL_DISCRETE[3], "schedule": "linear"},

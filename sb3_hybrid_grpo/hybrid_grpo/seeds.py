@@ -18,5 +18,6 @@ class BranchSeeds(OnPolicyAlgorithm):
         :param seed: The seed; by default nothing is set, and what decides about branches follows NumPy's generator
         """
         super().set_random_seed(seed)
-        state = pickle.dumps(np.random.get_state(legacy=False))
-        self._branch_rng = np.random.default_rng(list(state) if seed is None else seed)
+        self._branch_rng = np.random.default_rng(
+            list(pickle.dumps(np.random.get_state(legacy=False))) if seed is None else seed
+        )

@@ -407,6 +407,13 @@ def test_bad_input_is_explained(argv, message, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "jobs"), [([], os.cpu_count()), (["--engine", "process"], 1), (["--workers", "2"], 1), (["--jobs", "3"], 3)]
+)
+def test_runs_with_workers_are_made_one_at_a_time(options, jobs):
+    assert cli._jobs(cli._parser().parse_args(options)) == jobs
+
+
 def test_a_file_where_the_folder_should_be(tmp_path, capsys):
     path = tmp_path / "results"
     path.write_text("mine")

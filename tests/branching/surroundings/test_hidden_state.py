@@ -162,6 +162,34 @@ BALL = """
 """
 
 
+class Ball(gym.Env):
+    """A ball that falls."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (12,), np.float64)
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self):
+        mujoco = pytest.importorskip("mujoco")
+        self.model = mujoco.MjModel.from_xml_string(BALL)
+        self.data = mujoco.MjData(self.model)
+        self.n_steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        import mujoco
+
+        super().reset(seed=seed)
+        mujoco.mj_resetData(self.model, self.data)
+        return np.zeros(12), {}
+
+    def step(self, action):
+        import mujoco
+
+        self.n_steps += 1
+        mujoco.mj_step(self.model, self.data)
+        obs = np.concatenate([self.data.qvel, self.data.qpos[:6]])
+        return obs, float(obs.sum()), False, self.n_steps % 20 == 0, {}
+
+
 def change_gravity(env, _):
     env.model.opt.gravity[2] *= 0.9
 
@@ -199,33 +227,16 @@ def change_by_name(env, action):
     "change", [change_gravity, change_time_step, change_mass, move_goal, change_damping, change_friction, change_by_name]
 )
 def test_models_that_steps_change(change, first, monkeypatch):
-    mujoco = pytest.importorskip("mujoco")
     monkeypatch.setattr(hidden, "_WATCHING_SHARE", np.inf)
 
-    class Ball(gym.Env):
-        observation_space = gym.spaces.Box(-np.inf, np.inf, (12,), np.float64)
-        action_space = gym.spaces.Discrete(3)
-
-        def __init__(self):
-            self.model = mujoco.MjModel.from_xml_string(BALL)
-            self.data = mujoco.MjData(self.model)
-            self.n_steps = 0
-
-        def reset(self, *, seed=None, options=None):
-            super().reset(seed=seed)
-            mujoco.mj_resetData(self.model, self.data)
-            return np.zeros(12), {}
-
+    class ChangingBall(Ball):
         def step(self, action):
-            self.n_steps += 1
-            if self.n_steps >= first:
+            if self.n_steps + 1 >= first:
                 change(self, action)
-            mujoco.mj_step(self.model, self.data)
-            obs = np.concatenate([self.data.qvel, self.data.qpos[:6]])
-            return obs, float(obs.sum()), False, self.n_steps % 20 == 0, {}
+            return super().step(action)
 
     def run(branched):
-        venv = DummyVecEnv([Ball])
+        venv = DummyVecEnv([ChangingBall])
         venv.seed(0)
         venv.reset()
         brancher = make_brancher("snapshot", venv) if branched else None
@@ -243,28 +254,17 @@ def test_models_that_steps_change(change, first, monkeypatch):
 
 
 def test_models_that_resets_change_are_watched_and_not_saved():
-    mujoco = pytest.importorskip("mujoco")
-
-    class Ball(gym.Env):
-        observation_space = gym.spaces.Box(-np.inf, np.inf, (6,), np.float64)
-        action_space = gym.spaces.Discrete(3)
-
-        def __init__(self):
-            self.model = mujoco.MjModel.from_xml_string(BALL)
-            self.data = mujoco.MjData(self.model)
-
-        def reset(self, *, seed=None, options=None):
-            super().reset(seed=seed)
+    class RandomBall(Ball):
+        def reset(self, **kwargs):
+            result = super().reset(**kwargs)
             self.model.body_mass[:] = self.np_random.uniform(1, 2, self.model.nbody)
-            mujoco.mj_resetData(self.model, self.data)
-            return self.data.qvel.copy(), {}
+            return result
 
         def step(self, action):
             self.data.qvel[0] += action + FRICTION[0]
-            mujoco.mj_step(self.model, self.data)
-            return self.data.qvel.copy(), 0.0, self.data.time > 0.006, False, {}
+            return super().step(action)
 
-    (simulator,) = make_brancher("snapshot", DummyVecEnv([Ball]))._simulators._simulators
+    (simulator,) = make_brancher("snapshot", DummyVecEnv([RandomBall]))._simulators._simulators
     assert len(simulator.roots) == len(simulator.attributes) + 1, "the global array is saved, and the model is not"
     assert type(simulator._states) is hidden.WatchedStates
 
