@@ -32,6 +32,7 @@ from benchmarks.learning.tune import FOLDER, SECONDS
 
 _SMALL = {"rollout": 64}
 _LONG = {"rollout": 1024}
+_BOUNDED = {"max_learning_rate": 1e-3}
 
 IDEAS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {},
@@ -106,13 +107,18 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "ppo_half": {"rollout": 1024},
     "ppo_quick": {"learning_rate": 1e-3, "batch_size": 128, "one_minus_lambda": 0.2, "kl": 0.03},
     "ppo_free": {"learning_rate": 1e-3, "kl_control": "none"},
+    "ppo_bounded": _BOUNDED,
+    "ppo_half_bounded": {"rollout": 1024, **_BOUNDED},
     "discrete": WITHOUT_BRANCHES,
+    "discrete_bounded": {**WITHOUT_BRANCHES, **_BOUNDED},
+    "discrete_half_bounded": {**WITHOUT_BRANCHES, "rollout": 1024, **_BOUNDED},
     "discrete_short": {**WITHOUT_BRANCHES, "rollout": 512},
     "discrete_natural": NATURAL_DISCRETE[3],
     "discrete_natural_entropy": NATURAL_DISCRETE[10],
     "discrete_natural_linear": {**NATURAL_DISCRETE[3], "schedule": "linear"},
     "discrete_natural_short": {**NATURAL_DISCRETE[3], "rollout": 512},
     "discrete_natural_linear_entropy": {**NATURAL_DISCRETE[10], "schedule": "linear"},
+    "discrete_natural_linear_entropy_long": {**NATURAL_DISCRETE[10], "schedule": "linear", "rollout": 2048},
     # Exploration that depends on the state
     "natural_16_linear_sde": {**NATURAL_HELD[5], "use_sde": True, "log_std_init": -2.0},
     "natural_16_linear_sde_wide": {**NATURAL_HELD[5], "use_sde": True},

@@ -1,5 +1,6 @@
 """State beside the attributes of an environment: saved with them, watched where that is costly, or refused by name."""
 
+import io
 import pickle
 import time
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
+import torch as th
 
 from sb3_hybrid_grpo.branching.snapshots import (
     STATEFUL_MODULES,
@@ -26,6 +29,8 @@ from sb3_hybrid_grpo.common import UnbranchableEnvError, warn
 
 _COSTLY_SECONDS = 1e-4
 _WATCHING_SHARE = 0.01
+# Snapshots of these are made for this process alone: where their memory lies is not what they contain.
+_SAVED_WITH_ADDRESS = (np.random.Generator, np.random.BitGenerator, np.random.RandomState, th.Tensor)
 
 _WAYS_OUT = (
     "Ways out: (1) keep that state in attributes, as self.name, and draw from self.np_random; (2) register a codec for it "
@@ -218,12 +223,25 @@ class WatchedStates(SavedStates):
                 )
 
 
+class _Describer(pickle.Pickler):
+    """Describes tensors by their values: pickled, they differ with the memory they lie in."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, th.Tensor):
+            return tuple, ((str(obj.dtype), obj.tolist()),)
+        return NotImplemented
+
+
 def _describe_content(root: Any) -> Any:
     codec = codec_of(type(root))
+    if isinstance(codec, Mark):
+        return None
+    description = io.BytesIO()
     try:
-        return None if isinstance(codec, Mark) else pickle.dumps(codec.save(root))
+        _Describer(description).dump(root if isinstance(root, _SAVED_WITH_ADDRESS) else codec.save(root))
     except Exception:
         return None
+    return description.getvalue()
 
 
 def _is_opaque(obj: Any, sets_context: bool) -> bool:

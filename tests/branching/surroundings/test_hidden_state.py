@@ -46,6 +46,32 @@ def test_exact(place):
     assert play(PLACES[place], branched=True) == play(PLACES[place], branched=False)
 
 
+def contents_of(env):
+    simulator = Simulator(env)
+    return hidden.HiddenState(simulator.root, simulator.attributes).contents
+
+
+@pytest.mark.parametrize(
+    "made, drawn",
+    [
+        ("np.random.default_rng(0)", "{}.normal()"),
+        ("np.random.RandomState(0)", "{}.normal()"),
+        ("torch.zeros(2)", "{}.add_(1)[0].item()"),
+        ("{'weights': torch.zeros(2)}", "{}['weights'].add_(1)[0].item()"),
+    ],
+)
+def test_equal_contents_are_equal_wherever_they_lie(made, drawn):
+    source = f"import torch\nSHARED = {made}\nclass Env(Base):\n    def count(self, action):\n        return {drawn.format('SHARED')}"
+    one, other = make(source), make(source)
+    before = contents_of(one)
+    assert None not in before.values() and len(before) == 1
+    assert contents_of(other) == before
+    one.count(0)
+    assert contents_of(one) != before
+    other.count(0)
+    assert contents_of(one) == contents_of(other)
+
+
 @pytest.mark.parametrize(
     "place, culprit",
     [

@@ -23,6 +23,7 @@ _PPO = {
     "activation": "tanh",
     "kl_control": "none",
     "kl": 0.02,
+    "max_learning_rate": 1e-2,
     "log_std_init": 0.0,
     "noise_together": False,
 }

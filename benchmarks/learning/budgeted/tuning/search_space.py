@@ -33,10 +33,11 @@ SHARED: Mapping[str, BaseDistribution] = {
     "activation": CategoricalDistribution(["tanh", "relu"]),
     "kl_control": CategoricalDistribution(["none", "target", "desired"]),
     "kl": FloatDistribution(3e-3, 0.1, log=True),
+    "max_learning_rate": FloatDistribution(3e-4, 1e-2, log=True),
 }
 """
 Rollouts are counted in states, all environments together. Linear schedules, of the learning rate and of the divergence of
-natural steps, fall to zero with the budget.
+natural steps, fall to zero with the budget. The greatest learning rate is that of a desired divergence alone.
 """
 
 NOISE_TOGETHER = "noise_together"
@@ -147,6 +148,8 @@ def settings_of(params: Params) -> Settings:
         arguments["trust_region"] = f"lin_{kl}" if params["schedule"] == "linear" else kl
     elif params["kl_control"] != "none":
         arguments[f"{params['kl_control']}_kl"] = params["kl"]
+        if params["kl_control"] == "desired" and "max_learning_rate" in params:
+            arguments["learning_rate_bounds"] = (1e-6, params["max_learning_rate"])
     own = (*OWN, *RESEARCHED)
     arguments |= {name: value for name, value in params.items() if name in own and name not in _SPELT_OUT}
     if "actor_limit" in params:

@@ -12,7 +12,7 @@ from benchmarks.learning.budgeted.rows import read_rows
 from benchmarks.learning.budgeted.tuning.search_space import search_space
 
 _ENOUGH_TO_BORROW = 6
-_BEFORE = {"natural": False, "noise_together": False}
+_BEFORE = {"natural": False, "noise_together": False, "max_learning_rate": 1e-2}
 
 
 class TrialRow(NamedTuple):
