@@ -61,7 +61,8 @@ def contents_of(env):
     ],
 )
 def test_equal_contents_are_equal_wherever_they_lie(made, drawn):
-    source = f"import torch\nSHARED = {made}\nclass Env(Base):\n    def count(self, action):\n        return {drawn.format('SHARED')}"
+    count = f"    def count(self, action):\n        return {drawn.format('SHARED')}"
+    source = f"import torch\nSHARED = {made}\nclass Env(Base):\n{count}"
     one, other = make(source), make(source)
     before = contents_of(one)
     assert None not in before.values() and len(before) == 1
