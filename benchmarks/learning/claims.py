@@ -28,7 +28,7 @@ from benchmarks.learning.budgeted.claims.results import ClaimRow, Claims
 from benchmarks.learning.budgeted.rows import append_row, provenance, read_rows
 from benchmarks.learning.budgeted.tasks.families import CLAIM_TASKS, FAMILIES, RANDOM_RETURNS, make_envs
 from benchmarks.learning.budgeted.training import Budget, train
-from benchmarks.learning.budgeted.tuning.search_space import NOISE_TOGETHER, STAGGERED
+from benchmarks.learning.budgeted.tuning.search_space import NOISE_TOGETHER, STAGGERED, Settings
 
 FOLDER = Path(__file__).parents[1] / "results" / "claims"
 TUNED = Path(__file__).parents[1] / "results" / "tuning" / "tuned.json"
@@ -107,10 +107,19 @@ def make_run(run: Run, method: Method) -> ClaimRow:
     env, eval_env = make_envs(run.task, used.n_envs, used.normalize, method.gamma, run.seed, used.staggered)
     due = [share * run.seconds for share in EVALUATED_SHARES]
     curve = train(make_model, env, Budget(eval_env, run.seconds, due, run.seed))
-    settings = {"n_envs": used.n_envs, "normalize": used.normalize, "arguments": _as_text(used.arguments)}
-    settings |= {name: True for name in (NOISE_TOGETHER, STAGGERED) if getattr(used, name)}
     wall_seconds = round(time.perf_counter() - start, 1)
-    return ClaimRow(*run, curve.points, curve.error, settings, wall_seconds, provenance(curve.work_seconds))
+    return ClaimRow(*run, curve.points, curve.error, settings_row(used), wall_seconds, provenance(curve.work_seconds))
+
+
+def settings_row(settings: Settings) -> dict[str, Any]:
+    """
+    Write settings down as a row has them.
+
+    :param settings: the settings
+    :return: what a table can hold of them, equal for equal settings
+    """
+    row = {"n_envs": settings.n_envs, "normalize": settings.normalize, "arguments": _as_text(settings.arguments)}
+    return row | {name: True for name in (NOISE_TOGETHER, STAGGERED) if getattr(settings, name)}
 
 
 def _as_text(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,8 +150,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.seeds:
         tuned = json.loads(options.tuned.read_text(encoding="utf-8"))
         done = read_rows(path, ClaimRow)
-        for run in missing_runs(done, options.tasks, options.methods, options.seeds, options.seconds, tuned):
-            row = make_run(run, methods_of(run.family, tuned[run.family])[run.method])
+        runs = list(missing_runs(done, options.tasks, options.methods, options.seeds, options.seconds, tuned))
+        methods = {(run.family, run.method): methods_of(run.family, tuned[run.family])[run.method] for run in runs}
+        for (family, name), method in methods.items():
+            rows = [row for row in done if (row.family, row.method, row.seconds) == (family, name, options.seconds)]
+            if any(row.settings != settings_row(method.settings) for row in rows):
+                parser.error(f"{path} has {name} with other settings than those of {options.tuned}.")
+        for run in runs:
+            row = make_run(run, methods[run.family, run.method])
             append_row(path, row)
             print(time.strftime("%H:%M:%S"), *run, *row.curve[-1][1:], row.error, flush=True)
     if options.report:

@@ -308,7 +308,8 @@ class TestRunner:
 
         def make_run(run, method):
             made.append(run)
-            return claim_row(run.task, run.method, run.seed, (0, 0), (9, 1))._replace(family=run.family)
+            row = claim_row(run.task, run.method, run.seed, (0, 0), (9, 1))
+            return row._replace(family=run.family, settings=claims.settings_row(method.settings))
 
         monkeypatch.setattr(claims, "make_run", make_run)
         monkeypatch.setattr(claims.th, "set_num_threads", lambda n: None)
@@ -354,3 +355,11 @@ class TestRunner:
             assert row.settings["noise_together"] and row.settings["staggered"]
             assert "-1.0" in row.settings["arguments"]["policy_kwargs"]
         assert log_std_init == pytest.approx([-1.0, -1.3465736]) and cut == [200, 50]
+
+    def test_runs_of_one_name_have_one_set_of_settings(self, claims, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(claims, "make_run", lambda run, method: pytest.fail("trained"))
+        former = claim_row("Reacher-v5", "ppo", 0, (0, 0), (9, 1))._replace(family="continuous", settings={"n_envs": 9})
+        monkeypatch.setattr(claims, "read_rows", lambda path, kind: [former])
+        with pytest.raises(SystemExit):
+            claims.main([*self.arguments, "--seeds", "1", "--tasks", "Ant-v5", "--methods", "ppo"])
+        assert "has ppo with other settings" in capsys.readouterr().err
