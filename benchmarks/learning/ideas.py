@@ -119,6 +119,9 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "discrete_natural_short": {**NATURAL_DISCRETE[3], "rollout": 512},
     "discrete_natural_linear_entropy": {**NATURAL_DISCRETE[10], "schedule": "linear"},
     "discrete_natural_linear_entropy_long": {**NATURAL_DISCRETE[10], "schedule": "linear", "rollout": 2048},
+    # Short where little is at stake
+    "discrete_stakes": {**NATURAL_DISCRETE[10], "variant": "Stakes"},
+    "discrete_stakes_linear": {**NATURAL_DISCRETE[10], "schedule": "linear", "variant": "Stakes"},
     # Exploration that depends on the state
     "natural_16_linear_sde": {**NATURAL_HELD[5], "use_sde": True, "log_std_init": -2.0},
     "natural_16_linear_sde_wide": {**NATURAL_HELD[5], "use_sde": True},

@@ -150,3 +150,14 @@ def test_earlier_rollouts_are_reused(n_reused, n_rollouts, are_same, monkeypatch
     assert before[1] == 64 * min(n_reused, n_rollouts)
     # Before the step there is no divergence, whichever policies have sampled.
     assert before[2] == 0 < after[2] <= 0.015
+
+
+def test_steps_are_shorter_where_little_is_at_stake(monkeypatch):
+    model = make("Stakes", trust_region=0.02).learn(64)
+    assert 0 < model.logger.name_to_value["train/trust_region"] <= 0.02
+    model.largest, divergences = 0.0, []
+    monkeypatch.setattr(HybridGRPO, "train", lambda self: divergences.append(self.trust_region))
+    for spread in 1.0, 2.0, 0.6, 0.3, 0.0:
+        model.rollout_buffer.advantages = np.array([spread, -spread])
+        model.train()
+    assert divergences == pytest.approx([0.02, 0.02, 0.02, 0.005, 0.0]) and model.trust_region == 0.02

@@ -11,6 +11,7 @@ from benchmarks.learning.variants.noise_scale import NoiseScaledRollouts
 from benchmarks.learning.variants.recomputed_advantages import RecomputedAdvantages
 from benchmarks.learning.variants.reused_rollouts import ReusedRollouts, ThreeReusedRollouts
 from benchmarks.learning.variants.scaled_back import RecomputedScaledBack, ScaledBack
+from benchmarks.learning.variants.stakes import Stakes
 from sb3_hybrid_grpo import HybridGRPO
 
 VARIANTS: Mapping[str, type[HybridGRPO]] = {
@@ -26,6 +27,7 @@ VARIANTS: Mapping[str, type[HybridGRPO]] = {
         RecomputedScaledBack,
         ReusedRollouts,
         ScaledBack,
+        Stakes,
         ThreeReusedRollouts,
     )
 }
