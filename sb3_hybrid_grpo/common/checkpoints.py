@@ -77,6 +77,9 @@ class CheckedCheckpoints(OnPolicyAlgorithm):
         """
         if "reward_transform_kwargs" in kwargs and "reward_transform" not in kwargs:
             raise InvalidArgumentError("reward_transform_kwargs need the name of a reward_transform: pass it, too.")
+        if "reward_transform" in kwargs:
+            # Those of the file are for the one that it had.
+            kwargs = {"reward_transform_kwargs": None, **kwargs}
         with readable_checkpoint(path):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 

@@ -352,7 +352,7 @@ class MacroSteps(OnPolicyAlgorithm):
     def _make_action_sampling(self) -> ActionSampling:
         how_many = (self.action_sampling, self.n_samples, self.advantage, self.policy_class)
         if self._is_modelled:
-            return make_modelled_sampling(*how_many, self.sampling_temperature)  # type: ignore[arg-type]
+            return make_modelled_sampling(*how_many, self.sampling_temperature, self.tail_coef)  # type: ignore[arg-type]
         return make_action_sampling(*how_many, self.action_space, self.use_sde, self.sampling_temperature)  # type: ignore[arg-type]
 
     def _make_brancher(self, env: VecEnv | None) -> Brancher | None:

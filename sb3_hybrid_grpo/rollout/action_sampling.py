@@ -247,7 +247,12 @@ def _tempered(
 
 
 def make_modelled_sampling(
-    name: str, n_samples: int, advantage: str, policy_class: type[ActorCriticPolicy], temperature: float
+    name: str,
+    n_samples: int,
+    advantage: str,
+    policy_class: type[ActorCriticPolicy],
+    temperature: float,
+    tail_coef: float | None,
 ) -> ActionSampling:
     """
     Decide how actions are sampled for branches in a model.
@@ -257,6 +262,7 @@ def make_modelled_sampling(
     :param advantage: name of the estimator
     :param policy_class: class of the policy
     :param temperature: 1
+    :param tail_coef: ``None``
     :return: the way to sample, whose ``group_size`` is N + 1
     :raises InvalidArgumentError: if something else is asked for
     """
@@ -265,6 +271,9 @@ def make_modelled_sampling(
         f"sampling_temperature={temperature} chooses the actions otherwise": temperature != 1,
         f"advantage={advantage!r} has no place for what really followed the committed action, as 'hybrid' has": (
             advantage != "hybrid"
+        ),
+        f"tail_coef={tail_coef} has no place: the model's share decides how much what followed the committed action counts": (
+            tail_coef is not None
         ),
         "a model knows nothing of masks": is_maskable(policy_class),
         "a model predicts from one observation, where a recurrent policy needs those before": is_recurrent(policy_class),

@@ -232,6 +232,17 @@ class MultiSampleMixin(RolloutBuffer):
     def _are_known(self) -> np.ndarray:
         return np.take_along_axis(self.branch_alive[..., 0], self.sources, axis=-1)
 
+    @property
+    def _compared(self) -> np.ndarray:
+        """
+        Which steps of the branches count, [T, E, N, K]: no more of them than the committed trajectory has up to the end of the
+        rollout, since what the critic errs by would tell the actions apart.
+        """
+        if self.is_selected or self.action_sampling == "modelled":
+            return self.branch_alive
+        steps_left = np.arange(len(self.branch_alive), 0, -1)
+        return np.asarray(self.branch_alive & (np.arange(self.branch_horizon) < steps_left[:, None])[:, None, None])
+
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
         Fit the reward transform, then compute estimates, advantages and the critic's targets.
@@ -266,7 +277,7 @@ class MultiSampleMixin(RolloutBuffer):
             self.values,
             self.branch_next_values,
             self.branch_terminated,
-            self.branch_alive,
+            self._compared,
             self.gamma,
             self.branch_lambda,
         )

@@ -32,8 +32,16 @@ class MLflowOutputFormat(TrackerOutputFormat):
         self._client = self._mlflow.MlflowClient()
 
     def _write_hyperparameters(self, values: Mapping[str, Any]) -> None:
-        params = [self._mlflow.entities.Param(name, str(value)) for name, value in values.items()]
-        self._client.log_batch(self.run_id, params=params)
+        texts = {name: str(value) for name, value in values.items()}
+        known = self._client.get_run(self.run_id).data.params
+        params = [self._mlflow.entities.Param(name, text) for name, text in texts.items() if name not in known]
+        # MLflow lets no parameter change, and a second `learn` may have others.
+        tags = [
+            self._mlflow.entities.RunTag(f"changed/{name}", text)
+            for name, text in texts.items()
+            if known.get(name, text) != text
+        ]
+        self._client.log_batch(self.run_id, params=params, tags=tags)
 
     def _write_alert(self, title: str, text: str) -> None:
         self._client.set_tag(self.run_id, f"alerts/{title}", text)

@@ -201,3 +201,11 @@ def test_pickled_models_go_on(copier, brancher):
     assert twin.rollout_buffer.branch_alive[..., 1, 0].all()
     for name, parameter in model.policy.state_dict().items():
         th.testing.assert_close(twin.policy.state_dict()[name], parameter)
+
+
+def test_another_reward_transform_does_not_get_the_former_ones_arguments(tmp_path):
+    model = HybridGRPO("MlpPolicy", limited()(), reward_transform_kwargs={"scale": 5.0}, **SMALL)
+    model.save(tmp_path / "model")
+    assert HybridGRPO.load(tmp_path / "model").reward_transform.scale == 5
+    assert HybridGRPO.load(tmp_path / "model", reward_transform="normalized").reward_transform.scale == 10
+    assert repr(HybridGRPO.load(tmp_path / "model", reward_transform="tanh").reward_transform) == "Tanh"

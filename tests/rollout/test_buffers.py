@@ -1,8 +1,10 @@
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
 from sb3_hybrid_grpo.estimation import RewardTransform
@@ -241,3 +243,27 @@ def test_choice_of_class():
 
     with pytest.raises(InvalidArgumentError, match="must derive from MultiSampleRolloutBuffer"):
         multi_sample_buffer_class(Foreign, BOX)
+
+
+class Idle(gym.Env):
+    """What one does makes no difference."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, dtype=np.float32), {}
+
+    def step(self, action):
+        return np.ones(1, dtype=np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("action_sampling", ["enumerate", "iid"])
+def test_errors_of_the_critic_tell_no_actions_apart_at_the_end_of_a_rollout(action_sampling):
+    model = HybridGRPO(
+        "MlpPolicy", DummyVecEnv([Idle] * 3), n_steps=8, batch_size=24, n_epochs=1, seed=0, device="cpu", n_samples=2,
+        branch_horizon=4, reward_transform="identity", action_sampling=action_sampling,
+    )  # fmt: skip
+    model.learn(24)
+    assert model.rollout_buffer.weights.any() and np.abs(model.rollout_buffer.estimates).min() > 0.5
+    np.testing.assert_allclose(model.rollout_buffer.advantages, 0, atol=1e-5)

@@ -270,3 +270,14 @@ def test_mlflow(mlflow, figure):
     assert [metric.step for metric in steps] == [32, 64]
     artifacts = [client.list_artifacts(output_format.run_id, name)[0].path for name in ("text", "image", "figure")]
     assert artifacts == ["text/7.txt", "image/7.png", "figure/7.png"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_parameters_that_change_in_a_run_of_mlflow(mlflow):
+    output_format = MLflowOutputFormat(run_name="stages")
+    output_format._write_hyperparameters({"ent_coef": 0.0, "gamma": 0.99})
+    output_format._write_hyperparameters({"ent_coef": 0.01, "gamma": 0.99, "n_epochs": 4})
+    output_format.close()
+    data = mlflow.MlflowClient().get_run(output_format.run_id).data
+    assert data.params == {"ent_coef": "0.0", "gamma": "0.99", "n_epochs": "4"}
+    assert {name: value for name, value in data.tags.items() if name.startswith("changed/")} == {"changed/ent_coef": "0.01"}

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.copies.stand_in import StandIn
-from sb3_hybrid_grpo.branching.simulator import Simulator, core_of, failed_probe, layers_of
+from sb3_hybrid_grpo.branching.simulator import ResetError, Simulator, core_of, failed_probe, layers_of, reset_to_probe
 from sb3_hybrid_grpo.branching.snapshots import CONSTANT, Watch, register_builtin
 from sb3_hybrid_grpo.branching.surroundings import HiddenState
 from sb3_hybrid_grpo.common import BranchError, UnbranchableEnvError, difference
@@ -221,10 +221,12 @@ class Recorder:
             self._look_for_shared_variables()
             with _closing(self._copy()) as twin:
                 played = Simulator(twin)
-                example = _compare_some_episodes(played)
+                example = _compare_some_episodes(played, env)
             self.simulator.notice.effects += played.notice.effects
         except UnbranchableEnvError as error:
             raise UnbranchableEnvError(f"{env} {CANNOT_REPLAY} {error}\n{WAYS_OUT}") from error.__cause__
+        except ResetError:
+            raise
         except Exception as error:
             raise failed_probe(env, error, " in a copy") from error
         return example
@@ -263,9 +265,10 @@ def _copy_of(env: _Env, memo: dict[int, Any] | None = None) -> _Env:
         twin = copy.deepcopy(env, memo)
     except Exception as error:
         raise UnbranchableEnvError(f"copy.deepcopy raised {type(error).__name__}: {error}") from error
-    # What is copied by the arguments of its constructor begins with a generator of its own.
-    core = core_of(twin)
-    core.np_random = copy.deepcopy(core_of(env).np_random)
+    core, generator = core_of(twin), core_of(env).np_random
+    # What is copied by the arguments of its constructor begins with a generator of its own. Others keep the one they share.
+    if repr(core.np_random.bit_generator.state) != repr(generator.bit_generator.state):
+        core.np_random = copy.deepcopy(generator)
     if core.render_mode == "human":
         core.render_mode = None
     return twin
@@ -305,13 +308,16 @@ def _closing(twin: _Env) -> Iterator[_Env]:
     close_copy(twin)
 
 
-def _compare_some_episodes(played: Simulator) -> Any:
-    played.root.reset()
+def _compare_some_episodes(played: Simulator, original: _Env) -> Any:
+    reset_to_probe(original, played.root)
     played.try_actions(copy.deepcopy(played.env.action_space), _PROBE_STEPS, seed=0)
     start = time.perf_counter()
     for seed in range(_PROBE_EPISODES):
         with _closing(_copy_of(played.root)) as twin:
-            example = _compare_episodes(played, Simulator(twin), seed)
+            new = Simulator(twin)
+            for simulator in (played, new):
+                reset_to_probe(original, simulator.root)
+            example = _compare_episodes(played, new, seed)
         if time.perf_counter() - start > _PROBE_SECONDS:
             break
     return example
@@ -319,8 +325,6 @@ def _compare_some_episodes(played: Simulator) -> Any:
 
 def _compare_episodes(played: Simulator, new: Simulator, seed: int) -> Any:
     """Play the beginning of an episode in an environment and in a copy of it; return an observation."""
-    for simulator in (played, new):
-        simulator.root.reset()
     action_space = copy.deepcopy(played.env.action_space)
     (once, example), (again, _) = (simulator.try_actions(action_space, _PROBE_STEPS, seed) for simulator in (played, new))
     if (name := difference(once, again)) is not None:

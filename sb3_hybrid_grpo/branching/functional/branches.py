@@ -1,6 +1,7 @@
 """Branches of functional environments: rows that are stepped beside the committed ones."""
 
 import traceback
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ _MOST_ROWS_OF_GPU, _MOST_BYTES_OF_GPU = 65_536, 2**30
 
 class _Moment(NamedTuple):
     rows: Rows
+    keys: Any
     time: int
 
 
@@ -27,12 +29,19 @@ class _Slab(NamedTuple):
 
     :param places: which branches of each environment they are; the last one again where there are fewer than blocks
     :param rows: their states
+    :param keys: keys of the environments
     :param times: their times
     """
 
     places: np.ndarray
     rows: Rows
+    keys: Any
     times: np.ndarray
+
+    @property
+    def n_places(self) -> int:
+        """Number of branches, without the one that is repeated."""
+        return int(self.places[-1] - self.places[0]) + 1
 
 
 class FunctionalBranches:
@@ -71,7 +80,7 @@ class FunctionalBranches:
 
     def remember(self) -> None:
         """Keep the present states."""
-        self._moments.append(_Moment(self._venv.rows, self._venv.time))
+        self._moments.append(self._now)
 
     def confirm(self) -> None:
         """Do nothing: they are kept."""
@@ -79,6 +88,10 @@ class FunctionalBranches:
     def forget(self) -> None:
         """Forget the states that were kept."""
         self._moments = []
+
+    @property
+    def _now(self) -> _Moment:
+        return _Moment(self._venv.rows, self._venv.keys, self._venv.time)
 
     def open(self, actions: Any, alive: Any, horizon: int) -> BranchOutcome:
         """
@@ -90,7 +103,7 @@ class FunctionalBranches:
         :return: the outcomes, zero where not ``alive``
         :raises BranchError: if the environment raises
         """
-        moments = self._moments or [_Moment(self._venv.rows, self._venv.time)]
+        moments = self._moments or [self._now]
         self.forget()
         n_places = alive.shape[1]
         self._n_blocks = max(self._n_blocks, min(self._most_blocks, n_places))
@@ -120,28 +133,36 @@ class FunctionalBranches:
             self._slabs[idx] = slab._replace(rows=stepped.rows, times=slab.times + 1)
         hand_out = self._engine.to_torch if isinstance(actions, th.Tensor) else self._engine.to_numpy
         parts = [_by_env(hand_out(result[:4]), alive.shape[0]) for result in results]
-        outcome = BranchOutcome(*(_together(each, alive.shape[1]) for each in zip(*parts, strict=True)))
+        n_places = [slab.n_places for slab in self._slabs]
+        outcome = BranchOutcome(*(_together(each, n_places) for each in zip(*parts, strict=True)))
         if not self._with_masks:
             return outcome
         masks = [_by_env(hand_out(result[4].reshape(len(result[4]), -1)), alive.shape[0]) for result in results]
-        return outcome._replace(action_masks=_together(masks, alive.shape[1]))
+        return outcome._replace(action_masks=_together(masks, n_places))
 
     def close(self) -> None:
         """Forget the open branches."""
         self._slabs = []
 
     def _slabs_of(self, moments: list[_Moment], n_places: int) -> list[_Slab]:
-        slabs = []
-        for start in range(0, n_places, self._n_blocks):
-            places = np.minimum(start + np.arange(self._n_blocks), n_places - 1)
-            origins = [moments[place * len(moments) // n_places] for place in places]
-            rows = origins[0].rows if len(origins) == 1 else self._engine.join([origin.rows for origin in origins])
-            slabs.append(_Slab(places, rows, np.array([origin.time for origin in origins])))
+        slabs: list[_Slab] = []
+        origins = [moments[place * len(moments) // n_places] for place in range(n_places)]
+        start = 0
+        while start < n_places:
+            # Environments that were seeded have other keys, and those of a slab are of one time.
+            end = start
+            while end < n_places and end < start + self._n_blocks and origins[end].keys is origins[start].keys:
+                end += 1
+            places = np.minimum(start + np.arange(self._n_blocks), end - 1)
+            blocks = [origins[place] for place in places]
+            rows = blocks[0].rows if len(blocks) == 1 else self._engine.join([block.rows for block in blocks])
+            slabs.append(_Slab(places, rows, origins[start].keys, np.array([block.time for block in blocks])))
+            start = end
         return slabs
 
     def _step(self, slab: _Slab, actions: Any, alive: Any) -> Stepped:
         try:
-            return self._engine.step(slab.rows, self._venv.keys, slab.times, actions, alive)
+            return self._engine.step(slab.rows, slab.keys, slab.times, actions, alive)
         except Exception as error:
             raise BranchError(
                 f"{type(self._venv.env).__name__} raised in a branch. The environments are as they "
@@ -155,14 +176,13 @@ class FunctionalBranches:
         actions, alive = _blocks(slab, actions, alive)
         n_envs = self._venv.num_envs
         has_ordered_sums = getattr(self._engine, "has_ordered_sums", None)
-        if has_ordered_sums is not None and has_ordered_sums(
-            self._rows(slab, slice(n_envs)), self._venv.keys, actions[:n_envs]
-        ):
+        if has_ordered_sums is not None and has_ordered_sums(self._rows(slab, slice(n_envs)), slab.keys, actions[:n_envs]):
             return False
         together = self._step(slab, actions, alive)
         for block, time in enumerate(slab.times):
             which = slice(block * n_envs, (block + 1) * n_envs)
-            alone = self._step(_Slab(slab.places, self._rows(slab, which), np.array([time])), actions[which], alive[which])
+            block_alone = slab._replace(rows=self._rows(slab, which), times=np.array([time]))
+            alone = self._step(block_alone, actions[which], alive[which])
             parts, others = (self._engine.leaves(self._engine.to_numpy(stepped)) for stepped in (together, alone))
             if any(part[which].tobytes() != others[path].tobytes() for path, part in parts.items()):
                 return False
@@ -188,12 +208,13 @@ def _by_env(tree: Any, n_envs: int) -> Any:
     return map_trees(lambda part: part.reshape(-1, n_envs, *part.shape[1:]).swapaxes(0, 1), tree)
 
 
-def _together(parts: Any, n_places: int) -> Any:
+def _together(parts: Any, n_places: Sequence[int]) -> Any:
     """Put the results of slabs side by side, without the repeated ones."""
     if len(parts) == 1:
-        return map_trees(lambda part: part[:, :n_places], parts[0])
+        return map_trees(lambda part: part[:, : n_places[0]], parts[0])
 
     def join(*each: Any) -> Any:
-        return (th.cat(each, dim=1) if isinstance(each[0], th.Tensor) else np.concatenate(each, axis=1))[:, :n_places]
+        distinct = [part[:, :n] for part, n in zip(each, n_places, strict=True)]
+        return th.cat(distinct, dim=1) if isinstance(each[0], th.Tensor) else np.concatenate(distinct, axis=1)
 
     return map_trees(join, *parts)

@@ -26,6 +26,7 @@ class EagerEngine:
         self._functions = functions
         self._device = device
         self.can_differ = device is None or device.type == "cpu"
+        self._nothing: dict[int, tuple[Any, ...]] = {}
         self._tables: dict[int, Any] = {}
         self._tables_of: Any = None
         self._where: Callable[..., Any] = np.where if device is None else th.where
@@ -58,9 +59,23 @@ class EagerEngine:
     def step(self, rows: Rows, keys: Any, times: np.ndarray, actions: Any, alive: Any) -> Stepped:
         """Take an action in each row, see ``Engine``."""
         space = self._functions.env.action_space
-        is_all = bool(alive.all())
+        n_rows, is_all = len(alive), bool(alive.all())
+        if n_rows in self._nothing and not alive.any():
+            return Stepped(rows, *self._nothing[n_rows])
         alive = self.array(alive)
-        stepped = self._functions.step(rows, self.array(actions, space.dtype), self._four_keys(keys, times))
+        first = 0 if is_all else int((alive * 1).argmax())
+
+        def living(part: Any) -> Any:
+            """Have rows that stay behind do what one does that goes on: at the end of an episode nothing can be done."""
+            return self._select(alive, part, part[first : first + 1])
+
+        actions = self.array(actions, space.dtype)
+        origins, actions = (rows, actions) if is_all else map_trees(living, (rows, actions))
+        stepped = self._functions.step(origins, actions, self._four_keys(keys, times))
+        if hasattr(stepped.rewards, "dtype"):
+            stepped = stepped._replace(rewards=self.array(stepped.rewards, np.dtype(np.float32)))
+        if n_rows not in self._nothing:
+            self._nothing[n_rows] = map_trees(self._zeros_like, tuple(stepped[1:]))
         if is_all:
             return stepped
         frozen = map_trees(lambda new, old: self._select(alive, new, old), stepped.rows, rows)

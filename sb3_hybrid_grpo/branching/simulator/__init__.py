@@ -4,7 +4,7 @@ from sb3_hybrid_grpo.branching.simulator.detours import register_transparent_wra
 from sb3_hybrid_grpo.branching.simulator.env import BeginAgainError, LocalBrancher
 from sb3_hybrid_grpo.branching.simulator.in_process import InProcessBrancher
 from sb3_hybrid_grpo.branching.simulator.layers import Composition, core_of, layers_of
-from sb3_hybrid_grpo.branching.simulator.probes import failed_probe, reset_options
+from sb3_hybrid_grpo.branching.simulator.probes import ResetError, failed_probe, reset_options, reset_to_probe
 from sb3_hybrid_grpo.branching.simulator.simulator import PROBE_STEPS, Simulator
 from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit
 from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, sample
@@ -15,6 +15,7 @@ __all__ = [
     "Composition",
     "InProcessBrancher",
     "LocalBrancher",
+    "ResetError",
     "Simulator",
     "core_of",
     "failed_probe",
@@ -22,6 +23,7 @@ __all__ = [
     "masks_of",
     "register_transparent_wrapper",
     "reset_options",
+    "reset_to_probe",
     "sample",
     "time_limit",
     "transparent_wrappers",

@@ -37,10 +37,10 @@ def sample(space: spaces.Space[Any], masks: np.ndarray | None) -> Any:
     Choose a valid action at random.
 
     :param space: action space
-    :param masks: which actions are valid, [M]; all if ``None``
+    :param masks: which actions are valid, [M]; all if ``None``, or if the space is of a kind that no masks are for
     :return: an action
     """
-    if masks is None:
+    if masks is None or not isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return space.sample()
     masks = masks.astype(np.int8)
     if isinstance(space, spaces.MultiBinary):

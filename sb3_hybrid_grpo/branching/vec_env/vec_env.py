@@ -77,9 +77,9 @@ class VecEnvBrancher:
             )
         watch_steps(venv, stock, user=self)
         if isinstance(venv, SubprocVecEnv):
-            return WorkersBrancher(StockTransport(venv), self._name, self._timeout, as_returned=True, options=venv._options)
+            return WorkersBrancher(StockTransport(venv), self._name, self._timeout, as_returned=True, venv=venv)
         if isinstance(venv, WorkersVecEnv):
-            return WorkersBrancher(venv.transport, self._name, self._timeout, as_returned=False, options=venv._options)
+            return WorkersBrancher(venv.transport, self._name, self._timeout, as_returned=False, venv=venv)
         assert isinstance(venv, DummyVecEnv)
         return CurrentBrancher(venv, self._name, timeout=self._timeout, options=venv._options)
 
@@ -97,7 +97,7 @@ class VecEnvBrancher:
     @property
     def is_outdated(self) -> bool:
         """
-        Whether an environment or a wrapper is another one than when they were probed.
+        Whether an environment or a wrapper is another one than when they were probed, or workers have another brancher.
 
         What happens inside the workers of a ``SubprocVecEnv`` shows after ``confirm``; ``open`` sees to it there.
         """
@@ -106,7 +106,11 @@ class VecEnvBrancher:
             if venv is not layer:
                 return True
             venv = venv.venv
-        return venv is not self._layers[-1] or self._source.is_outdated
+        return venv is not self._layers[-1] or self._source.is_outdated or self._is_superseded
+
+    @property
+    def _is_superseded(self) -> bool:
+        return isinstance(self._source, WorkersBrancher) and self._source.is_superseded
 
     def renew(self) -> None:
         """
@@ -114,7 +118,8 @@ class VecEnvBrancher:
 
         :raises UnbranchableEnvError: if one of them, or a wrapper, does not allow exact branching
         """
-        if all(known is layer for known, layer in zip_longest(self._layers, _layers_of(self._venv))):
+        is_as_before = all(known is layer for known, layer in zip_longest(self._layers, _layers_of(self._venv)))
+        if is_as_before and not self._is_superseded:
             self._announce(cast(CurrentBrancher, self._source).renew())
         else:
             self._prepare()

@@ -392,3 +392,48 @@ def test_snapshots_of_a_recorded_environment():
     np.testing.assert_array_equal(branch(snapshots, ACTION).observations, expected.observations)
     with pytest.raises(BranchError, match="another state"):
         branch(brancher, ACTION)
+
+
+class Shared(Walk):
+    """Another object draws from its random generator, since the first reset."""
+
+    def reset(self, *, seed=None, options=None):
+        returned = super().reset(seed=seed)
+        if seed is not None:
+            self.others = [self.np_random]
+        return returned
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward + self.others[0].normal(), *rest
+
+
+def test_what_shares_the_generator_shares_it_in_copies():
+    def make():
+        env = reporting(lambda: wrappers.TimeLimit(Shared(), 4))()
+        env.reset(seed=0)
+        return env
+
+    assert_laws(lambda: DummyVecEnv([make]), n_steps=12, brancher_name="replay")
+
+
+class NeedsLevel(Walk):
+    level = None
+
+    def reset(self, *, seed=None, options=None):
+        self.level = (options or {}).get("level", self.level)
+        if self.level is None:
+            raise ValueError("no level")
+        return super().reset(seed=seed)
+
+
+def test_copies_are_reset_with_the_options_of_the_first_reset():
+    venv = DummyVecEnv([lambda: wrappers.TimeLimit(NeedsLevel(), 9)])
+    with pytest.raises(BranchError, match=r"reset with no options"):
+        make_brancher("replay", venv)
+    venv.set_options({"level": 3})
+    brancher = make_brancher("replay", venv)
+    venv.seed(0)
+    venv.reset()
+    outcome = brancher.open(ACTION, np.ones((1, 2), dtype=bool), 1)
+    np.testing.assert_array_equal(outcome.rewards[0, 0], venv.step(ACTION[:, 0])[1][0])

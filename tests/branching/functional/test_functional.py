@@ -356,6 +356,78 @@ def test_a_branch_that_raises(monkeypatch):
     assert venv.rows is before
 
 
+class Path(Drift):
+    """Nothing can be done at its end, where there is no cost."""
+
+    costs = np.linspace(0, 1, 8)
+    dtype: type = np.float32
+
+    def __init__(self):
+        self.action_space, self.observation_space = spaces.Discrete(2), spaces.Box(0, 10, (1,))
+
+    def initial(self, rng):
+        return np.arange(len(rng)) % 2 + 4
+
+    def transition(self, state, action, rng):
+        return state + action
+
+    def observation(self, state, rng):
+        return state[:, None].astype(np.float32)
+
+    def reward(self, state, action, next_state, rng):
+        return (self.costs[state] > 0.7).astype(self.dtype)
+
+    def terminal(self, state, rng):
+        return state >= 8
+
+
+def test_nothing_is_done_after_an_end():
+    venv = FunctionalVecEnv(Path(), 2, seed=0)
+    brancher = make_brancher("auto", venv)
+    actions, alive = np.ones((2, 3), dtype=int), np.ones((2, 3), dtype=bool)
+    outcomes = [brancher.open(actions, alive, 6)]
+    for _ in range(5):
+        alive = alive & ~outcomes[-1].terminated
+        outcomes.append(brancher.advance(actions, alive))
+    assert [outcome.rewards[:, 0].tolist() for outcome in outcomes] == [[0, 1], [1, 1], [1, 1], [1, 0], [0, 0], [0, 0]]
+    assert [outcome.terminated.any(axis=1).tolist() for outcome in outcomes[2:4]] == [[False, True], [True, False]]
+    assert not outcomes[-1].observations.any()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_])
+def test_rewards_of_any_kind_are_bootstrapped(dtype, monkeypatch):
+    def rewards():
+        env = FunctionalVecEnv(Path(), 2, max_episode_steps=3, seed=0)
+        model = PPO("MlpPolicy", env, n_steps=8, batch_size=16, seed=0).learn(16)
+        return model.rollout_buffer.rewards
+
+    expected = rewards()
+    assert (expected % 1 != 0).any()
+    monkeypatch.setattr(Path, "dtype", dtype)
+    np.testing.assert_array_equal(rewards(), expected)
+
+
+def test_states_from_before_a_seed_have_its_random_numbers():
+    venv = FunctionalVecEnv(Drift(), 2, seed=0)
+    brancher = make_brancher("auto", venv)
+    committed = []
+    for seed in 5, None:
+        brancher.remember()
+        committed.append(venv.step(np.array([1, 1])))
+        if seed is not None:
+            venv.seed(seed)
+            venv.reset()
+    ones = np.ones((2, 4), dtype=int)
+    recalled = brancher.recall()
+    branches = recalled.open(ones, ones.astype(bool), 2)
+    later = recalled.advance(ones, ones.astype(bool))
+    assert later.rewards.shape == (2, 4)
+    for place in range(4):
+        obs, rewards, _, _ = committed[place // 2]
+        np.testing.assert_array_equal(branches.observations[:, place], obs)
+        np.testing.assert_array_equal(branches.rewards[:, place], rewards)
+
+
 def test_a_joint_environment_is_what_its_parts_are():
     by_parts, joint = (FunctionalVecEnv(env, 3, seed=0) for env in (Drift(), Joint()))
     for actions in np.random.default_rng(0).integers(3, size=(20, 3)):

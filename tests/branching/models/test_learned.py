@@ -268,6 +268,7 @@ class OwnForward(ActorCriticPolicy):
         ({"advantage": "per_action"}, InvalidArgumentError, "no place for what really followed"),
         ({"action_sampling": "antithetic"}, InvalidArgumentError, "chooses the actions otherwise"),
         ({"sampling_temperature": 2.0}, InvalidArgumentError, "chooses the actions otherwise"),
+        ({"tail_coef": 0.5}, InvalidArgumentError, "tail_coef=0.5 has no place"),
         ({"action_selection": "best"}, InvalidArgumentError, "after it"),
         ({"policy": OwnForward}, InvalidArgumentError, "OwnForward samples"),
     ],

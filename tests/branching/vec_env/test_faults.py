@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -13,9 +14,16 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from sb3_hybrid_grpo import BranchError, BranchTimeoutError, HybridGRPO, InvalidArgumentError, InvalidOutcomeError
+from sb3_hybrid_grpo import (
+    BranchError,
+    BranchTimeoutError,
+    GroupedSubprocVecEnv,
+    HybridGRPO,
+    InvalidArgumentError,
+    InvalidOutcomeError,
+)
 from sb3_hybrid_grpo.branching import make_brancher
 from sb3_hybrid_grpo.policies.actors import Actor
 from sb3_hybrid_grpo.rollout.branch_paths import BranchPaths
@@ -329,3 +337,57 @@ def test_worker_that_dies_in_the_committed_step():
     with pytest.raises(BranchError, match=r"in the committed step after it: environment 1 .*exit code -9"):
         branches.step_env(vec_env, np.array([HARMLESS, HARMFUL], dtype=np.float32))
     assert not any(process.is_alive() for process in vec_env.processes)
+
+
+class Secretive(Walk):
+    """Its sixth step tells what cannot be sent."""
+
+    def step(self, action):
+        *returned, info = super().step(action)
+        self.n_taken = getattr(self, "n_taken", 0) + 1
+        return *returned, {"why": lambda: 1} if self.n_taken == 6 else info
+
+
+def test_what_a_worker_cannot_send_is_named():
+    venv = GroupedSubprocVecEnv([Secretive] * 2, n_workers=1)
+    model = HybridGRPO("MlpPolicy", venv, n_samples=2, branch_horizon=1, **SMALL)
+    with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
+        model.learn(32)
+    venv.close()
+
+
+class Masked(Walk):
+    """Tells masks that its actions have no use for."""
+
+    def action_masks(self):
+        return np.ones(3, dtype=bool)
+
+
+def test_masks_of_continuous_actions_are_passed_over():
+    HybridGRPO("MlpPolicy", Masked(), n_samples=2, branch_horizon=1, **SMALL).learn(16)
+
+
+class MakesAnother(BaseCallback):
+    def _on_step(self):
+        if self.n_calls == 5:
+            make_brancher("auto", self.training_env)
+        return True
+
+
+@pytest.mark.parametrize("vec_env_cls", [SubprocVecEnv, GroupedSubprocVecEnv])
+def test_a_second_brancher_of_the_same_workers(vec_env_cls):
+    def rewards_of_turns(cls):
+        venv = make_vec_env("Pendulum-v1", 2, seed=0, vec_env_cls=cls)
+        one, other = (HybridGRPO("MlpPolicy", venv, n_samples=2, branch_horizon=2, **SMALL) for _ in range(2))
+        for model in one, other, one:
+            model.learn(32, reset_num_timesteps=False)
+        return venv, one, one.rollout_buffer.rewards
+
+    venv, model, rewards = rewards_of_turns(vec_env_cls)
+    try:
+        np.testing.assert_array_equal(rewards, rewards_of_turns(DummyVecEnv)[2])
+        with pytest.raises(BranchError, match=r"Another brancher was made for these environments in the middle of a rollout"):
+            model.learn(32, callback=MakesAnother())
+        assert model.learn(32).num_timesteps == 32
+    finally:
+        venv.close()

@@ -2,9 +2,10 @@
 
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, VecEnvStepReturn
 
 from sb3_hybrid_grpo.branching.choice import longest_probe
@@ -12,7 +13,7 @@ from sb3_hybrid_grpo.branching.vec_env.views import VecWrapperView, sent
 from sb3_hybrid_grpo.branching.vec_env.workers.dispatcher import Lesson, Prepared, Setup, Task
 from sb3_hybrid_grpo.branching.vec_env.workers.team import Team
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
-from sb3_hybrid_grpo.common import BranchOutcome, BranchStep, Collector, Follower, join, join_steps
+from sb3_hybrid_grpo.common import BranchError, BranchOutcome, BranchStep, Collector, Follower, join, join_steps
 
 _GRACE_SECONDS = 5.0
 
@@ -27,20 +28,16 @@ class WorkersBrancher:
     :param name: name of the way to branch, see ``choose_brancher``
     :param timeout: seconds that all branches of an environment may take for one step
     :param as_returned: see ``LocalBrancher``
-    :param options: what the first reset of each environment is to be given
+    :param venv: the environments
     :raises UnbranchableEnvError: if an environment cannot be branched exactly in this way
     :raises BranchError: if an environment raises while it is probed
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        name: str,
-        timeout: float | None,
-        as_returned: bool,
-        options: Sequence[dict[str, Any]],
-    ) -> None:
+    def __init__(self, transport: Transport, name: str, timeout: float | None, as_returned: bool, venv: VecEnv) -> None:
         self.is_outdated = False
+        self._venv = cast(Any, venv)
+        self._token = object()
+        self._venv.sb3_hybrid_grpo_token = self._token
         self.remembered: _WorkerStates | None
         self._version = 0
         self._groups = transport.groups
@@ -49,13 +46,33 @@ class WorkersBrancher:
         largest = max(map(len, self._groups))
         patience = None if timeout is None else 2 * largest * timeout + _GRACE_SECONDS
         limit = None if timeout is None else f"branch_timeout={timeout} s"
-        self.team = Team(transport, "in a branch", patience, limit)
+        self._team = Team(transport, "in a branch", patience, limit)
         longest = None if timeout is None else longest_probe(largest, timeout) + _GRACE_SECONDS
         self._probed = Team(transport, "while its environments were probed", longest, limit)
-        setup = Setup.here(name, timeout, as_returned)
+        setup, options = Setup.here(name, timeout, as_returned), venv._options
         self.announcement = self._prepare(
             self._probed.call("prepare", [(setup, [options[idx] for idx in group]) for group in self._groups])
         )
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether another brancher was made for the environments since: their workers keep one."""
+        return self._venv.sb3_hybrid_grpo_token is not self._token
+
+    @property
+    def team(self) -> Team:
+        """
+        The workers.
+
+        :raises BranchError: if they have another brancher by now
+        """
+        if self.is_superseded:
+            raise BranchError(
+                "Another brancher was made for these environments in the middle of a rollout, by a second model or by "
+                "make_brancher, and their workers have forgotten the states of this one. Give it environments of its own, or "
+                "make it between two rollouts."
+            )
+        return self._team
 
     def _prepare(self, answers: list[Prepared]) -> str | None:
         announcements, can_remember = zip(*answers, strict=True)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from sb3_hybrid_grpo.branching.vec_env.workers.transport import Transport
-from sb3_hybrid_grpo.branching.vec_env.workers.worker import BOTH, STEP
+from sb3_hybrid_grpo.branching.vec_env.workers.worker import BOTH, STEP, Failed
 
 
 class _Ride(NamedTuple):
@@ -53,10 +53,13 @@ class OwnTransport(Transport):
         if ride is None or worker not in ride.due:
             return self._fetch(worker, timeout)
         try:
-            ride.answers[worker], returned = self._fetch(worker, timeout if ride.timeout is None else ride.timeout)
+            answer = self._fetch(worker, timeout if ride.timeout is None else ride.timeout)
         except (EOFError, OSError) as error:
             ride.lose(worker, error)
         ride.due.remove(worker)
+        if isinstance(answer, Failed):  # the pair could not be sent
+            return answer
+        ride.answers[worker], returned = answer
         return returned
 
     @contextmanager
