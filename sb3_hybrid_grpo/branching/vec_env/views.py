@@ -270,7 +270,8 @@ def _push(channels_first: bool, stacks: np.ndarray, frames: np.ndarray) -> np.nd
     """Append frames [E, n, ...] to the stacks [E, 1 or n, ...] that they follow, dropping the oldest frame."""
     axis = 2 if channels_first else frames.ndim - 1
     kept = np.delete(stacks, np.s_[: frames.shape[axis]], axis=axis)
-    return np.concatenate((np.broadcast_to(kept, (*frames.shape[:2], *kept.shape[2:])), frames), axis=axis)
+    kept = np.broadcast_to(kept, (*frames.shape[:2], *kept.shape[2:]))
+    return np.concatenate((kept, frames), axis=axis, dtype=stacks.dtype, casting="unsafe")
 
 
 def _channels_first(images: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
 from sb3_hybrid_grpo import (
     BranchError,
@@ -391,3 +391,33 @@ def test_a_second_brancher_of_the_same_workers(vec_env_cls):
         assert model.learn(32).num_timesteps == 32
     finally:
         venv.close()
+
+
+def test_workers_that_were_started_anew_are_branched():
+    venv = GroupedSubprocVecEnv([limited()] * 2, n_workers=1)
+    model = HybridGRPO("MlpPolicy", venv, n_samples=2, branch_horizon=1, **SMALL).learn(32)
+    venv.restart()
+    model._last_obs = None
+    assert model.learn(32, reset_num_timesteps=False).num_timesteps == 64
+    venv.close()
+
+
+class Precise(Walk):
+    """Returns more digits than its space has."""
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs + np.full(1, 1e-9), *rest
+
+
+def test_frames_are_stacked_in_the_precision_of_the_stack():
+    venv = VecFrameStack(SubprocVecEnv([Precise] * 2), 2)
+    venv.seed(0)
+    venv.reset()
+    brancher = make_brancher("auto", venv)
+    actions = np.zeros((2, 1, *venv.action_space.shape), dtype=np.float32)
+    observed = brancher.observed(brancher.open(actions, np.ones((2, 1), dtype=bool), 1), [])
+    committed = venv.step(actions[:, 0])[0]
+    assert observed.observations.dtype == committed.dtype
+    np.testing.assert_array_equal(observed.observations[:, 0], committed)
+    venv.close()

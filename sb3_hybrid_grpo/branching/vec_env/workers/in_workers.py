@@ -36,6 +36,7 @@ class WorkersBrancher:
     def __init__(self, transport: Transport, name: str, timeout: float | None, as_returned: bool, venv: VecEnv) -> None:
         self.is_outdated = False
         self._venv = cast(Any, venv)
+        self._transport = transport
         self._token = object()
         self._venv.sb3_hybrid_grpo_token = self._token
         self.remembered: _WorkerStates | None
@@ -56,8 +57,9 @@ class WorkersBrancher:
 
     @property
     def is_superseded(self) -> bool:
-        """Whether another brancher was made for the environments since: their workers keep one."""
-        return self._venv.sb3_hybrid_grpo_token is not self._token
+        """Whether workers have another brancher since, of which they keep one, or were started anew."""
+        is_restarted = getattr(self._venv, "transport", self._transport) is not self._transport
+        return is_restarted or self._venv.sb3_hybrid_grpo_token is not self._token
 
     @property
     def team(self) -> Team:
@@ -69,8 +71,8 @@ class WorkersBrancher:
         if self.is_superseded:
             raise BranchError(
                 "Another brancher was made for these environments in the middle of a rollout, by a second model or by "
-                "make_brancher, and their workers have forgotten the states of this one. Give it environments of its own, or "
-                "make it between two rollouts."
+                "make_brancher, or their workers were started anew, and the states of this one are forgotten. Give the other "
+                "one environments of its own, or do it between two rollouts."
             )
         return self._team
 
