@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from torch.nn.utils import parameters_to_vector
 
 from benchmarks.learning.variants import VARIANTS
 from sb3_hybrid_grpo import HybridGRPO
@@ -16,13 +17,15 @@ def make(name, **kwargs):
     return VARIANTS[name]("MlpPolicy", make_vec_env(limited(), 2, seed=0), **{"n_samples": 2, **SETTINGS, **kwargs})
 
 
-def test_scaled_back_updates_keep_to_the_limit():
-    kls = {}
-    for name, desired in ("free", 1e9), ("limited", 0.01):
-        model = make("ScaledBack", learning_rate=0.05, desired_kl=desired, learning_rate_bounds=(0.05, 0.05 + 1e-9)).learn(64)
-        kls[name] = model._divergence(), model.logger.name_to_value["train/kl_after_update"]
-    assert kls["free"][0] == pytest.approx(kls["free"][1]) and kls["free"][1] > 0.1
-    assert kls["limited"][1] == pytest.approx(kls["free"][1]) and 0.005 < kls["limited"][0] < 0.05
+def test_updates_that_are_too_long_are_scaled_back_on_a_straight_line():
+    settings = {"learning_rate": 0.05, "learning_rate_bounds": (0.05, 0.05 + 1e-9)}
+    start = parameters_to_vector(make("ScaledBack", desired_kl=0.01, **settings).policy.parameters()).detach()
+    free, limited = (make("ScaledBack", desired_kl=desired_kl, **settings).learn(64) for desired_kl in (1e9, 0.01))
+    kl = free._divergence()
+    assert limited.logger.name_to_value["train/kl_after_update"] == pytest.approx(kl) and kl > 0.1
+    moved, moved_freely = (parameters_to_vector(model.policy.parameters()).detach() - start for model in (limited, free))
+    th.testing.assert_close(moved, (0.02 / kl) ** 0.5 * moved_freely, rtol=1e-3, atol=1e-6)
+    assert limited._divergence() < 0.02
 
 
 def test_recomputing_with_the_same_critic_changes_nothing():
