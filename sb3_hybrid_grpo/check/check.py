@@ -335,12 +335,27 @@ def _costs(venv: DummyVecEnv, brancher: Brancher, name: str) -> Costs:
     branch_step = _microseconds(branch) / _N_TIMED_BRANCHES
     with simulator.unwatched():
         if name != "snapshot":
-            return Costs(_microseconds(lambda: simulator.root.step(actions[0, 0])), None, branch_step)
+            return Costs(_microseconds_of_step(simulator, actions[0, 0]), None, branch_step)
         snapshot = Snapshot(*simulator.roots)
         save_and_restore = _microseconds(lambda: Snapshot(*simulator.roots).restore())
         raw_steps = [_microseconds(partial(simulator.root.step, action), before=snapshot.restore) for action in actions[0]]
         snapshot.restore()
     return Costs(float(np.mean(raw_steps)), save_and_restore, branch_step)
+
+
+def _microseconds_of_step(simulator: Simulator, action: Any) -> float:
+    is_over = False
+
+    def go_on() -> None:
+        if is_over:
+            simulator.reset()
+
+    def step() -> None:
+        nonlocal is_over
+        _, _, terminated, truncated, _ = simulator.root.step(action)
+        is_over = terminated or truncated
+
+    return _microseconds(step, before=go_on)
 
 
 def _microseconds(function: Callable[[], Any], before: Callable[[], None] = lambda: None) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_hybrid_grpo.branching.simulator import Simulator, masks_of, sample
+from sb3_hybrid_grpo.branching.simulator import Simulator, copy_of_space, masks_of, sample
 from sb3_hybrid_grpo.branching.surroundings import HiddenState
 from sb3_hybrid_grpo.common import Brancher, BranchError, BranchOutcome, MaskingBrancher, UnbranchableEnvError
 
@@ -127,8 +127,8 @@ class _Tried:
         self._envs = venv.envs
         self._brancher = brancher
         # One for each environment: a branch looks further ahead in one than in another.
-        self._spaces = [copy.deepcopy(venv.action_space) for _ in venv.envs]
-        self._other_space = copy.deepcopy(venv.action_space)
+        self._spaces = [copy_of_space(venv.action_space) for _ in venv.envs]
+        self._other_space = copy_of_space(venv.action_space)
         self._other_space.seed(0)
         for seed, space in enumerate(self._spaces):
             space.seed(1 + seed)

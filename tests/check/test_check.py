@@ -217,6 +217,22 @@ def test_replays_beside_forks(env_id, note):
     assert [line for line in report.notes if re.match(note, line)]
 
 
+@pytest.mark.skipif(not CAN_FORK, reason="the platform cannot fork")
+def test_forks_of_short_episodes_whose_end_is_final():
+    class Short(Walk):
+        def reset(self, **kwargs):
+            self.steps_left = (number for number in (2, 1, 0))
+            return super().reset(**kwargs)
+
+        def step(self, action):
+            steps_left = next(self.steps_left)
+            obs, reward, *_ = super().step(action)
+            return obs, reward, steps_left == 0, False, {}
+
+    report = check_branchable(Short, n_steps=20)
+    assert report.is_exact and report.brancher == "fork"
+
+
 def test_replays_without_forks(monkeypatch):
     pytest.importorskip("Box2D")
     monkeypatch.setattr(check, "CAN_FORK", False)

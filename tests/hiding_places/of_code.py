@@ -269,3 +269,54 @@ def space_in_a_module():
             return self.drawn
 
     return InSpace
+
+
+@place("n_of_held_function")
+def attribute_of_a_held_function():
+    class InHeldFunction(Place):
+        def set_up(self):
+            def counter():
+                pass
+
+            self.counter = counter
+            self.counter.n_of_held_function = 0
+
+        def count(self):
+            self.counter.n_of_held_function += 1
+            return self.counter.n_of_held_function
+
+    return InHeldFunction
+
+
+@place("n_of_held_module")
+def variable_of_a_held_module():
+    class InHeldModule(Place):
+        def set_up(self):
+            self.settings = types.ModuleType("settings_of_a_place")
+            self.settings.n_of_held_module = 0
+
+        def count(self):
+            self.settings.n_of_held_module += 1
+            return self.settings.n_of_held_module
+
+    return InHeldModule
+
+
+@place("n_of_metaclass")
+def metaclass():
+    class Meta(type):
+        n_of_metaclass = 0
+
+        @property
+        def count(cls):
+            Meta.n_of_metaclass += 1
+            return Meta.n_of_metaclass
+
+    class Counted(metaclass=Meta):
+        pass
+
+    class InMetaclass(Place):
+        def count(self):
+            return Counted.count
+
+    return InMetaclass

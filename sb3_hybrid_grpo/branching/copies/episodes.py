@@ -13,7 +13,15 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_hybrid_grpo.branching.copies.stand_in import StandIn
-from sb3_hybrid_grpo.branching.simulator import ResetError, Simulator, core_of, failed_probe, layers_of, reset_to_probe
+from sb3_hybrid_grpo.branching.simulator import (
+    ResetError,
+    Simulator,
+    copy_of_space,
+    core_of,
+    failed_probe,
+    layers_of,
+    reset_to_probe,
+)
 from sb3_hybrid_grpo.branching.snapshots import CONSTANT, Watch, register_builtin
 from sb3_hybrid_grpo.branching.surroundings import HiddenState
 from sb3_hybrid_grpo.common import BranchError, UnbranchableEnvError, difference
@@ -310,7 +318,7 @@ def _closing(twin: _Env) -> Iterator[_Env]:
 
 def _compare_some_episodes(played: Simulator, original: _Env) -> Any:
     reset_to_probe(original, played.root)
-    played.try_actions(copy.deepcopy(played.env.action_space), _PROBE_STEPS, seed=0)
+    played.try_actions(copy_of_space(played.env.action_space), _PROBE_STEPS, seed=0)
     start = time.perf_counter()
     for seed in range(_PROBE_EPISODES):
         with _closing(_copy_of(played.root)) as twin:
@@ -325,7 +333,7 @@ def _compare_some_episodes(played: Simulator, original: _Env) -> Any:
 
 def _compare_episodes(played: Simulator, new: Simulator, seed: int) -> Any:
     """Play the beginning of an episode in an environment and in a copy of it; return an observation."""
-    action_space = copy.deepcopy(played.env.action_space)
+    action_space = copy_of_space(played.env.action_space)
     (once, example), (again, _) = (simulator.try_actions(action_space, _PROBE_STEPS, seed) for simulator in (played, new))
     if (name := difference(once, again)) is not None:
         raise UnbranchableEnvError(

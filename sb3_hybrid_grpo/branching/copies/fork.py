@@ -1,6 +1,5 @@
 """Branching by forked copies of the process: exact for whatever an environment keeps inside the process."""
 
-import copy
 import os
 import sys
 import time
@@ -16,7 +15,7 @@ from gymnasium import spaces
 from sb3_hybrid_grpo.branching.copies.child import CAN_FORK, PATIENCE, Channel, Child, ChildDied, ChildHangs, Raised, end
 from sb3_hybrid_grpo.branching.copies.forecasts import Forecast
 from sb3_hybrid_grpo.branching.copies.shared import obstacle_to_fork
-from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, InProcessBrancher, Simulator, core_of, masks_of
+from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, InProcessBrancher, Simulator, copy_of_space, core_of, masks_of
 from sb3_hybrid_grpo.common import (
     BranchError,
     BranchOutcome,
@@ -263,7 +262,7 @@ def _take_steps(simulator: Simulator, channel: Channel) -> None:
 
 
 def _try_actions(simulator: Simulator, n_steps: int, channel: Channel) -> None:
-    tried = simulator.try_actions(copy.deepcopy(simulator.env.action_space), n_steps, seed=0)
+    tried = simulator.try_actions(copy_of_space(simulator.env.action_space), n_steps, seed=0)
     channel.send((*tried, simulator.notice.effects))
 
 

@@ -1,6 +1,5 @@
 """Branchers tried in a copy of the process: what they do not save must not be changed by trying."""
 
-import copy
 import sys
 import time
 import warnings
@@ -11,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_hybrid_grpo.branching.copies.child import PATIENCE, Channel, Child, ChildDied, ChildHangs, Raised, end
-from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, InProcessBrancher, Simulator
+from sb3_hybrid_grpo.branching.simulator import PROBE_STEPS, InProcessBrancher, Simulator, copy_of_space
 from sb3_hybrid_grpo.common import UnbranchableEnvError
 
 _PATIENCE_WITH_JAX = 10.0
@@ -77,7 +76,7 @@ def _perform(envs: Sequence[gym.Env[Any, Any]], make_brancher: Callable[[], InPr
         for simulator in map(Simulator, envs):
             with simulator.unwatched():
                 simulator.reset()
-                simulator.try_actions(copy.deepcopy(simulator.env.action_space), PROBE_STEPS, seed=0)
+                simulator.try_actions(copy_of_space(simulator.env.action_space), PROBE_STEPS, seed=0)
     channel.send(None)
     try:
         make_brancher()

@@ -7,7 +7,7 @@ from sb3_hybrid_grpo.branching.simulator.layers import Composition, core_of, lay
 from sb3_hybrid_grpo.branching.simulator.probes import ResetError, failed_probe, reset_options, reset_to_probe
 from sb3_hybrid_grpo.branching.simulator.simulator import PROBE_STEPS, Simulator
 from sb3_hybrid_grpo.branching.simulator.time_limit import time_limit
-from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, sample
+from sb3_hybrid_grpo.branching.simulator.valid_actions import copy_of_space, masks_of, sample
 
 __all__ = [
     "PROBE_STEPS",
@@ -17,6 +17,7 @@ __all__ = [
     "LocalBrancher",
     "ResetError",
     "Simulator",
+    "copy_of_space",
     "core_of",
     "failed_probe",
     "layers_of",

@@ -1,6 +1,5 @@
 """One environment, without the wrappers that only watch it, and whether snapshots of it are exact."""
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,7 @@ from sb3_hybrid_grpo.branching.batched import TaskSimulator
 from sb3_hybrid_grpo.branching.simulator.detours import Detours, detours_of, skip_transparent
 from sb3_hybrid_grpo.branching.simulator.layers import core_of
 from sb3_hybrid_grpo.branching.simulator.probes import ResetError, failed_probe, reset_to_probe
-from sb3_hybrid_grpo.branching.simulator.valid_actions import masks_of, number_of_masks, sample
+from sb3_hybrid_grpo.branching.simulator.valid_actions import copy_of_space, masks_of, number_of_masks, sample
 from sb3_hybrid_grpo.branching.snapshots import (
     BranchStates,
     Cost,
@@ -164,7 +163,7 @@ class Simulator:
         :raises UnbranchableEnvError: if something cannot be saved, or the second time differs
         :raises BranchError: if the environment raises
         """
-        action_space = copy.deepcopy(self.env.action_space)
+        action_space = copy_of_space(self.env.action_space)
         with self.unwatched(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

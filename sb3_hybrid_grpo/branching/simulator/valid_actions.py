@@ -1,5 +1,6 @@
 """Masks of invalid actions, as environments offer them to sb3-contrib."""
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -30,6 +31,22 @@ def number_of_masks(space: spaces.Space[Any]) -> int:
     if isinstance(space, spaces.MultiBinary):
         return 2 * int(np.prod(space.n))
     return int(space.n if isinstance(space, spaces.Discrete) else space.nvec.sum())  # type: ignore[attr-defined]
+
+
+def copy_of_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """
+    Copy a space and its generators, and nothing else that it may refer to, such as the environment that it belongs to.
+
+    :param space: a space
+    :return: a space that draws by itself what this one would draw
+    """
+    twin = copy.copy(space)
+    twin._np_random = copy.deepcopy(space._np_random)
+    if isinstance(space, spaces.Dict):
+        twin.spaces = {key: copy_of_space(part) for key, part in space.spaces.items()}  # type: ignore[attr-defined]
+    elif isinstance(space, spaces.Tuple):
+        twin.spaces = tuple(map(copy_of_space, space.spaces))  # type: ignore[attr-defined]
+    return twin
 
 
 def sample(space: spaces.Space[Any], masks: np.ndarray | None) -> Any:

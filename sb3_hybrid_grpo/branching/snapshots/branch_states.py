@@ -118,6 +118,14 @@ class SavedStates:
             if self._n_starts % _STARTS_BETWEEN_MEASUREMENTS == 0 and not self._is_announced:
                 self._measure()
             self._start = self._take(_START)
+            if self._is_recalled:
+                self._start.include(self._dropped(self._start))
+
+    def _dropped(self, start: Snapshot) -> Snapshot:
+        """Save what the environment held in the states that are recalled, and does not any more: others may hold it."""
+        known = {id(visit.obj) for visit in start.visits}
+        then = {id(branch.visits): branch.visits for branch in self._branches.values() if branch.visits is not start.visits}
+        return Snapshot(*{id(obj): obj for visits in then.values() for obj, *_ in visits if id(obj) not in known}.values())
 
     def _measure(self) -> None:
         started = time.perf_counter()

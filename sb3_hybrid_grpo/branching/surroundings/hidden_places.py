@@ -122,6 +122,7 @@ class _Search:
         self._libraries: set[type] = set()
         self._members: dict[int, enum.Enum] = {}
         self._functions: dict[types.FunctionType, tuple[str, bool]] = {}
+        self._held: set[types.FunctionType] = set()
         self._modules: set[types.ModuleType] = set()
         self._globals: dict[int, tuple[str, Any, set[str]]] = {}
         self._found: dict[int, Place] = {}
@@ -145,6 +146,9 @@ class _Search:
                 self._enter_library(cls)
             for module in list(self._modules):
                 self._enter_module(module)
+            for function, (label, is_fleeting) in list(self._functions.items()):
+                if vars(function).keys() & self._names or (self._stored and function in self._held):
+                    self._note(vars(function), f"the attributes of function {label}", is_fleeting)
         code = [facts_of(function.__code__) for function in self._functions]
         return Findings(list(self._places()), sorted(self._caches), sorted(self._simulators), code)
 
@@ -219,8 +223,6 @@ class _Search:
         self._enter_cells(function, facts, label, is_fleeting)
         for name, default in _defaults_of(function):
             self._note(default, f"the default argument {name} of {label}", is_fleeting)
-        if vars(function).keys() & self._names:
-            self._note(vars(function), f"the attributes of function {label}", is_fleeting)
 
     def _enter_globals(self, function: types.FunctionType, facts: CodeFacts) -> None:
         namespace = function.__globals__
@@ -303,6 +305,8 @@ class _Search:
     def _add_class(self, cls: type, is_made: bool = False) -> None:
         if not self._is_own(cls.__module__):
             return
+        if type(cls) is not type:
+            self._add_class(type(cls), is_made=True)
         for base in cls.__mro__[:-1]:
             if self._is_own(base.__module__):
                 self._classes[base] = self._classes.get(base, False) or (is_made and base not in self._layers)
@@ -324,8 +328,11 @@ class _Search:
                 if isinstance(obj, type):
                     self._add_class(obj, is_made=True)
                 else:
+                    self._held.add(obj)
                     self._enter_function(obj, _short_name(obj), is_fleeting)
                 continue
+            if isinstance(obj, types.ModuleType):
+                self._note(obj, "")
             if isinstance(obj, enum.Enum):
                 self._add_class(type(obj))
             if isinstance(codec, Mark) or isinstance(obj, _LEARNERS):

@@ -117,6 +117,33 @@ def test_branches_that_wait_foretell_the_committed_steps(draws_from):
                 assert outcomes[0].rewards[env_idx, branch] == rewards[env_idx]
 
 
+def test_what_the_environment_has_dropped_by_now_is_left_as_it_was():
+    """Whoever looks at an environment may hold the diary of an episode that is over."""
+
+    class Diarist(Counter):
+        def reset(self, **kwargs):
+            self.diary = []
+            return super().reset(**kwargs)
+
+        def step(self, action):
+            self.diary.append(int(action))
+            return super().step(action)
+
+    venv = make_vec_env(lambda: wrappers.TimeLimit(Diarist(), 4), 1, seed=0)
+    brancher = make_brancher("snapshot", venv)
+    venv.reset()
+    diaries = []
+    for _ in range(60):
+        brancher.remember()
+        brancher.confirm()
+        diaries.append(venv.get_attr("diary")[0])
+        venv.step(np.ones(1, dtype=int))
+    is_branched = np.arange(60)[None] == 5
+    brancher.recall().open(np.full((1, 60), 2), is_branched, 1)
+    brancher.close()
+    assert diaries == [[1, 1, 1, 1]] * 60
+
+
 def test_what_users_said_of_a_type_is_asked_for_at_once():
     register_codec("nobody.Nothing", CONSTANT)
     try:

@@ -1,9 +1,11 @@
 """Whatever kind of object an environment keeps its state in, what is committed is what is committed without branching."""
 
+import collections
 import ctypes
 import functools
 import io
 import itertools
+import threading
 import weakref
 from xml.etree import ElementTree
 
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.envs.toy_text import FrozenLakeEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_hybrid_grpo import UnbranchableEnvError
 from sb3_hybrid_grpo.branching import make_brancher
+from sb3_hybrid_grpo.branching.snapshots import Snapshot
 from tests.lockstep import assert_laws, reporting
 
 
@@ -141,7 +145,88 @@ class InTable(Keeps):
         return float(self.table["price"] @ np.arange(len(self.table))) + self.table.shape[1]
 
 
-KINDS = [InSet, InIterators, InFiles, InDocument, InCache, InGradient, InMemory, InSeedSequence, InLongList, InTable]
+class Card(int):
+    """A number that counts how often it was played."""
+
+
+class InNumbers(Keeps):
+    def begin(self):
+        self.cards = [Card(number) for number in range(4)]
+        self.last_error = RuntimeError()
+        for value in (*self.cards, self.last_error):
+            value.n_played = 0
+
+    def move(self, action):
+        self.cards[action].n_played += 1
+        self.last_error.n_played += action
+        return 7 * self.cards[action].n_played + self.last_error.n_played
+
+
+class InRecords(Keeps):
+    def begin(self):
+        self.player = np.zeros(1, dtype=[("health", float), ("items", object)])[0]
+        self.player["items"] = []
+        self.others = np.zeros((2, 2), dtype=[("n", int), ("seen", object), ("pair", [("items", object)], 2)])
+        self.others["seen"][1, 1], self.others["pair"]["items"][0, 1, 1] = [], []
+
+    def move(self, action):
+        self.player["health"] += action
+        for items in (self.player["items"], self.others["seen"][1, 1], self.others["pair"]["items"][0, 1, 1]):
+            items.append(action)
+        return self.player["health"] + sum(self.player["items"]) + sum(self.others["pair"]["items"][0, 1, 1])
+
+
+class InTrace(Keeps):
+    def begin(self):
+        self.weight = th.nn.Parameter(th.zeros(2))
+        self.weight.trace, self.weight.n_steps = [0.0], 0
+
+    def move(self, action):
+        self.weight.trace.append(0.5 * self.weight.trace[-1] + action)
+        self.weight.n_steps += 1
+        return self.weight.trace[-1] + self.weight.n_steps
+
+
+class Backwards(collections.deque):
+    def __iter__(self):
+        return reversed(self)
+
+
+class InQueue(Keeps):
+    def begin(self):
+        self.queue = Backwards([1, 2, 3])
+
+    def move(self, action):
+        self.queue.append(action)
+        return self.queue.popleft()
+
+
+class Moves(spaces.Discrete):
+    """Knows the environment that it belongs to, which cannot be copied."""
+
+    def __init__(self, env):
+        super().__init__(4)
+        self.env = env
+
+
+class WithMovesOfItsOwn(Keeps):
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.action_space = Moves(self)
+
+    def begin(self):
+        self.total = 0
+
+    def move(self, action):
+        with self.lock:
+            self.total += action
+        return self.total
+
+
+KINDS = [
+    *(InSet, InIterators, InFiles, InDocument, InCache, InGradient, InMemory, InSeedSequence, InLongList, InTable),
+    *(InNumbers, InRecords, InTrace, InQueue, WithMovesOfItsOwn),
+]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -151,6 +236,26 @@ def test_laws(cls):
         return DummyVecEnv([reporting(cls)])
 
     assert_laws(make_venv, 30, check_state=False)
+
+
+class ThawingLake(FrozenLakeEnv):
+    def step(self, action):
+        returned = super().step(action)
+        self.P[0][action].append(self.P[0][action].pop(0))
+        self.metadata["n_steps"] = self.metadata.get("n_steps", 0) + 1
+        return returned
+
+
+def test_subclasses_may_change_what_gymnasium_does_not():
+    env = ThawingLake()
+    env.metadata = {}
+    env.reset()
+    snapshot = Snapshot(env)
+    before = [*env.P[0][2]]
+    env.step(2)
+    assert env.P[0][2] != before and env.metadata
+    snapshot.restore()
+    assert env.P[0][2] == before and not env.metadata
 
 
 class InWeakSet(Keeps):

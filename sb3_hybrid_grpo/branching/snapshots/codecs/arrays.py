@@ -90,7 +90,30 @@ class _ArrayCodec:
         if type(state) is not tuple:
             return () if state is None else (state,)
         saved = state[0]
-        return saved.flat if isinstance(saved, np.ndarray) and saved.dtype.hasobject else ()
+        return _objects_in(saved) if isinstance(saved, np.ndarray) and saved.dtype.hasobject else ()
+
+
+def _objects_in(saved: Any) -> Iterable[Any]:
+    """Return the objects that an array or a record refers to."""
+    if saved.dtype.names is None:
+        return [*saved.flat]
+    fields = [saved[name] for name in saved.dtype.names if saved.dtype[name].hasobject]
+    return [obj for field in fields for obj in (_objects_in(field) if isinstance(field, np.ndarray | np.void) else (field,))]
+
+
+class _RecordCodec:
+    """Codec of a record: an element of a structured array, whose fields may be written."""
+
+    def save(self, obj: np.void) -> np.void | None:
+        return obj.copy() if obj.dtype.names else None
+
+    def restore(self, obj: np.void, state: np.void | None) -> None:
+        if state is not None and obj.flags.writeable:
+            for name in state.dtype.names or ():
+                obj[name] = state[name]
+
+    def children(self, state: np.void | None) -> Iterable[Any]:
+        return () if state is None or not state.dtype.hasobject else _objects_in(state)
 
 
 def _base(obj: np.ndarray) -> np.ndarray | None:
@@ -163,6 +186,7 @@ def _has_pointers(cls: Any) -> bool:
 
 _array_codec = _ArrayCodec()
 register_content(np.ndarray, _array_codec)
+register_content(np.void, _RecordCodec())
 register_builtin(np.memmap, CompositeCodec([_array_codec, AttributesCodec(constant=("_mmap",))]))
 register_builtin(mmap.mmap, _MemoryMapCodec())
 register_builtin(memoryview, ReferencesCodec(_viewed))

@@ -51,7 +51,7 @@ class _DefaultDictCodec(_DictCodec):
 
 class _DequeCodec:
     def save(self, obj: deque[Any]) -> tuple[Any, ...]:
-        return tuple(obj)
+        return tuple(deque.__iter__(obj))
 
     def restore(self, obj: deque[Any], state: tuple[Any, ...]) -> None:
         deque.clear(obj)
@@ -83,8 +83,8 @@ register_content(OrderedDict, _OrderedDictCodec())
 register_content(defaultdict, _DefaultDictCodec())
 register_content(dict, _DictCodec())
 register_content(deque, _DequeCodec())
-register_content(tuple, ReferencesCodec(tuple))
-register_content(frozenset, ReferencesCodec(tuple))
+register_content(tuple, ReferencesCodec(lambda obj: tuple.__getitem__(obj, slice(None))))
+register_content(frozenset, ReferencesCodec(lambda obj: tuple(frozenset.__iter__(obj))))
 register_content(bytearray, LeafCodec[bytearray, bytes](bytes, _restore_items))
 register_content(array.array, LeafCodec[Any, Any](lambda obj: obj[:], _restore_items))
 register_content(ElementTree.Element, _ElementCodec())

@@ -146,15 +146,15 @@ class RefusingCodec:
         return ()
 
 
-_contents: dict[type, Codec] = {}
+_contents: dict[type, Codec | Mark] = {}
 
 
-def register_content(cls: type, codec: Codec) -> None:
+def register_content(cls: type, codec: Codec | Mark) -> None:
     """
     Register the codec of a built-in type's own content. Subclasses may have attributes besides, which are saved as well.
 
     :param cls: the type
-    :param codec: its codec
+    :param codec: its codec, or ``CONSTANT``
     """
     _contents[cls] = codec
 
@@ -167,23 +167,25 @@ def _has_hidden_state(cls: type, slots: list[str]) -> bool:
 
 def _structural_codec(cls: type) -> Codec | Mark | None:
     """Build the codec of a type from what its instances are made of: a built-in content, attributes, slots."""
+    built_in = next((base for base in cls.__mro__ if base in _contents), object)
     slots = [
         f"_{base.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
-        for base in cls.__mro__
+        for base in cls.__mro__[: cls.__mro__.index(built_in)]
         for name in _as_tuple(vars(base).get("__slots__", ()))
         if name not in ("__dict__", "__weakref__")
     ]
-    parts: list[Codec] = [_contents[base] for base in cls.__mro__ if base in _contents][:1]
-    if not parts and _has_hidden_state(cls, slots):
+    content = _contents.get(built_in)
+    if content is None and _has_hidden_state(cls, slots):
         return CONSTANT if _is_pybind11_enum(cls) else None
     if isinstance(getattr(cls, "__del__", None), types.FunctionType) and not issubclass(cls, gym.Env):
         return RefusingCodec(_FINALIZED)
-    if cls.__dictoffset__:
-        parts.append(AttributesCodec(constant=DESCRIPTIONS if issubclass(cls, gym.Env) else ()))
+    parts: list[Codec] = [] if content is None or isinstance(content, Mark) else [content]
+    if cls.__dictoffset__ and not (cls is built_in and content is CONSTANT):
+        parts.append(AttributesCodec(constant=_descriptions_of(cls)))
     if slots:
         parts.append(SlotsCodec(slots))
     if not parts:
-        return CONSTANT if cls.__basicsize__ == object.__basicsize__ else None
+        return CONSTANT if content is CONSTANT or cls.__basicsize__ == object.__basicsize__ else None
     return parts[0] if len(parts) == 1 else CompositeCodec(parts)
 
 
@@ -204,14 +206,33 @@ def _as_tuple(slots: str | Iterable[str]) -> tuple[str, ...]:
 DESCRIPTIONS = ("metadata", "_metadata", "observation_structure", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs")
 """Attributes in which Gymnasium's environments and wrappers keep how they were made: no part of the state."""
 
+
+def _descriptions_of(cls: type) -> Iterable[str]:
+    """Return the names of an environment's attributes that its code will not change."""
+    if not issubclass(cls, gym.Env):
+        return ()
+    if cls.__module__.split(".")[0] != "gymnasium":
+        return DESCRIPTIONS[1:]
+    has_table = f"{cls.__module__}.{cls.__name__}" in _WITH_TRANSITION_TABLE
+    return ("P", *DESCRIPTIONS) if has_table else DESCRIPTIONS
+
+
+_WITH_TRANSITION_TABLE = {
+    f"gymnasium.envs.toy_text.{name}" for name in ("frozen_lake.FrozenLakeEnv", "taxi.TaxiEnv", "cliffwalking.CliffWalkingEnv")
+}
+
+
+_VALUES: tuple[type, ...] = (
+    *(bool, int, float, complex, str, bytes, np.generic),
+    *(date, time, timedelta, Decimal, Fraction, pathlib.PurePath, BaseException),
+)
+"""What cannot change, and whose subclasses may have attributes that can."""
+
+for _value in _VALUES:
+    register_content(_value, CONSTANT)
+
 _CONSTANTS: tuple[type | str, ...] = (
     type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
     range,
     slice,
     type,
@@ -226,20 +247,12 @@ _CONSTANTS: tuple[type | str, ...] = (
     staticmethod,
     classmethod,
     enum.Enum,
-    np.generic,
     np.dtype,
     np.ufunc,
     EnvSpec,
-    BaseException,
     random.SystemRandom,
     logging.Logger,
-    pathlib.PurePath,
     re.Pattern,
-    date,
-    time,
-    timedelta,
-    Decimal,
-    Fraction,
     "torch.dtype",
     "torch.device",
     "torch.Size",
@@ -271,8 +284,5 @@ for _view in (dict[Any, Any]().keys(), dict[Any, Any]().values(), dict[Any, Any]
 _updatable = LeafCodec[Any, Any](tuple, lambda obj, state: obj.update(state))
 for _name in ("rect.Rect", "Rect", "rect.FRect", "math.Vector2", "math.Vector3"):
     register_builtin(f"pygame.{_name}", _updatable)
-
-for _toy in ("frozen_lake.FrozenLakeEnv", "taxi.TaxiEnv", "cliffwalking.CliffWalkingEnv"):
-    register_builtin(f"gymnasium.envs.toy_text.{_toy}", AttributesCodec(constant=("P", *DESCRIPTIONS)))
 
 register_fallback(_structural_codec)

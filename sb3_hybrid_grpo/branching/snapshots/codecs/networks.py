@@ -71,11 +71,13 @@ class _TensorState(NamedTuple):
     :param content: its values
     :param requires_grad: whether it gathers a gradient
     :param grad: its gradient
+    :param attributes: what Python code has added to it
     """
 
     content: _Content
     requires_grad: bool
     grad: th.Tensor | None
+    attributes: dict[str, Any]
 
 
 class _TensorCodec:
@@ -88,7 +90,7 @@ class _TensorCodec:
         content = self._contents.get(id(obj))
         if content is None or not (content.has_memory_of(obj) and obj.is_contiguous() and content.is_same(content.pointer)):
             content = self._contents[id(obj)] = _Content(obj)
-        return _TensorState(content, obj.requires_grad, obj.grad if obj.is_leaf else None)
+        return _TensorState(content, obj.requires_grad, obj.grad if obj.is_leaf else None, dict(obj.__dict__))
 
     def restore(self, obj: th.Tensor, state: _TensorState) -> None:
         state.content.restore(obj)
@@ -96,9 +98,13 @@ class _TensorCodec:
             obj.requires_grad_(state.requires_grad)
         if obj.is_leaf and obj.grad is not state.grad:
             obj.grad = state.grad
+        if obj.__dict__ or state.attributes:
+            obj.__dict__.clear()
+            obj.__dict__.update(state.attributes)
 
     def children(self, state: _TensorState) -> Iterable[Any]:
-        return () if state.grad is None else (state.grad,)
+        gradient = () if state.grad is None else (state.grad,)
+        return (*gradient, *state.attributes.values())
 
 
 _MEMBERS = ("_parameters", "_buffers", "_modules")
