@@ -63,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with engine:
             (enjoy if command == "enjoy" else train)()
+    except KeyError as error:
+        if error.args != ("atari",):
+            raise
+        parser.exit(
+            2, "These settings have no entry for Atari: leave out --conf-file, or add an entry `atari` to a copy of it.\n"
+        )
     finally:
         sys.argv = previous
     return 0

@@ -78,7 +78,8 @@ def check_trust_region(trust_region: float | str | Schedule | None, target_kl: f
     """
     if trust_region is None:
         return
-    check_number("trust_region", value_at(parse_schedule("trust_region", trust_region), 1.0), above=0)
+    schedule = parse_schedule("trust_region", trust_region)
+    check_number("trust_region(1.0)" if callable(schedule) else "trust_region", value_at(schedule, 1.0), above=0)
     for name, value in ("target_kl", target_kl), ("desired_kl", desired_kl):
         if value is not None:
             raise InvalidArgumentError(

@@ -35,7 +35,7 @@ def check_number(
     :param at_most: what it must not exceed
     :raises InvalidArgumentError: if it is not finite or outside the bounds
     """
-    is_number = isinstance(value, int | float | np.number) and math.isfinite(value)
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
     if not (is_number and above < value and at_least <= value <= at_most):
         limits = {"above": above, "at least": at_least, "at most": at_most}
         bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))

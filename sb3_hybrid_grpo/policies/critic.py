@@ -91,14 +91,17 @@ def refit_value_head(policy: ActorCriticPolicy, buffer: FinishedRollout) -> None
     """
     Solve the critic's last layer for the returns of a rollout. What comes before it stays as it is, and so does the actor.
 
-    A rollout of fewer than four states per input of the layer changes nothing. Nor does one in which no action made a
-    difference, as before a sparse reward is found: its returns differ by what the critic has said itself.
+    A layer that is frozen stays, too. A rollout of fewer than four states per input of the layer changes nothing. Nor does
+    one in which no action made a difference, as before a sparse reward is found: its returns differ by what the critic has
+    said itself.
 
     :param policy: a policy that ``has_linear_head``
     :param buffer: the rollout, with returns
     """
     head = policy.value_net
-    if buffer.returns.size < MIN_STATES_PER_FEATURE * head.in_features or not made_a_difference(buffer):
+    is_free = head.weight.requires_grad and head.bias.requires_grad
+    has_enough = buffer.returns.size >= MIN_STATES_PER_FEATURE * head.in_features
+    if not (is_free and has_enough and made_a_difference(buffer)):
         return
     policy.set_training_mode(False)
     features: list[np.ndarray] = []

@@ -18,7 +18,7 @@ from sb3_hybrid_grpo.estimation import AutogradScores, Loss, Scores, clip_gradie
 from sb3_hybrid_grpo.policies.actors import MlpActor
 from sb3_hybrid_grpo.policies.heads import HEADS
 from sb3_hybrid_grpo.policies.maskable import class_of, masking, stock_class
-from sb3_hybrid_grpo.policies.networks import Chain
+from sb3_hybrid_grpo.policies.networks import Chain, are_plain_gradients
 from sb3_hybrid_grpo.policies.scores import MlpScores
 
 
@@ -287,7 +287,7 @@ class MlpEvaluator(Evaluator):
             and class_of(policy).predict_values is ActorCriticPolicy.predict_values
             and type(policy.vf_features_extractor) is FlattenExtractor
             and all(Chain.supports(layers) for layers in _layers(policy))
-            and all(parameter.requires_grad for parameter in policy.parameters())
+            and are_plain_gradients(policy, _layers(policy))
         )
 
     @th.no_grad()

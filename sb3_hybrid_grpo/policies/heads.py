@@ -138,7 +138,8 @@ class CategoricalHead:
         self._actions = actions.squeeze(dim=-1).long()
         self._log_probs = th.log_softmax(outputs, dim=-1)
         self._probs = self._log_probs.exp()
-        self._entropy = -(self._probs * self._log_probs).sum(dim=-1)
+        self._finite = self._log_probs.clamp(min=th.finfo(self._log_probs.dtype).min)  # as PyTorch does for entropies
+        self._entropy = -(self._probs * self._finite).sum(dim=-1)
         return self._log_probs.gather(dim=1, index=self._actions), self._entropy
 
     def along(self, outputs: np.ndarray, parameters: np.ndarray) -> np.ndarray:
@@ -162,7 +163,7 @@ class CategoricalHead:
         """
         shared = log_prob.sum(axis=1, keepdims=True)
         if entropy is not None:
-            shared = shared + entropy[:, None] * (self._log_probs + self._entropy[:, None]).numpy()
+            shared = shared + entropy[:, None] * (self._finite + self._entropy[:, None]).numpy()
         gradient: np.ndarray = -self._probs.numpy() * shared
         np.add.at(gradient, (np.arange(len(gradient))[:, None], self._actions.numpy()), log_prob)
         return gradient

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 _CHUNK_BYTES = 2**24
@@ -133,6 +134,26 @@ _ACTIVATIONS: dict[type[nn.Module], _Activation] = {
     nn.Tanh: _Activation(np.tanh, lambda gradient, output: gradient * (1 - output * output)),
     nn.ReLU: _Activation(lambda latent: np.maximum(latent, 0), lambda gradient, output: gradient * (output > 0)),
 }
+
+
+def are_plain_gradients(policy: ActorCriticPolicy, chains: Sequence[Sequence[nn.Module]]) -> bool:
+    """
+    Tell whether gradients that chains write, in memory that they write again, do what autograd's would do.
+
+    :param policy: the policy
+    :param chains: the layers of its actor and those of its critic
+    :return: whether no parameter has two gradients, or none, or hooks of its own, and PyTorch or SB3 made the optimizer
+    """
+    written = [parameter for layers in chains for layer in layers for parameter in layer.parameters()]
+    return (
+        len(set(map(id, written))) == len(written)
+        and type(policy.optimizer).__module__.split(".")[0] in ("torch", "stable_baselines3")
+        and all(parameter.requires_grad and not _has_hooks(parameter) for parameter in policy.parameters())
+    )
+
+
+def _has_hooks(parameter: Any) -> bool:
+    return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
 def product(left: np.ndarray, right: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

@@ -138,11 +138,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def inverse_cdf(probs: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     """
-    Return the class at which the cumulative probability passes the uniform number.
+    Return the class at which the cumulative probability passes the uniform number: none of probability zero.
 
     :param probs: probabilities, [B, n]
     :param uniforms: uniform numbers, [B]
     :return: classes, [B]
     """
-    passed = probs.cumsum(axis=-1) <= uniforms[:, None]
-    return np.asarray(np.minimum(passed.sum(axis=-1), probs.shape[-1] - 1))
+    cumulative = probs.cumsum(axis=-1)
+    passed = (cumulative <= uniforms[:, None]) & (cumulative < cumulative[:, -1:])
+    return np.asarray(passed.sum(axis=-1))

@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_hybrid_grpo import HybridGRPO
@@ -88,6 +89,68 @@ def test_one_sample_is_ppo(policy, env, n_envs, wrapper, n_steps, kwargs):
     expected = models[0].policy.state_dict()
     for name, parameter in models[1].policy.state_dict().items():
         th.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=1e-4, msg=lambda msg, name=name: f"{name}: {msg}")
+
+
+class OneTrunk(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        super()._build_mlp_extractor()
+        self.mlp_extractor.value_net = self.mlp_extractor.policy_net
+
+
+class Masked(th.nn.Module):
+    """Has logits of which the last is minus infinity."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("mask", th.tensor([0.0] * (layer.out_features - 1) + [-th.inf]))
+
+    def forward(self, latent):
+        return self.layer(latent) + self.mask
+
+
+class Rebinding(th.optim.SGD):
+    """Gives parameters other memory in each step, and remembers the gradients of the one before."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                former = self.state[parameter].get("last", 0.0)
+                parameter.data = parameter.data - group["lr"] * (parameter.grad + 0.5 * former)
+                self.state[parameter]["last"] = parameter.grad
+
+
+def mask_last_action(policy):
+    policy.action_net = Masked(policy.action_net)
+
+
+def hold_an_action(policy):
+    policy.action_net.weight.register_hook(lambda gradient: gradient * th.tensor([[1.0], [0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("policy", "kwargs", "change"),
+    [
+        (OneTrunk, {}, None),
+        ("MlpPolicy", {}, hold_an_action),
+        ("MlpPolicy", {"policy_kwargs": {"optimizer_class": Rebinding}, "learning_rate": 0.01}, None),
+        ("MlpPolicy", {"ent_coef": 0.01}, mask_last_action),
+    ],
+    ids=["one trunk", "hook of a parameter", "optimizer of one's own", "logits of minus infinity"],
+)
+def test_one_sample_is_ppo_with_what_users_change_in_a_policy(policy, kwargs, change):
+    policies = []
+    for algorithm, settings in ((PPO, {}), (HybridGRPO, PPO_SETTINGS)):
+        n_actions = 3 if change is mask_last_action else 2
+        env = make_vec_env(limited(action_space=gym.spaces.Discrete(n_actions)), 1, seed=3)
+        model = algorithm(policy, env, n_steps=64, batch_size=32, n_epochs=4, seed=5, device="cpu", **kwargs, **settings)
+        if change is not None:
+            change(model.policy)
+        policies.append(model.learn(128).policy.state_dict())
+    for name, parameter in policies[1].items():
+        th.testing.assert_close(
+            parameter, policies[0][name], rtol=1e-4, atol=1e-5, msg=lambda msg, name=name: f"{name}: {msg}"
+        )
 
 
 def test_more_samples_are_not_ppo():

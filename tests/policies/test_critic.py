@@ -113,6 +113,14 @@ def test_rollouts_of_few_states_are_left_alone(n_states, is_refitted):
     assert (policy.value_net.bias.item() != before) == is_refitted
 
 
+def test_a_frozen_last_layer_is_left_alone():
+    model = HybridGRPO("MlpPolicy", "Pendulum-v1", n_steps=260, batch_size=260, n_epochs=1, n_samples=1, seed=0)
+    model.policy.value_net.requires_grad_(False)
+    before = model.policy.value_net.weight.clone()
+    model.learn(260)
+    assert model.refit_critic and th.equal(model.policy.value_net.weight, before)
+
+
 @pytest.mark.parametrize(
     ("env_id", "kwargs", "is_refitted"),
     [

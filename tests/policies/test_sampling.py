@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from sb3_hybrid_grpo import InvalidArgumentError
 from sb3_hybrid_grpo.policies import networks
 from sb3_hybrid_grpo.policies.evaluators import evaluate_actions, log_probs
+from sb3_hybrid_grpo.policies.plain_mlp import inverse_cdf
 from sb3_hybrid_grpo.policies.sampling import actions_from_noise, draw_noise, first_occurrences, sample_actions, to_env_actions
 from sb3_hybrid_grpo.rollout import values as evaluation
 
@@ -21,6 +22,12 @@ def make_policy(action_space, **kwargs):
     policy = ActorCriticPolicy(OBS, action_space, lambda _: 1e-3, ortho_init=False, **kwargs)
     obs = th.as_tensor(np.random.default_rng(0).normal(size=(B, 3)), dtype=th.float32)
     return policy, obs
+
+
+def test_no_class_of_probability_zero_is_drawn():
+    probs, uniforms = np.array([[0.99999988, 0.0, 0.0]], dtype=np.float32), np.array([0.99999994], dtype=np.float32)
+    assert inverse_cdf(probs, uniforms).tolist() == [0]
+    assert inverse_cdf(np.array([[0.2, 0.3, 0.5]] * 3), np.array([0.1, 0.2, 0.99])).tolist() == [0, 1, 2]
 
 
 GSDE = [{"use_sde": True, "log_std_init": -1.0}, {"use_sde": True, "squash_output": True, "log_std_init": -1.0}]

@@ -274,6 +274,15 @@ def test_without_the_zoo(monkeypatch, capsys):
     assert 'pip install "sb3-hybrid-grpo[zoo]"' in capsys.readouterr().err
 
 
+@needs_zoo
+@pytest.mark.parametrize("settings", ["hybrid_grpo_seconds", "hybrid_grpo_minutes"])
+def test_settings_without_atari(settings, tmp_path):
+    pytest.importorskip("ale_py")
+    command = ["-m", "sb3_hybrid_grpo.zoo", "train", "--conf-file", settings, "--env", "BreakoutNoFrameskip-v4", "-n", "100"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 2 and "no entry for Atari: leave out --conf-file" in done.stderr
+
+
 def test_workers_are_for_training():
     pytest.importorskip("rl_zoo3")
     command = ["-m", "sb3_hybrid_grpo.zoo", "enjoy", "--env", "CartPole-v1", "--engine", "process"]
