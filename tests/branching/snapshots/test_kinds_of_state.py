@@ -2,6 +2,7 @@
 
 import collections
 import ctypes
+import datetime
 import functools
 import io
 import itertools
@@ -153,6 +154,8 @@ class InNumbers(Keeps):
     def begin(self):
         self.cards = [Card(number) for number in range(4)]
         self.last_error = RuntimeError()
+        self.began = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+        self.zone = self.began.tzinfo
         for value in (*self.cards, self.last_error):
             value.n_played = 0
 

@@ -10,7 +10,7 @@ import random
 import re
 import types
 from collections.abc import Iterable
-from datetime import date, time, timedelta
+from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -224,7 +224,7 @@ _WITH_TRANSITION_TABLE = {
 
 _VALUES: tuple[type, ...] = (
     *(bool, int, float, complex, str, bytes, np.generic),
-    *(date, time, timedelta, Decimal, Fraction, pathlib.PurePath, BaseException),
+    *(date, time, timedelta, tzinfo, Decimal, Fraction, pathlib.PurePath, BaseException),
 )
 """What cannot change, and whose subclasses may have attributes that can."""
 
