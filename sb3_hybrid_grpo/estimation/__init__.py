@@ -17,6 +17,7 @@ from sb3_hybrid_grpo.estimation.estimates import (
     generalized_advantages,
     soft_rewards,
     value_boosted_estimates,
+    without_rounding,
 )
 from sb3_hybrid_grpo.estimation.losses import (
     Loss,
@@ -71,4 +72,5 @@ __all__ = [
     "value_boosted_estimates",
     "value_loss",
     "weighted_mean",
+    "without_rounding",
 ]

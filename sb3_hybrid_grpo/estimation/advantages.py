@@ -217,7 +217,7 @@ def relative_precision(branched: Advantages, unbranched: Floats) -> float:
     """
     Return how much a state without branches should count beside one with branches: the ratio of their variances.
 
-    c = mean_s Σᵢ (w[s,i] A[s,i])² / mean_s' A[s']²
+    c = mean_s Σᵢ (w[s,i] A[s,i])² / mean_s' A[s']²,    or 1 if either mean is 0
 
     Both estimate the same policy gradient, state by state, with noise in proportion to what their advantages multiply: the
     score of every sampled action. Weights inverse to the variance give the mean of least variance.
@@ -227,7 +227,7 @@ def relative_precision(branched: Advantages, unbranched: Floats) -> float:
     :return: c
     """
     noise = np.square(branched.weights * branched.advantages).sum(axis=-1).mean()
-    return float(noise / np.square(unbranched).mean()) if unbranched.any() else 1.0
+    return float(noise / np.square(unbranched).mean()) if noise and unbranched.any() else 1.0
 
 
 def group_normalized_advantages(rewards: Floats, epsilon: float = 1e-8) -> Floats:

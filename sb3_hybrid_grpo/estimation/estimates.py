@@ -156,3 +156,17 @@ def _survival(dones: np.ndarray, n_steps: int) -> Floats:
     for k in range(n_steps):
         alive *= 1.0 - dones[k : len(alive) + k].astype(np.float32)
     return alive
+
+
+def without_rounding(estimates: Floats, tolerance: float) -> Floats:
+    """
+    Return estimates of which those of a state are equal if they differ by rounding alone, which would tell its actions apart.
+
+    Q'[i] = Q[0] if maxᵢ Q[i] - minᵢ Q[i] ≤ t, else Q[i]
+
+    :param estimates: Q, [..., N]
+    :param tolerance: t
+    :return: Q', [..., N]
+    """
+    is_equal = np.ptp(estimates, axis=-1, keepdims=True) <= tolerance
+    return np.where(is_equal, estimates[..., :1], estimates)

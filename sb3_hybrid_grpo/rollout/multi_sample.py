@@ -33,7 +33,10 @@ from sb3_hybrid_grpo.estimation import (
     relative_precision,
     soft_rewards,
     value_boosted_estimates,
+    without_rounding,
 )
+
+_PRECISION_OF_ENTROPIES = 1e-6
 
 
 class MultiSampleMixin(RolloutBuffer):
@@ -286,6 +289,9 @@ class MultiSampleMixin(RolloutBuffer):
         else:
             self.estimates[..., 0] = committed_estimates(steps, ends, self.gamma, self.branch_lambda, self.branch_horizon)
         self.estimates = np.take_along_axis(self.estimates, self.sources, axis=-1)
+        if self.is_soft:
+            of_entropies = self.branch_horizon * self.ent_coef * np.abs(self.entropies).max()
+            self.estimates = without_rounding(self.estimates, _PRECISION_OF_ENTROPIES * of_entropies)
         self.averaged_advantages = np.where(self.branched, averaged_advantages(self.estimates), self.estimates[..., 0])
         bonuses = committed_estimates(self.bonuses, ends, self.gamma, self.branch_lambda, self.branch_horizon)
         self._estimate_advantages(np.take_along_axis(rewards[..., 0], self.sources, axis=-1), gae, tails, bonuses)

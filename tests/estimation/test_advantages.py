@@ -229,7 +229,7 @@ def test_relative_precision():
     branched = Advantages(np.array([[1.0, -1.0], [3.0, -3.0]]), np.full((2, 2), 0.5))
     assert relative_precision(branched, np.array([5.0, -5.0, 0.0])) == pytest.approx(2.5 / (50 / 3))
     assert relative_precision(branched, np.zeros(3)) == 1
-    assert relative_precision(branched._replace(advantages=np.zeros((2, 2))), np.array([1.0, -1.0])) == 0
+    assert relative_precision(branched._replace(advantages=np.zeros((2, 2))), np.array([1.0, -1.0])) == 1
 
 
 def test_group_normalized_advantages():

@@ -94,11 +94,11 @@ SETTINGS = {
 }
 
 
-def rollout(brancher, env_id, wrap=lambda venv: venv, vec_env_cls=DummyVecEnv, **kwargs):
+def rollout(brancher, env_id, wrap=lambda venv: venv, vec_env_cls=DummyVecEnv, callback=None, **kwargs):
     venv = wrap(make_vec_env(env_id, 2, seed=0, vec_env_cls=vec_env_cls))
     model = HybridGRPO("MlpPolicy", venv, **{**SETTINGS, "brancher": brancher, **kwargs})
     keep = KeepRollout()
-    model.learn(120, callback=keep)
+    model.learn(120, callback=[*filter(None, [callback]), keep])
     venv.close()
     return {**keep.arrays, "simulator_steps": np.array(model.num_simulator_steps)}
 
@@ -152,6 +152,42 @@ def test_late_outcomes_are_normalised_with_the_statistics_of_their_own_step(wrap
     for name, expected in at_once.items():
         np.testing.assert_allclose(late[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
     np.testing.assert_array_equal(late["branch_rewards"], at_once["branch_rewards"])
+
+
+class Change(BaseCallback):
+    """Changes the vectorised wrapper in the middle of the rollout."""
+
+    def __init__(self, attributes):
+        super().__init__()
+        self.attributes = attributes
+
+    def _on_step(self):
+        if self.locals["n_steps"] == 25:
+            for name, value in self.attributes.items():
+                setattr(self.training_env, name, value)
+        return True
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"norm_reward": False, "epsilon": 0.1},
+        {"clip_reward": 0.2},
+        {"norm_obs": False},
+        {"clip_obs": 0.1},
+        {"training": False},
+    ],
+    ids=str,
+)
+def test_late_outcomes_are_normalised_as_their_own_step_was(change):
+    at_once, late = (rollout(brancher, "Hopper-v5", VecNormalize, callback=Change(change)) for brancher in (prompt, "auto"))
+    unchanged = rollout("auto", "Hopper-v5", VecNormalize)
+    for name, expected in at_once.items():
+        np.testing.assert_allclose(late[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+    np.testing.assert_array_equal(late["branch_rewards"], at_once["branch_rewards"])
+    for name in ("branch_rewards", "branch_next_values"):
+        np.testing.assert_allclose(late[name][:25], unchanged[name][:25], rtol=1e-5, atol=1e-5)
+    assert any(not np.allclose(late[name][26:], unchanged[name][26:]) for name in ("branch_rewards", "branch_next_values"))
 
 
 def test_what_an_interrupted_rollout_remembered_is_forgotten():

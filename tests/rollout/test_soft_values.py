@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_hybrid_grpo import HybridGRPO, InvalidArgumentError
-from sb3_hybrid_grpo.estimation.estimates import soft_rewards
+from sb3_hybrid_grpo.estimation.estimates import soft_rewards, without_rounding
 from sb3_hybrid_grpo.rollout.values import DeferredEntropies
 from tests.envs import Walk
 from tests.policies.test_maskable import Ladder
@@ -18,6 +19,30 @@ def test_soft_rewards():
     next_entropies = np.array([[[[0.1, 0.2, 9.0], [0.3, 0.4, 9.0]]]])
     soft = soft_rewards(rewards, np.array([[0.5]]), next_entropies, ent_coef=10.0)
     np.testing.assert_allclose(soft, [[[[6.0, 3.0, 5.0], [9.0, 8.0, 10.0]]]])
+
+
+class Heedless(Walk):
+    """Does the same whatever it is told."""
+
+    def step(self, action):
+        return super().step(0)
+
+
+def test_rounding_of_entropies_tells_no_actions_apart():
+    model = HybridGRPO(
+        "MlpPolicy", make_vec_env(lambda: Heedless(action_space=spaces.Discrete(4)), 2), n_steps=64, n_samples=3,
+        branch_horizon=4, ent_coef=0.1, n_epochs=1, reward_transform="identity", soft_values=True, action_sampling="iid",
+        learning_rate=0.0, seed=0, device="cpu", policy_kwargs={"ortho_init": False},
+    )  # fmt: skip
+    model.learn(128)
+    assert model.rollout_buffer.branched.all() and model.rollout_buffer.entropies.std() > 0
+    assert not model.rollout_buffer.advantages.any()
+
+
+def test_estimates_that_differ_by_rounding():
+    estimates = np.array([[1.0, 1.0000001, 1.0], [1.0, 1.001, 1.0]])
+    assert without_rounding(estimates, 1e-6).tolist() == [[1.0, 1.0, 1.0], [1.0, 1.001, 1.0]]
+    assert without_rounding(estimates, 0.0).tolist() == estimates.tolist()
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.Box(-1, 1, (2,))], ids=["discrete", "box"])

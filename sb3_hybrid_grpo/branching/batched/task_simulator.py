@@ -1,8 +1,9 @@
 """Steps from many states of one of Gymnasium's MuJoCo tasks, without its environment."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from contextlib import contextmanager
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -19,11 +20,13 @@ class States(NamedTuple):
     :param physics: what MuJoCo integrates, [M, n]
     :param quantities: what the task reads beside positions and velocities, [M, ...] each
     :param elapsed: steps counted by its time limits, [M, n_limits]
+    :param settings: numbers of the settings that the environment had, [M]
     """
 
     physics: np.ndarray
     quantities: dict[str, np.ndarray]
     elapsed: np.ndarray
+    settings: np.ndarray
 
     def select(self, rows: np.ndarray) -> "States":
         """
@@ -33,7 +36,7 @@ class States(NamedTuple):
         :return: those states
         """
         quantities = {name: values[rows] for name, values in self.quantities.items()}
-        return States(self.physics[rows], quantities, self.elapsed[rows])
+        return States(self.physics[rows], quantities, self.elapsed[rows], self.settings[rows])
 
 
 class TaskOutcomes(NamedTuple):
@@ -58,8 +61,8 @@ class TaskSimulator:
     """
     Keeps states of an environment as MuJoCo's few numbers, and steps from many of them at once.
 
-    The physics is MuJoCo's own; observations and rewards are arrays of the whole batch. The environment is only read: its
-    attributes count as they are when a step is made.
+    The physics is MuJoCo's own; observations and rewards are arrays of the whole batch. The environment's settings, such as
+    the weights of its rewards, count as they were when a state was remembered.
 
     :param layers: time limits and the environment, outermost first
     :param task: the environment's task
@@ -71,7 +74,11 @@ class TaskSimulator:
         *self._limits, self._env = layers
         self._task = task
         self._kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        self._remembered: list[tuple[np.ndarray, list[np.ndarray], list[int]]] = []
+        self._remembered: list[tuple[np.ndarray, list[np.ndarray], list[int], list[Any]]] = []
+        self._names = [
+            (vars(layer), name) for layer in layers for name, value in vars(layer).items() if _is_setting(name, value)
+        ]
+        self._settings: list[list[Any]] = []
         self._data: list[Any] = []
 
     @classmethod
@@ -94,7 +101,8 @@ class TaskSimulator:
         physics = np.empty(mujoco.mj_stateSize(model, self._kind))
         mujoco.mj_getState(model, data, physics, self._kind)
         quantities = [read(self._env, data).copy() for read in self._task.quantities.values()]
-        self._remembered.append((physics, quantities, [limit._elapsed_steps for limit in self._limits]))
+        settings = [attributes[name] for attributes, name in self._names]
+        self._remembered.append((physics, quantities, [limit._elapsed_steps for limit in self._limits], settings))
 
     def forget(self) -> None:
         """Forget the states that were kept."""
@@ -106,25 +114,49 @@ class TaskSimulator:
 
         :return: the states in their order
         """
-        physics, quantities, elapsed = zip(*self._remembered, strict=True)
+        physics, quantities, elapsed, settings = zip(*self._remembered, strict=True)
         self.forget()
         named = zip(self._task.quantities, zip(*quantities, strict=True), strict=True)
         arrays = {name: np.array(values) for name, values in named}
-        return States(np.array(physics), arrays, np.array(elapsed, dtype=int).reshape(len(physics), -1))
+        self._settings = [each for each, _ in groupby(settings)]
+        numbers = [number for number, (_, group) in enumerate(groupby(settings)) for _ in group]
+        return States(np.array(physics), arrays, np.array(elapsed, dtype=int).reshape(len(physics), -1), np.array(numbers))
 
     def step(self, states: States, actions: np.ndarray, n_threads: int = 1) -> TaskOutcomes:
         """
         Take an action at each of M states.
 
-        :param states: the states
+        :param states: the states, of those that were recalled last
         :param actions: the actions, [M, n]
         :param n_threads: number of threads to simulate in
         :return: their outcomes
         """
+        numbers = np.unique(states.settings)
+        if len(numbers) == 1:
+            with self._as_it_was(numbers[0]):
+                return self._step(states, actions, n_threads)
+        rows = [np.flatnonzero(states.settings == number) for number in numbers]
+        parts = [self.step(states.select(some), actions[some], n_threads) for some in rows]
+        return _joined(parts, np.argsort(np.concatenate(rows)))
+
+    @contextmanager
+    def _as_it_was(self, number: int) -> Iterator[None]:
+        """Give the environment settings that it had, and then those that it has now."""
+        now = [attributes[name] for attributes, name in self._names]
+        for (attributes, name), value in zip(self._names, self._settings[number], strict=True):
+            attributes[name] = value
+        try:
+            yield
+        finally:
+            for (attributes, name), value in zip(self._names, now, strict=True):
+                attributes[name] = value
+
+    def _step(self, states: States, actions: np.ndarray, n_threads: int) -> TaskOutcomes:
         after = States(
             np.empty_like(states.physics),
             {name: np.empty_like(values) for name, values in states.quantities.items()},
             states.elapsed + 1,
+            states.settings,
         )
         self._simulate(states, actions, after, min(n_threads, len(actions)))
         before_and_after = self._with_joints(states), self._with_joints(after)
@@ -193,3 +225,18 @@ class TaskSimulator:
             mj_getState(model, data, next_state, kind)
             for values, read in readings:
                 values[row] = read(env, data)
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | tuple) and name != "_elapsed_steps"
+
+
+def _joined(parts: Sequence[TaskOutcomes], order: np.ndarray) -> TaskOutcomes:
+    """Put outcomes of several batches together, in some order."""
+    states, *arrays = zip(*parts, strict=True)
+    quantities = {name: np.concatenate([each.quantities[name] for each in states]) for name in states[0].quantities}
+    merged = (np.concatenate([getattr(each, name) for each in states]) for name in ("physics", "elapsed", "settings"))
+    physics, elapsed, settings = merged
+    return TaskOutcomes(
+        States(physics, quantities, elapsed, settings).select(order), *(np.concatenate(each)[order] for each in arrays)
+    )

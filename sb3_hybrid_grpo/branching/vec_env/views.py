@@ -1,6 +1,7 @@
 """What the wrappers of vectorised environments do to observations and rewards, without their side effects."""
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -113,8 +114,9 @@ class _NormalizeView(_Unchanged):
         self._remembered = []
 
     def remember(self) -> None:
-        # Their arrays are replaced when they move, not written into.
-        self._remembered.append({name: _copy(value) for name, value in vars(self.wrapper).items() if _is_statistic(value)})
+        # Arrays of statistics are replaced when they move, not written into.
+        attributes = vars(self.wrapper)
+        self._remembered.append({name: _copy(attributes[name]) for name in _NORMALISING if name in attributes})
 
     def recall(self) -> tuple[VecWrapperView, VecWrapperView]:
         self.remember()
@@ -128,51 +130,71 @@ class _NormalizeView(_Unchanged):
 
 
 class _RecalledNormalizeView(_NormalizeView):
-    """Normalises outcomes [E, n] that belong to T macro-steps with T statistics."""
+    """Normalises outcomes [E, n] that belong to T macro-steps with what the wrapper was at each of these."""
 
-    def __init__(self, wrapper: VecNormalize, statistics: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, wrapper: VecNormalize, remembered: Sequence[dict[str, Any]]) -> None:
         super().__init__(wrapper)
-        self._statistics = statistics
+        self._remembered_of_steps = remembered
 
     def _transform(self, outcome: BranchOutcome) -> BranchOutcome:
-        n_steps, attributes = len(self._statistics), vars(self.wrapper)
+        attributes = vars(self.wrapper)
         current = attributes.copy()
         try:
             rewards = []
-            for statistics, part in zip(self._statistics, np.split(outcome.rewards, n_steps, axis=1), strict=True):
-                attributes.update(statistics)
+            parts = np.split(outcome.rewards, len(self._remembered_of_steps), axis=1)
+            for remembered, part in zip(self._remembered_of_steps, parts, strict=True):
+                attributes.update(remembered)
                 rewards.append(self.wrapper.normalize_reward(part))
-            if "obs_rms" in self._statistics[0]:
-                n_branches = outcome.rewards.shape[1] // n_steps
-                attributes["obs_rms"] = _stack([statistics["obs_rms"] for statistics in self._statistics], n_branches)
-            assert not isinstance(outcome.observations, tuple)
-            observations = self.wrapper.normalize_obs(outcome.observations)
+            observations = self._normalize_obs(outcome.observations, parts[0].shape[1])
         finally:
             attributes.update(current)
         return outcome._replace(observations=observations, rewards=np.concatenate(rewards, axis=1))
 
+    def _normalize_obs(self, observations: Any, n_branches: int) -> Any:
+        """Normalise all macro-steps together that have the same limits, and differ in statistics at most."""
+        normalized = []
+        start = 0
+        for _, group in itertools.groupby(self._remembered_of_steps, key=_limits):
+            steps = list(group)
+            part = slice(start, start := start + len(steps) * n_branches)
+            vars(self.wrapper).update(steps[0])
+            if "obs_rms" in steps[0]:
+                self.wrapper.obs_rms = _stack([step["obs_rms"] for step in steps], n_branches)
+            normalized.append(self.wrapper.normalize_obs(_columns(observations, part)))
+        return normalized[0] if len(normalized) == 1 else _joined(normalized)
+
     def sent(self, rows: slice) -> VecWrapperView:
-        return _RecalledNormalizeView(_detached(self.wrapper), self._statistics)
+        return _RecalledNormalizeView(_detached(self.wrapper), self._remembered_of_steps)
 
 
 def _detached(wrapper: VecNormalize) -> VecNormalize:
     """Return what normalises like a wrapper, without the environment in it."""
     detached: VecNormalize = VecNormalize.__new__(VecNormalize)
     vars(detached).update({name: value for name, value in vars(wrapper).items() if name in _NORMALISING})
-    vars(detached).update(dict.fromkeys(_NOT_PICKLED))
+    vars(detached).update(dict.fromkeys(_NOT_PICKLED), observation_space=wrapper.observation_space)
     return detached
 
 
-_NORMALISING = (
-    *("obs_rms", "ret_rms", "norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "epsilon"),
-    "observation_space",
-)
+_STATISTICS = ("obs_rms", "ret_rms")
+_LIMITS = ("norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "epsilon")
+_NORMALISING = (*_STATISTICS, *_LIMITS)
 _NOT_PICKLED = ("venv", "class_attributes", "returns")
 
 
-def _is_statistic(value: Any) -> bool:
-    parts = value.values() if isinstance(value, dict) and value else (value,)
-    return all(isinstance(part, RunningMeanStd) for part in parts)
+def _limits(remembered: dict[str, Any]) -> list[Any]:
+    return [remembered[name] for name in _LIMITS if name in remembered]
+
+
+def _columns(observations: Any, part: slice) -> Any:
+    if isinstance(observations, dict):
+        return {key: values[:, part] for key, values in observations.items()}
+    return observations[:, part]
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {key: np.concatenate([part[key] for part in parts], axis=1) for key in parts[0]}
+    return np.concatenate(parts, axis=1)
 
 
 def _copy(statistic: Any) -> Any:

@@ -144,6 +144,33 @@ def test_what_the_environment_has_dropped_by_now_is_left_as_it_was():
     assert diaries == [[1, 1, 1, 1]] * 60
 
 
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5"])
+def test_branches_that_wait_are_judged_by_the_settings_of_their_time(env_id):
+    """A curriculum may change the weights of rewards, and limits, in the middle of a rollout."""
+    pytest.importorskip("mujoco")
+    venv = make_vec_env(env_id, 2, seed=0)
+    brancher = make_brancher("snapshot", venv)
+    venv.reset()
+    actions = np.random.default_rng(0).uniform(-1, 1, (8, *venv.action_space.shape)).astype(np.float32)
+    committed = []
+    for t, action in enumerate(actions):
+        if t in (3, 6):
+            for env in venv.envs:
+                env.unwrapped._forward_reward_weight = 10.0 * t
+        if t == 5:
+            venv.envs[1].env._max_episode_steps = 7
+        brancher.remember()
+        brancher.confirm()
+        _, rewards, dones, _ = venv.step(np.stack([action, action]))
+        committed.append((rewards, dones))
+    now = venv.envs[0].unwrapped._forward_reward_weight
+    outcome = brancher.recall().open(np.stack([actions, actions]), np.ones((2, 8), dtype=bool), 1)
+    rewards, dones = map(np.array, zip(*committed, strict=True))
+    np.testing.assert_array_equal(outcome.rewards.T, rewards)
+    np.testing.assert_array_equal((outcome.terminated | outcome.truncated).T, dones)
+    assert dones[6, 1] and not dones[:7, 0].any() and venv.envs[0].unwrapped._forward_reward_weight == now
+
+
 def test_what_users_said_of_a_type_is_asked_for_at_once():
     register_codec("nobody.Nothing", CONSTANT)
     try:
