@@ -54,7 +54,7 @@ class ClippedUpdate(AdaptiveLearningRate):
         train_policy = self.trust_region is None
         actor = [] if train_policy else self._take_natural_step(evaluator, metrics)
         n_policy_updates = sum(map(int, metrics.get("is_line_search_success", ())))
-        self._set_training_mode(train_policy)
+        self.policy.set_training_mode(True)
 
         for epoch in range(self._n_epochs()):
             if train_policy:
@@ -68,7 +68,6 @@ class ClippedUpdate(AdaptiveLearningRate):
                     terms += self._policy_losses(rollout_data, log_prob, entropy, metrics)
                     if self._exceeds_target_kl(metrics["approx_kl"][-1], epoch):
                         train_policy = False
-                        self._set_training_mode(train_policy)
                         actor = evaluator.policy_parameters()
                         terms.clear()
                     else:
@@ -137,12 +136,6 @@ class ClippedUpdate(AdaptiveLearningRate):
                 metrics["is_line_search_success"].append(has_moved)
         metrics.update(tried if has_moved else before)
         return parameters
-
-    def _set_training_mode(self, train_policy: bool) -> None:
-        """While the critic alone learns, features that the policy sees as well keep their statistics."""
-        self.policy.set_training_mode(True)
-        if not train_policy and self.policy.share_features_extractor:
-            self.policy.features_extractor.train(False)
 
     def _gradient(self, parameters: Iterable[nn.Parameter]) -> th.Tensor:
         gradient = flatten(cast(th.Tensor, parameter.grad) for parameter in parameters)

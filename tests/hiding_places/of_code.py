@@ -302,7 +302,7 @@ def variable_of_a_held_module():
     return InHeldModule
 
 
-@place("n_of_metaclass")
+@place("n_of_metaclass", "n_of_made_class")
 def metaclass():
     class Meta(type):
         n_of_metaclass = 0
@@ -310,10 +310,11 @@ def metaclass():
         @property
         def count(cls):
             Meta.n_of_metaclass += 1
-            return Meta.n_of_metaclass
+            cls.n_of_made_class += 1
+            return min(Meta.n_of_metaclass, cls.n_of_made_class)
 
     class Counted(metaclass=Meta):
-        pass
+        n_of_made_class = 0
 
     class InMetaclass(Place):
         def count(self):

@@ -10,7 +10,6 @@ from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
@@ -172,24 +171,6 @@ def test_an_update_has_the_wanted_divergence_and_trains_the_critic():
     assert logged["train/policy_gradient_loss"] < 0
     for name, parameter in model.policy.named_parameters():
         assert not th.equal(parameter, before[name]), name
-
-
-class Normalized(FlattenExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space)
-        self.normalization = nn.BatchNorm1d(self.features_dim)
-
-    def forward(self, observations):
-        return self.normalization(super().forward(observations))
-
-
-@pytest.mark.parametrize("limit", [{"trust_region": 0.01}, {"trust_region": None, "target_kl": 1e-6}], ids=str)
-def test_statistics_that_the_policy_sees_stay_while_the_critic_alone_learns(limit):
-    settings = {**SMALL, **limit, "policy_kwargs": {"features_extractor_class": Normalized}, "n_epochs": 4}
-    model = HybridGRPO("MlpPolicy", limited()(), n_samples=1, **settings)
-    model.learn(64)
-    n_minibatches = int(model.policy.features_extractor.normalization.num_batches_tracked)
-    assert n_minibatches == (0 if model.trust_region else 1)
 
 
 def test_steps_become_shorter_by_a_schedule(tmp_path):

@@ -35,12 +35,15 @@ def number_of_masks(space: spaces.Space[Any]) -> int:
 
 def copy_of_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
-    Copy a space and its generators, and nothing else that it may refer to, such as the environment that it belongs to.
+    Copy a space: if it refers to something that cannot be copied, such as its environment, its generators alone.
 
     :param space: a space
     :return: a space that draws by itself what this one would draw
     """
-    twin = copy.copy(space)
+    try:
+        return copy.deepcopy(space)
+    except Exception:
+        twin = copy.copy(space)
     twin._np_random = copy.deepcopy(space._np_random)
     if isinstance(space, spaces.Dict):
         twin.spaces = {key: copy_of_space(part) for key, part in space.spaces.items()}  # type: ignore[attr-defined]

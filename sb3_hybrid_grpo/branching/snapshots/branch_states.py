@@ -11,7 +11,7 @@ from sb3_hybrid_grpo.branching.snapshots.costs import COSTLY_SECONDS, cost_of
 from sb3_hybrid_grpo.branching.snapshots.recorder import Recorder
 from sb3_hybrid_grpo.branching.snapshots.sizes import bytes_of
 from sb3_hybrid_grpo.branching.snapshots.snapshot import Snapshot
-from sb3_hybrid_grpo.common import warn
+from sb3_hybrid_grpo.common import UnbranchableEnvError, warn
 
 _START = -1
 _STARTS_BETWEEN_MEASUREMENTS = 256
@@ -125,7 +125,11 @@ class SavedStates:
         """Save what the environment held in the states that are recalled, and does not any more: others may hold it."""
         known = {id(visit.obj) for visit in start.visits}
         then = {id(branch.visits): branch.visits for branch in self._branches.values() if branch.visits is not start.visits}
-        return Snapshot(*{id(obj): obj for visits in then.values() for obj, *_ in visits if id(obj) not in known}.values())
+        dropped = {id(obj): obj for visits in then.values() for obj, *_ in visits if id(obj) not in known}
+        try:
+            return Snapshot(*dropped.values())
+        except UnbranchableEnvError:
+            return Snapshot()  # Whoever holds them has put something into them that no environment may.
 
     def _measure(self) -> None:
         started = time.perf_counter()

@@ -188,6 +188,7 @@ class _Search:
                         isinstance(value, classmethod | staticmethod)
                         or name in ("__new__", "__init_subclass__")
                         or (issubclass(cls, enum.Enum) and not is_special(name))
+                        or issubclass(cls, type)
                     )
                     self._enter_function(function, f"{cls.__name__}.{name}", is_of_class=is_of_class)
             elif is_called and _is_object(name, value):
@@ -205,7 +206,7 @@ class _Search:
     def _enter_module(self, module: types.ModuleType) -> None:
         namespace = vars(module)
         for name in self._names & namespace.keys():
-            self._enter_global(namespace, name, name in self._stored)
+            self._enter_global(namespace, name, name in self._stored or self._stores_anything)
 
     def _enter_function(
         self, function: types.FunctionType, label: str, is_fleeting: bool = False, is_of_class: bool = False

@@ -150,19 +150,26 @@ class Card(int):
     """A number that counts how often it was played."""
 
 
+class Name(str):
+    """A text that counts as well, and may be let go."""
+
+    def __del__(self):
+        pass
+
+
 class InNumbers(Keeps):
     def begin(self):
         self.cards = [Card(number) for number in range(4)]
-        self.last_error = RuntimeError()
+        self.name = Name("card")
         self.began = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
         self.zone = self.began.tzinfo
-        for value in (*self.cards, self.last_error):
+        for value in (*self.cards, self.name):
             value.n_played = 0
 
     def move(self, action):
         self.cards[action].n_played += 1
-        self.last_error.n_played += action
-        return 7 * self.cards[action].n_played + self.last_error.n_played
+        self.name.n_played += action
+        return 7 * self.cards[action].n_played + self.name.n_played
 
 
 class InRecords(Keeps):
@@ -247,6 +254,33 @@ class ThawingLake(FrozenLakeEnv):
         self.P[0][action].append(self.P[0][action].pop(0))
         self.metadata["n_steps"] = self.metadata.get("n_steps", 0) + 1
         return returned
+
+
+class RewardedLake(FrozenLakeEnv):
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, 10 * reward, *rest
+
+
+def test_tables_that_a_subclass_does_not_name_are_not_saved():
+    few, many = (len(Snapshot(cls()).visits) for cls in (RewardedLake, ThawingLake))
+    assert few < 20 and many > 64
+
+
+class CountingWrapper(gym.Wrapper):
+    def step(self, action):
+        self.metadata["n_steps"] += 1
+        return self.env.step(action)
+
+
+def test_metadata_of_wrappers():
+    env = CountingWrapper(FrozenLakeEnv())
+    env.metadata = {"n_steps": 0}
+    env.reset()
+    snapshot = Snapshot(env)
+    env.step(2)
+    snapshot.restore()
+    assert env.metadata == {"n_steps": 0}
 
 
 def test_subclasses_may_change_what_gymnasium_does_not():

@@ -76,7 +76,8 @@ class _ElementCodec:
 
 
 def _restore_items(obj: Any, state: Any) -> None:
-    obj[:] = state
+    type_of_content = array.array if isinstance(obj, array.array) else bytearray
+    type_of_content.__setitem__(obj, slice(None), state)
 
 
 register_content(OrderedDict, _OrderedDictCodec())
@@ -86,5 +87,5 @@ register_content(deque, _DequeCodec())
 register_content(tuple, ReferencesCodec(lambda obj: tuple.__getitem__(obj, slice(None))))
 register_content(frozenset, ReferencesCodec(lambda obj: tuple(frozenset.__iter__(obj))))
 register_content(bytearray, LeafCodec[bytearray, bytes](bytes, _restore_items))
-register_content(array.array, LeafCodec[Any, Any](lambda obj: obj[:], _restore_items))
+register_content(array.array, LeafCodec[Any, Any](lambda obj: array.array.__getitem__(obj, slice(None)), _restore_items))
 register_content(ElementTree.Element, _ElementCodec())

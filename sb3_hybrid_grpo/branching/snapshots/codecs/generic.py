@@ -9,11 +9,11 @@ import pathlib
 import random
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -55,6 +55,20 @@ class AttributesCodec:
     def children(self, state: dict[str, Any]) -> Iterable[Any]:
         """Return the values of the attributes that may change."""
         return [value for name, value in state.items() if name not in self.constant] if self.constant else state.values()
+
+
+class _FewAttributesCodec(AttributesCodec):
+    """Codec of values with an instance dictionary, which is empty as a rule."""
+
+    _NONE: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+
+    def save(self, obj: Any) -> Any:
+        attributes = obj.__dict__
+        return dict(attributes) if attributes else self._NONE
+
+    def restore(self, obj: Any, state: Any) -> None:
+        if state or obj.__dict__:
+            super().restore(obj, state)
 
 
 _UNSET = object()
@@ -177,11 +191,12 @@ def _structural_codec(cls: type) -> Codec | Mark | None:
     content = _contents.get(built_in)
     if content is None and _has_hidden_state(cls, slots):
         return CONSTANT if _is_pybind11_enum(cls) else None
-    if isinstance(getattr(cls, "__del__", None), types.FunctionType) and not issubclass(cls, gym.Env):
+    is_finalized = isinstance(getattr(cls, "__del__", None), types.FunctionType)
+    if is_finalized and content is not CONSTANT and not issubclass(cls, gym.Env):
         return RefusingCodec(_FINALIZED)
     parts: list[Codec] = [] if content is None or isinstance(content, Mark) else [content]
-    if cls.__dictoffset__ and not (cls is built_in and content is CONSTANT):
-        parts.append(AttributesCodec(constant=_descriptions_of(cls)))
+    if cls.__dictoffset__:
+        parts.append(_FewAttributesCodec() if content is CONSTANT else AttributesCodec(constant=_descriptions_of(cls)))
     if slots:
         parts.append(SlotsCodec(slots))
     if not parts:
@@ -211,10 +226,14 @@ def _descriptions_of(cls: type) -> Iterable[str]:
     """Return the names of an environment's attributes that its code will not change."""
     if not issubclass(cls, gym.Env):
         return ()
-    if cls.__module__.split(".")[0] != "gymnasium":
-        return DESCRIPTIONS[1:]
-    has_table = f"{cls.__module__}.{cls.__name__}" in _WITH_TRANSITION_TABLE
-    return ("P", *DESCRIPTIONS) if has_table else DESCRIPTIONS
+    own = [base for base in cls.__mro__ if base.__module__.split(".")[0] not in ("gymnasium", "builtins", "typing")]
+    names = {f"{base.__module__}.{base.__name__}" for base in cls.__mro__}
+    tables = () if names.isdisjoint(_WITH_TRANSITION_TABLE) or any(map(_names_table, own)) else ("P",)
+    return (*tables, *(DESCRIPTIONS[2:] if own else DESCRIPTIONS))
+
+
+def _names_table(cls: type) -> bool:
+    return any(isinstance(value, types.FunctionType) and "P" in value.__code__.co_names for value in vars(cls).values())
 
 
 _WITH_TRANSITION_TABLE = {
@@ -224,7 +243,7 @@ _WITH_TRANSITION_TABLE = {
 
 _VALUES: tuple[type, ...] = (
     *(bool, int, float, complex, str, bytes, np.generic),
-    *(date, time, timedelta, tzinfo, Decimal, Fraction, pathlib.PurePath, BaseException),
+    *(date, time, timedelta, tzinfo, Decimal, Fraction, pathlib.PurePath),
 )
 """What cannot change, and whose subclasses may have attributes that can."""
 
@@ -250,6 +269,7 @@ _CONSTANTS: tuple[type | str, ...] = (
     np.dtype,
     np.ufunc,
     EnvSpec,
+    BaseException,
     random.SystemRandom,
     logging.Logger,
     re.Pattern,
