@@ -78,7 +78,7 @@ def test_gradient_has_its_direction_with_any_weight(monkeypatch):
     np.testing.assert_allclose(bandits.expectation(), factor * bandits.gradient, rtol=1e-5)
 
 
-@pytest.mark.parametrize("n_states, n_rollouts, bias", [(4, 1000, (0.2, 1.0)), (256, 200, (0.0, 0.05))])
+@pytest.mark.parametrize("n_states, n_rollouts, bias", [(4, 1000, (0.1, 1.0)), (256, 200, (0.0, 0.05))])
 def test_weight_from_the_rollout_biases_small_ones_only(n_states, n_rollouts, bias):
     """The weight is estimated from the states that it is for, and what one of them has in it is one part in their number."""
     bandits = Bandits(n_states, 2)
