@@ -142,7 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tuned", type=Path, default=TUNED, help="tuned settings (%(default)s)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where claims.csv is (%(default)s)")
     parser.add_argument("--ours", default="hybrid_grpo", help="method that the others are compared with (%(default)s)")
-    parser.add_argument("--report", action="store_true", help="print tables, and draw curves into the folder")
+    parser.add_argument("--report", action="store_true", help="print tables, and draw curves")
+    parser.add_argument(
+        "--figures", type=Path, help="what the files of the curves begin with (default: claims_SECONDS in the folder)"
+    )
     options = parser.parse_args(argv)
     path = options.folder / "claims.csv"
     th.set_num_threads(1)
@@ -168,7 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings = [row.settings for row in rows if (row.family, row.method) == method and row.seconds == options.seconds]
             if any(each != settings[0] for each in settings):
                 parser.error(f"{path} has {method[1]} with several settings: what was made before a later tuning has to go.")
-        print_report(Claims(rows, options.seconds, PPO_VARIANTS, RANDOM_RETURNS), options.ours, options.folder)
+        claims = Claims(rows, options.seconds, PPO_VARIANTS, RANDOM_RETURNS)
+        print_report(claims, options.ours, options.figures or options.folder / f"claims_{options.seconds:g}")
     return 0
 
 

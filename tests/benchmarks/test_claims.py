@@ -211,12 +211,11 @@ class TestClaims:
         scores = claims.normalized_scores(["hybrid_grpo", "ppo"], 2, (1.0,), ["hybrid_grpo", "ppo"])
         assert {method: of_runs.item() for method, of_runs in scores.items()} == {"hybrid_grpo": 0.6, "ppo": 0.5}
 
-    def test_report(self, tmp_path, capsys, monkeypatch):
+    def test_report(self, tmp_path, capsys):
         pytest.importorskip("rliable")
         from benchmarks.learning.budgeted.claims import report
 
-        monkeypatch.setattr(report, "_REPETITIONS", 5)
-        report.print_report(self.claims, "hybrid_grpo", tmp_path)
+        report.print_report(self.claims, "hybrid_grpo", tmp_path / "here")
         text = capsys.readouterr().out
         assert "## A-v0: best final score 100.0, random actions 0.0" in text
         assert "| hybrid_grpo | 100.0 ± 0.0 | 3 [3, 3], 2/2 | 3 [3, 3], 2/2 | 9 [9, 9], 2/2 | 300 [300, 300], 2/2 |" in text
@@ -224,7 +223,28 @@ class TestClaims:
         # Final scores: ours 1 and 1, PPO's 0.5 and 0.
         assert "| ppo | 0.25 [0.25, 0.25] | 1.00 [1.00, 1.00] |" in text
         assert "| ppo | 0.25 [0.25, 0.25] | 0.25 [0.25, 0.25] |" in text
-        assert (tmp_path / "claims_9.png").read_bytes().startswith(b"\x89PNG")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["here_curves.png", "here_tasks.png"]
+
+    def test_curves_of_tasks(self, monkeypatch, tmp_path):
+        pytest.importorskip("rliable")
+        from benchmarks.learning.budgeted.claims import figures
+
+        drawn = []
+        monkeypatch.setattr(figures, "save_png", lambda figure, path: drawn.append(figure))
+        rows = [
+            claim_row("D-v0", "hybrid_grpo", 0, (0, 0), (9, 90)),
+            claim_row("D-v0", "hybrid_grpo", 1, (0, 0), (9, 30)),
+            claim_row("D-v0", "own", 0, (0, 0), (6, 60)),
+        ]
+        figures.draw_tasks(Claims(rows, 9.0, ("own",), {"D-v0": 0.0}), ["hybrid_grpo", "own"], tmp_path)
+        panel, *empty = drawn[0].axes
+        assert panel.get_title(loc="left") == "D-v0" and not any(each.axison for each in empty)
+        ours, own = panel.get_lines()
+        assert (ours.get_label(), own.get_label()) == ("HybridGRPO (2)", "own (1)")
+        middle = len(ours.get_xdata()) // 2
+        assert (ours.get_xdata()[middle], ours.get_ydata()[middle]) == (4.5, 30)
+        # A run that was followed for less keeps its last score.
+        assert (own.get_ydata()[middle], own.get_ydata()[-1]) == (45, 60)
 
     def test_report_of_machines(self, capsys):
         pytest.importorskip("scipy")

@@ -4,13 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.learning.budgeted.claims.results import SHARES, Claims
 from benchmarks.learning.budgeted.claims.time_to_score import AXES
-
-_REPETITIONS = 400
-_BUDGETS = tuple(np.linspace(0.05, 1, 20).tolist())
 
 
 def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None:
@@ -19,7 +15,7 @@ def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None
 
     :param claims: finished runs
     :param ours: name of the method that the others are compared with
-    :param figures: folder of the figures, none by default
+    :param figures: where the figures begin: ``a/b`` has them in ``a/b_curves.png`` and ``a/b_tasks.png``; none by default
     """
     _print_paces(claims)
     for task in claims.curves:
@@ -31,7 +27,10 @@ def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None
         _print_aggregates(claims, methods)
         _print_at_equal_steps(claims, methods)
         if figures is not None:
-            _draw(claims, methods, figures)
+            from benchmarks.learning.budgeted.claims.figures import draw_aggregates, draw_tasks
+
+            draw_aggregates(claims, methods, figures.with_name(f"{figures.name}_curves.png"))
+            draw_tasks(claims, methods, figures.with_name(f"{figures.name}_tasks.png"))
 
 
 def common_methods(claims: Claims, ours: str) -> list[str]:
@@ -44,23 +43,6 @@ def common_methods(claims: Claims, ours: str) -> list[str]:
     """
     common = set.intersection(*(set(by_method) for by_method in claims.curves.values())) if claims.curves else set()
     return sorted(common, key=lambda method: (method != ours, method))
-
-
-def interquartile_means(scores: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """
-    Average the middle half of all runs, at each of several budgets.
-
-    :param scores: normalised scores by method, [seeds, tasks, budgets]
-    :return: IQM [budgets] and its 95 % interval [2, budgets] by method
-    """
-    from rliable import library
-
-    def iqm(of_method: np.ndarray) -> np.ndarray:
-        return np.asarray(stats.trim_mean(of_method.reshape(-1, of_method.shape[-1]), proportiontocut=0.25))
-
-    np.random.seed(0)  # rliable draws from NumPy's global generator
-    means, intervals = library.get_interval_estimates(scores, iqm, reps=_REPETITIONS)
-    return means, intervals
 
 
 def _print_paces(claims: Claims) -> None:
@@ -103,48 +85,28 @@ def _print_ratios(claims: Claims, ours: str, axis: int, name: str) -> None:
 
 
 def _print_aggregates(claims: Claims, methods: Sequence[str]) -> None:
-    from rliable import library, metrics
+    from benchmarks.learning.statistics import improvements, interquartile_means
 
     ours, *others = methods
-    final = {method: scores[..., -1] for method, scores in claims.normalized_scores(methods, 0, (1.0,)).items()}
-    means, intervals = interquartile_means({method: scores[..., None] for method, scores in final.items()})
-    np.random.seed(0)
-    pairs = {method: (final[ours], final[method]) for method in others}
-    better, better_ends = library.get_interval_estimates(pairs, metrics.probability_of_improvement, reps=_REPETITIONS)
+    final = claims.normalized_scores(methods, 0, (1.0,))
+    means = interquartile_means(final)
+    runs = {method: scores[..., -1] for method, scores in final.items()}
+    better = {other: improvements({ours: runs[ours], other: runs[other]}, other) for other in others}
     print(f"\n## After {claims.seconds:g} processor seconds, all tasks that every method has\n")
     print(f"| method | IQM | probability that {ours} is better |\n|---|---|---|")
     for method in methods:
-        low, high = np.ravel(intervals[method])
-        chance = ""
-        if method in better:
-            chance_low, chance_high = np.ravel(better_ends[method])
-            chance = f"{float(better[method]):.2f} [{chance_low:.2f}, {chance_high:.2f}]"
-        print(f"| {method} | {means[method].item():.2f} [{low:.2f}, {high:.2f}] | {chance} |")
+        chance = better[method].text(ours) if method in better else ""
+        print(f"| {method} | {means.text(method)} | {chance} |")
 
 
 def _print_at_equal_steps(claims: Claims, methods: Sequence[str]) -> None:
+    from benchmarks.learning.statistics import interquartile_means
+
     print("\n## IQM after as many steps as every method has taken, all tasks that every method has\n")
     print(f"| method | {' | '.join(AXES[1:])} |\n|---|" + "---|" * (len(AXES) - 1))
     cells = {method: f"| {method} |" for method in methods}
     for axis in range(1, len(AXES)):
-        means, intervals = interquartile_means(claims.normalized_scores(methods, axis, (1.0,), methods))
+        means = interquartile_means(claims.normalized_scores(methods, axis, (1.0,), methods))
         for method in methods:
-            low, high = np.ravel(intervals[method])
-            cells[method] += f" {means[method].item():.2f} [{low:.2f}, {high:.2f}] |"
+            cells[method] += f" {means.text(method)} |"
     print("\n".join(cells.values()))
-
-
-def _draw(claims: Claims, methods: Sequence[str], figures: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figures.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(5 * len(AXES), 4), layout="constrained")
-    for axis, (name, axes) in enumerate(zip(AXES, figure.subplots(1, len(AXES), sharey=True), strict=True)):
-        means, intervals = interquartile_means(claims.normalized_scores(methods, axis, _BUDGETS))
-        for method in methods:
-            (line,) = axes.plot(_BUDGETS, means[method], label=method)
-            axes.fill_between(_BUDGETS, *intervals[method], color=line.get_color(), alpha=0.2)
-        axes.set_xlabel(f"{name}, share of those of {methods[0]}")
-    axes.legend()
-    figure.supylabel("IQM of normalised scores")
-    figure.savefig(figures / f"claims_{claims.seconds:g}.png", dpi=120)
