@@ -225,6 +225,18 @@ class TestClaims:
         assert "| ppo | 0.25 [0.25, 0.25] | 0.25 [0.25, 0.25] |" in text
         assert sorted(path.name for path in tmp_path.iterdir()) == ["here_curves.png", "here_tasks.png"]
 
+    def test_returns_after_steps_that_others_report(self, capsys):
+        pytest.importorskip("rliable")
+        from benchmarks.learning.budgeted.claims.report import print_report
+
+        rows = [
+            claim_row("D-v0", "own", 0, (0, 0), (9, 10))._replace(curve=[(0, 0, 0, 0.0), (9, 200_000, 200_000, 20.0)]),
+            claim_row("D-v0", "own", 1, (0, 0), (9, 10))._replace(curve=[(0, 0, 0, 0.0), (9, 400_000, 400_000, 80.0)]),
+        ]
+        print_report(Claims(rows, 9.0, (), {"D-v0": 0.0}), "own")
+        # One of the two ends before 300,000 steps.
+        assert "| D-v0 | own | 15.0 ± 5.0 | |" in capsys.readouterr().out
+
     def test_curves_of_tasks(self, monkeypatch, tmp_path):
         pytest.importorskip("rliable")
         from benchmarks.learning.budgeted.claims import figures

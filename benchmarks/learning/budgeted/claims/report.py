@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.learning.budgeted.claims.results import SHARES, Claims
-from benchmarks.learning.budgeted.claims.time_to_score import AXES
+from benchmarks.learning.budgeted.claims.time_to_score import AXES, scores_at
+
+_PUBLISHED_STEPS = (100_000.0, 300_000.0)
+"""After which others report returns."""
 
 
 def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None:
@@ -22,6 +25,7 @@ def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None
         _print_task(claims, task)
     for axis, name in enumerate(AXES):
         _print_ratios(claims, ours, axis, name)
+    _print_published_steps(claims)
     methods = common_methods(claims, ours)
     if ours in methods and len(methods) > 1:
         _print_aggregates(claims, methods)
@@ -82,6 +86,24 @@ def _print_ratios(claims: Claims, ours: str, axis: int, name: str) -> None:
     for share in SHARES:
         by_task, median = claims.ratios(ours, share, axis)
         print(f"| {share:.0%} | {median} | " + " | ".join(f"{by_task.get(task, np.nan):.2f}" for task in claims.curves) + " |")
+
+
+def _print_published_steps(claims: Claims) -> None:
+    """Print what can be compared with tables of papers, where every run of a method went so far."""
+    print("\n## Return after so many committed steps, ± one standard deviation over seeds\n")
+    print(
+        f"| task | method | {' | '.join(f'{steps:,.0f}' for steps in _PUBLISHED_STEPS)} |\n|---|---|"
+        + "---|" * len(_PUBLISHED_STEPS)
+    )
+    for task, by_method in claims.curves.items():
+        for method, curves in by_method.items():
+            shortest = min(curve[-1][1] for curve in curves)
+            returns = scores_at(curves, _PUBLISHED_STEPS, 1)
+            cells = [
+                f" {of_runs.mean():,.1f} ± {of_runs.std():,.1f} |" if steps <= shortest else " |"
+                for steps, of_runs in zip(_PUBLISHED_STEPS, returns.T, strict=True)
+            ]
+            print(f"| {task} | {method} |{''.join(cells)}")
 
 
 def _print_aggregates(claims: Claims, methods: Sequence[str]) -> None:
