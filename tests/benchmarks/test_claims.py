@@ -237,6 +237,25 @@ class TestClaims:
         # One of the two ends before 300,000 steps.
         assert "| D-v0 | own | 15.0 ± 5.0 | |" in capsys.readouterr().out
 
+    def test_curves_end_where_runs_end(self, monkeypatch, tmp_path):
+        pytest.importorskip("rliable")
+        from benchmarks.learning.budgeted.claims import figures
+
+        drawn = []
+        monkeypatch.setattr(figures, "save_png", lambda figure, path: drawn.append(figure))
+        rows = [
+            claim_row("D-v0", "hybrid_grpo", 0, (0, 0), (9, 90)),
+            claim_row("D-v0", "slow", 0, (0, 0), (9, 30)),
+            claim_row("E-v0", "hybrid_grpo", 0, (0, 0), (9, 90)),
+            claim_row("E-v0", "slow", 0, (0, 0), (9, 30)),
+        ]
+        rows[1] = rows[1]._replace(curve=[(0, 0, 0, 0.0), (9, 450, 900, 30.0)])
+        claims = Claims(rows, 9.0, ("slow",), {"D-v0": 0.0, "E-v0": 0.0})
+        assert [claims.followed("slow", "hybrid_grpo", axis) for axis in range(3)] == [1, 0.5, 0.5]
+        figures.draw_aggregates(claims, ["hybrid_grpo", "slow"], tmp_path)
+        ends = [[line.get_xdata()[-1] for line in panel.get_lines()] for panel in drawn[0].axes]
+        np.testing.assert_allclose(ends, [[1, 1], [1, 0.5], [1, 0.5]])
+
     def test_curves_of_tasks(self, monkeypatch, tmp_path):
         pytest.importorskip("rliable")
         from benchmarks.learning.budgeted.claims import figures
@@ -252,7 +271,7 @@ class TestClaims:
         panel, *empty = drawn[0].axes
         assert panel.get_title(loc="left") == "D-v0" and not any(each.axison for each in empty)
         ours, own = panel.get_lines()
-        assert (ours.get_label(), own.get_label()) == ("HybridGRPO (2)", "own (1)")
+        assert (ours.get_label(), own.get_label()) == ("HybridGRPO (2 seeds)", "own (1 seeds)")
         middle = len(ours.get_xdata()) // 2
         assert (ours.get_xdata()[middle], ours.get_ydata()[middle]) == (4.5, 30)
         # A run that was followed for less keeps its last score.

@@ -13,6 +13,7 @@ from benchmarks.learning.statistics import interquartile_means
 from benchmarks.png import save_png
 
 _BUDGETS = tuple(np.linspace(0.05, 1, 20).tolist())
+_ROUNDING = 0.01
 _MOMENTS = 121
 _COLUMNS = 3
 _LABELS = {
@@ -30,7 +31,7 @@ _LABELS = {
 
 def draw_aggregates(claims: Claims, methods: Sequence[str], path: Path) -> None:
     """
-    Draw IQM curves over all tasks, on each axis.
+    Draw IQM curves over all tasks, on each axis, each as far as it was followed on all of them.
 
     :param claims: finished runs
     :param methods: names of methods that every task has
@@ -40,10 +41,11 @@ def draw_aggregates(claims: Claims, methods: Sequence[str], path: Path) -> None:
     for axis, (name, panel) in enumerate(zip(AXES, figure.subplots(1, len(AXES), sharey=True), strict=True)):
         means = interquartile_means(claims.normalized_scores(methods, axis, _BUDGETS))
         for method in methods:
-            (line,) = panel.plot(_BUDGETS, means.points[method], label=_label(method))
-            panel.fill_between(_BUDGETS, *means.intervals[method], color=line.get_color(), alpha=0.2)
+            n = np.searchsorted(_BUDGETS, claims.followed(method, methods[0], axis) + _ROUNDING)
+            (line,) = panel.plot(_BUDGETS[:n], means.points[method][:n], label=_label(method))
+            panel.fill_between(_BUDGETS[:n], *means.intervals[method][:, :n], color=line.get_color(), alpha=0.2)
         panel.set_xlabel(f"{name}, share of those of {methods[0]}")
-    panel.legend(fontsize="small")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=len(methods))
     figure.supylabel("IQM of normalised scores")
     save_png(figure, path)
 
@@ -63,11 +65,11 @@ def draw_tasks(claims: Claims, methods: Sequence[str], path: Path) -> None:
     for panel, (task, curves) in zip(panels, claims.curves.items(), strict=False):
         for method in methods:
             returns = scores_at(curves[method], moments.tolist(), 0)
-            (line,) = panel.plot(moments, returns.mean(axis=0), label=f"{_label(method)} ({len(returns)})")
+            (line,) = panel.plot(moments, returns.mean(axis=0), label=_label(method) + _number_of_seeds(claims, method))
             panel.fill_between(moments, returns.min(axis=0), returns.max(axis=0), color=line.get_color(), alpha=0.12)
         panel.set_title(task, loc="left", fontsize="medium")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize="x-small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods))
     for panel in panels[len(claims.curves) :]:
         panel.set_axis_off()
     figure.supxlabel("processor seconds of training")
@@ -77,3 +79,8 @@ def draw_tasks(claims: Claims, methods: Sequence[str], path: Path) -> None:
 
 def _label(method: str) -> str:
     return _LABELS.get(method, method)
+
+
+def _number_of_seeds(claims: Claims, method: str) -> str:
+    numbers = {len(by_method[method]) for by_method in claims.curves.values()}
+    return f" ({' to '.join(map(str, sorted({min(numbers), max(numbers)})))} seeds)"

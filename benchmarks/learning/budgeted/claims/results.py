@@ -160,13 +160,26 @@ class Claims:
         n_seeds = min(len(self.curves[task][method]) for task in tasks for method in methods)
         scores = {method: [] for method in methods}  # type: dict[str, list[np.ndarray]]
         for task in tasks:
-            spent = min(
-                np.mean([curve[-1][axis] for curve in self.curves[task][spender]]) for spender in spenders or methods[:1]
-            )
+            spent = min(self._spent(task, spender, axis) for spender in spenders or methods[:1])
             for method in methods:
                 of_runs = scores_at(self.curves[task][method][:n_seeds], np.multiply(shares, spent).tolist(), axis)
                 scores[method].append(self.scales[task].normalize(of_runs))
         return {method: np.stack(of_tasks, axis=1) for method, of_tasks in scores.items()}
+
+    def followed(self, method: str, other: str, axis: int) -> float:
+        """
+        Tell how far curves of a method go, beside those of another.
+
+        :param method: name of the method
+        :param other: name of the other
+        :param axis: index in ``AXES``
+        :return: the least of what it spends on a task that both were trained on, as a share of what the other spends there
+        """
+        shared = [task for task, by_method in self.curves.items() if method in by_method and other in by_method]
+        return min(self._spent(task, method, axis) / self._spent(task, other, axis) for task in shared)
+
+    def _spent(self, task: str, method: str, axis: int) -> float:
+        return float(np.mean([curve[-1][axis] for curve in self.curves[task][method]]))
 
 
 def _whole(row: ClaimRow, random: Mapping[str, float]) -> Curve:
