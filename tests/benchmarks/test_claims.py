@@ -237,12 +237,18 @@ class TestClaims:
         # One of the two ends before 300,000 steps.
         assert "| D-v0 | own | 15.0 ± 5.0 | |" in capsys.readouterr().out
 
-    def test_curves_end_where_runs_end(self, monkeypatch, tmp_path):
+    @pytest.fixture
+    def drawn(self, monkeypatch):
         pytest.importorskip("rliable")
         from benchmarks.learning.budgeted.claims import figures
 
         drawn = []
         monkeypatch.setattr(figures, "save_png", lambda figure, path: drawn.append(figure))
+        return drawn
+
+    def test_curves_end_where_runs_end(self, drawn, tmp_path):
+        from benchmarks.learning.budgeted.claims import figures
+
         rows = [
             claim_row("D-v0", "hybrid_grpo", 0, (0, 0), (9, 90)),
             claim_row("D-v0", "slow", 0, (0, 0), (9, 30)),
@@ -256,12 +262,9 @@ class TestClaims:
         ends = [[line.get_xdata()[-1] for line in panel.get_lines()] for panel in drawn[0].axes]
         np.testing.assert_allclose(ends, [[1, 1], [1, 0.5], [1, 0.5]])
 
-    def test_curves_of_tasks(self, monkeypatch, tmp_path):
-        pytest.importorskip("rliable")
+    def test_curves_of_tasks(self, drawn, tmp_path):
         from benchmarks.learning.budgeted.claims import figures
 
-        drawn = []
-        monkeypatch.setattr(figures, "save_png", lambda figure, path: drawn.append(figure))
         rows = [
             claim_row("D-v0", "hybrid_grpo", 0, (0, 0), (9, 90)),
             claim_row("D-v0", "hybrid_grpo", 1, (0, 0), (9, 30)),
