@@ -13,6 +13,7 @@ from benchmarks.learning.statistics import interquartile_means
 from benchmarks.png import save_png
 
 _BUDGETS = tuple(np.linspace(0.05, 1, 20).tolist())
+# Runs of one budget end a little apart.
 _ROUNDING = 0.01
 _MOMENTS = 121
 _COLUMNS = 3

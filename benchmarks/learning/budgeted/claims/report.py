@@ -33,6 +33,7 @@ def print_report(claims: Claims, ours: str, figures: Path | None = None) -> None
         if figures is not None:
             from benchmarks.learning.budgeted.claims.figures import draw_aggregates, draw_tasks
 
+            figures.parent.mkdir(parents=True, exist_ok=True)
             draw_aggregates(claims, methods, figures.with_name(f"{figures.name}_curves.png"))
             draw_tasks(claims, methods, figures.with_name(f"{figures.name}_tasks.png"))
 
